@@ -1,0 +1,133 @@
+"""Shared fixtures: a small workspace of real image files and real exports with BatchNorm and Dropout in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CLASSES = ("ant", "bee", "cat")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Workers of the test runner share the cores."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def draw(rng: np.random.Generator, label: int, height: int = 40, width: int = 52) -> Image.Image:
+    """A picture whose colour and stripes tell its class."""
+    y, x = np.mgrid[:height, :width]
+    base = np.stack([np.sin((label + 1) * x / 5), np.cos((label + 1) * y / 5), np.sin((x + y) / (label + 2))], axis=-1)
+    noisy = 127 + 90 * base + rng.normal(0, 20, base.shape)
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def make_workspace(root: Path, *, train: int = 24, test: int = 11, classes=CLASSES) -> Path:
+    """train/*.png, test/*.png, train.csv, sample_submission.csv, competition.toml, split.csv."""
+    from toolkit.competition import Competition, Images, Target
+    from toolkit.folds import make
+
+    rng = np.random.default_rng(7)
+    (root / "train").mkdir(parents=True)
+    (root / "test").mkdir()
+    rows = []
+    for i in range(train):
+        label = i % len(classes)
+        draw(rng, label).save(root / "train" / f"{i:04d}.png")
+        rows.append((f"{i:04d}", classes[label]))
+    for i in range(test):
+        draw(rng, i % len(classes)).save(root / "test" / f"{9000 + i}.png")
+    (root / "train.csv").write_text("id,label\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    (root / "sample_submission.csv").write_text("id,label\n" + "".join(f"{9000 + i},{classes[0]}\n" for i in range(test)))
+    competition = Competition(
+        root=root,
+        name="insects",
+        metric="accuracy",
+        targets=(Target("label", "multiclass", classes),),
+        train=Images("train", "{id}.png", "train.csv"),
+        test=Images("test", "{id}.png"),
+        format="labels",
+    )
+    (root / "competition.toml").write_text(competition.to_toml())
+    truth = competition.truth()["label"]
+    make(truth.ids, truth.labels, classes, folds=2).write(root / "split.csv")
+    return root
+
+
+def network(seed: int, classes: int = 3, *, sharp: float = 1.0):
+    """A small network with BatchNorm (statistics moved off their start) and Dropout, in eval mode."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(64, classes),
+    )
+    model.train()
+    with torch.no_grad():
+        for _ in range(4):
+            model(torch.randn(16, 3, 32, 32))
+        model[-1].weight.mul_(8 * sharp)
+    return model.eval()
+
+
+def card(member: str = "tiny", fold: int | None = 0, *, classes=CLASSES, size=(32, 32), **changes):
+    """A card for `network`."""
+    from toolkit.cards import Card, Output, Preprocess
+
+    said = {
+        "outputs": (Output("label", tuple(classes)),),
+        "preprocess": Preprocess(size),
+        "mean": (0.5, 0.4, 0.3),
+        "std": (0.2, 0.3, 0.25),
+        "metric": "accuracy",
+    }
+    return Card(member=member, fold=fold, **(said | changes))
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch) -> Path:
+    """A fresh workspace, and the current folder."""
+    root = make_workspace(tmp_path / "work")
+    monkeypatch.chdir(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory) -> Path:
+    """folds/: two folds of `tiny` on the split of the workspace above, made once."""
+    from toolkit.competition import Competition
+    from toolkit.conversion import samples
+    from toolkit.exporting import export
+    from toolkit.folds import Split
+
+    root = make_workspace(tmp_path_factory.mktemp("exported") / "work")
+    split = Split.read(root / "split.csv").digest
+    for fold in range(2):
+        said = card(fold=fold, split=split, score=0.5 + fold / 10)
+        pixels = samples(Competition.read(root), said.preprocess)
+        export(network(fold), said, root / "folds" / f"tiny.fold{fold}.onnx", samples=pixels)
+    return root / "folds"
+
+
+@pytest.fixture
+def folds(workspace, exported) -> Path:
+    """The workspace with its own copy of the exports in folds/."""
+    import shutil
+
+    shutil.copytree(exported, workspace / "folds")
+    return workspace / "folds"

@@ -1,0 +1,170 @@
+"""What an export says about itself: classes in order, the exact pixels it wants, where it comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from toolkit.errors import CardError, few
+
+SCHEMA = 1
+KEY = "toolkit.card"  # the metadata_props entry that holds the card
+
+Resize = Literal["squash", "crop"]
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+Activation = Literal["softmax", "sigmoid", "identity"]
+Task = Literal["multiclass", "binary", "multilabel"]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a decoded RGB image becomes the uint8 pixels (3, height, width) that a model takes.
+
+    `squash` resizes straight to `size`; `crop` resizes the shorter side to `shorter` pixels and cuts the centre (timm's
+    evaluation transform with crop_pct = size / shorter). Normalisation is not here: it is inside the exported graph.
+    """
+
+    size: tuple[int, int]
+    resize: Resize = "squash"
+    shorter: int | None = None
+    interpolation: Interpolation = "bilinear"
+    antialias: bool = True
+    orientation: Literal["exif", "stored"] = "exif"
+    colour: Literal["RGB"] = "RGB"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", tuple(int(side) for side in self.size))
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise CardError(f"an input size is two positive numbers (height, width), not {self.size}")
+        if self.resize not in ("squash", "crop") or self.interpolation not in ("nearest", "bilinear", "bicubic"):
+            raise CardError(f"unknown resize {self.resize!r} or interpolation {self.interpolation!r}")
+        if (self.resize == "crop") != (self.shorter is not None):
+            raise CardError("resize 'crop' needs 'shorter' (pixels of the shorter side), 'squash' must not have it")
+        if self.shorter is not None and self.shorter < max(self.size):
+            raise CardError(f"shorter={self.shorter} leaves no room for a centre crop of {self.size}")
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits that change whenever any pixel could."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One target of a model: which logits (columns `start` to `stop`) mean which classes, and how they become p.
+
+    A binary target with one logit has `stop - start == 1`, two classes and activation "sigmoid": p belongs to `classes[1]`.
+    """
+
+    target: str
+    classes: tuple[str, ...]
+    activation: Activation = "softmax"
+    start: int = 0
+    stop: int = -1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(str(name) for name in self.classes))
+        if self.stop < 0:
+            object.__setattr__(self, "stop", self.start + len(self.classes))
+        if not self.classes or len(set(self.classes)) != len(self.classes):
+            raise CardError(f"target {self.target!r}: class names must be present and different: {few(self.classes)}")
+        if self.activation not in ("softmax", "sigmoid", "identity"):
+            raise CardError(f"target {self.target!r}: unknown activation {self.activation!r}")
+        width = self.stop - self.start
+        if width != len(self.classes) and not self.one_logit:
+            raise CardError(f"target {self.target!r}: {width} logits cannot mean {len(self.classes)} classes")
+
+    @property
+    def one_logit(self) -> bool:
+        """Whether a single logit stands for two classes."""
+        return self.stop - self.start == 1 and len(self.classes) == 2 and self.activation == "sigmoid"
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether each class is a yes or no of its own."""
+        return self.activation == "sigmoid" and not self.one_logit
+
+
+@dataclass(frozen=True)
+class Card:
+    """What one exported model is; written into the .onnx as JSON, so the ensemble step never guesses.
+
+    `fold` is None for a model trained on everything. `mean` and `std` record what the graph subtracts and divides by, in
+    units of pixel / 255. `score` is the metric on the fold that the model did not see. `parity` holds the export's gaps.
+    """
+
+    member: str
+    fold: int | None
+    outputs: tuple[Output, ...]
+    preprocess: Preprocess
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    split: str = ""
+    metric: str = ""
+    score: float | None = None
+    selected: Literal["last", "best"] = "last"
+    recipe: str = ""
+    parity: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if not self.outputs or len({o.target for o in self.outputs}) != len(self.outputs):
+            raise CardError(f"{self.title}: a card needs outputs, each for a different target")
+        if not self.member or any(mark in self.member for mark in "/\\=,"):
+            raise CardError(f"a member's name is a word without / \\ = or comma, not {self.member!r}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise CardError(f"{self.title}: mean and std are three numbers each, std above zero")
+
+    @property
+    def title(self) -> str:
+        """The short name used in messages: `member.fold3`, or `member.all` for a model trained on everything."""
+        return f"{self.member}.{'all' if self.fold is None else f'fold{self.fold}'}"
+
+    @property
+    def width(self) -> int:
+        """Number of logits the graph emits."""
+        return max(output.stop for output in self.outputs)
+
+    def to_json(self) -> str:
+        """The card as JSON with sorted keys."""
+        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str) -> Card:
+        """Read a card; `where` names the file in messages.
+
+        Raises:
+            CardError: not JSON, fields missing, values that contradict each other, or a newer schema.
+        """
+        try:
+            raw = json.loads(text)
+            schema = int(raw["schema"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise CardError(f"{where}: its card cannot be read ({error})", hint="Export the model again.") from error
+        if schema > SCHEMA:
+            raise CardError(
+                f"{where}: its card has schema {schema}, this version reads up to {SCHEMA}", hint="Upgrade toolkit."
+            )
+        try:
+            return cls(**_typed(raw))
+        except CardError as error:
+            raise CardError(f"{where}: {error.message}", hint=error.hint) from error
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise CardError(f"{where}: its card cannot be read ({error})", hint="Export the model again.") from error
+
+
+def _typed(raw: dict[str, Any]) -> dict[str, Any]:
+    """JSON values as the card's own types; keys that this version does not know are refused by the constructor."""
+    known = {f.name for f in fields(Card)}
+    if unknown := sorted(set(raw) - known):
+        raise ValueError(f"unknown fields {few(unknown)}")
+    return {
+        **raw,
+        "outputs": tuple(Output(**output) for output in raw["outputs"]),
+        "preprocess": Preprocess(**raw["preprocess"]),
+        "mean": tuple(float(x) for x in raw["mean"]),
+        "std": tuple(float(x) for x in raw["std"]),
+    }

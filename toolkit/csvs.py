@@ -1,0 +1,125 @@
+"""CSV files read as text: ids keep their zeros, labels like NA and None survive, and every oddity has a sentence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit.errors import CompetitionError, few
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_UTF8 = "Save it as UTF-8; a Korean file may be CP949: iconv -f CP949 -t UTF-8 FILE > NEW"
+_MARKS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+
+
+def read(path: Path, *, columns: Sequence[str] = (), unique: str = "") -> pd.DataFrame:
+    """Every cell as text, exactly as written; `columns` must be there and the cells of `unique` must differ.
+
+    Raises:
+        CompetitionError: missing, empty, not UTF-8, a byte-order mark, rows of different lengths, columns that are not there or
+            twice there, empty or repeated cells in `unique`.
+    """
+    _check_bytes(path)
+    frame = _parse(path)
+    if missing := [name for name in columns if name not in frame.columns]:
+        raise CompetitionError(
+            f"{path} has no column {few(missing)}; it has {few(frame.columns, limit=12)}", hint=_missing_hint(frame, missing)
+        )
+    if unique:
+        _check_unique(path, frame, unique)
+    return frame
+
+
+def _check_bytes(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except FileNotFoundError:
+        raise CompetitionError(f"{path} does not exist") from None
+    except OSError as error:
+        raise CompetitionError(f"{path} cannot be read: {error.strerror}") from error
+    if not head.strip():
+        raise CompetitionError(f"{path} is empty")
+    for mark, name in _MARKS.items():
+        if head.startswith(mark):
+            raise CompetitionError(
+                f"{path} starts with a {name} byte-order mark, which would become part of its first column's name",
+                hint="Save it as plain UTF-8; for a UTF-8 file: sed -i '1s/^\\xEF\\xBB\\xBF//' FILE",
+            )
+    if b"\0" in head:
+        raise CompetitionError(f"{path} is not a text file")
+
+
+def _parse(path: Path) -> pd.DataFrame:
+    """The cells, by pyarrow rather than pandas: pandas pads short rows and cuts long ones without a word."""
+    import pandas as pd
+    import pyarrow as pa
+    from pyarrow import csv
+
+    names = _header(path)
+    unnamed = [f"column {i + 1}" for i in range(len(names))]  # names need not differ from an index column's empty one
+    try:
+        table = csv.read_csv(
+            path,
+            read_options=csv.ReadOptions(column_names=unnamed, use_threads=False, block_size=1 << 24),
+            parse_options=csv.ParseOptions(newlines_in_values=True),
+            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(unnamed, pa.string()), strings_can_be_null=False),
+        )
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        raise CompetitionError(
+            f"{path} cannot be read as CSV: {_reason(error)}", hint=_UTF8 if "UTF8" in str(error) else ""
+        ) from error
+    if table.num_rows and "\n" in str(table.column(len(names) - 1)[-1]) and path.read_bytes().count(b'"') % 2:
+        raise CompetitionError(f"{path} cannot be read as CSV: a quote is opened and never closed")
+    frame: pd.DataFrame = table.slice(1).to_pandas()
+    frame.columns = pd.Index(names, dtype=str)
+    return frame
+
+
+def _header(path: Path) -> list[str]:
+    """The first line's cells, which must differ."""
+    import csv
+
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            names = next(row for row in csv.reader(file) if row)
+    except UnicodeDecodeError as error:
+        raise CompetitionError(f"{path} is not UTF-8", hint=_UTF8) from error
+    except (csv.Error, StopIteration) as error:
+        raise CompetitionError(f"{path} has no header that can be read ({error})") from error
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise CompetitionError(f"{path}: columns appear twice: {few(repeated)}")
+    return names
+
+
+def _reason(error: Exception) -> str:
+    """What pyarrow says, without the row's text, which may be long and the user's own."""
+    text = str(error).splitlines()[0].removeprefix("CSV parse error: ")
+    if found := re.match(r"(?:Row #(\d+): )?Expected (\d+) columns, got (\d+)", text):
+        row, expected, got = found.groups()
+        return f"{f'line {row} has' if row else 'a line has'} {got} cells where the header has {expected}"
+    return "it is not UTF-8" if "UTF8" in text else text
+
+
+def _missing_hint(frame: pd.DataFrame, missing: Sequence[str]) -> str:
+    if len(frame.columns) == 1 and any(mark in frame.columns[0] for mark in ";\t|"):
+        return "Its cells are not separated by commas: save it as comma-separated CSV."
+    close = [name for name in frame.columns if name.strip().casefold() in {m.casefold() for m in missing}]
+    return f"The file says {few(close)}: change one of the two." if close else "Name the right columns in competition.toml."
+
+
+def _check_unique(path: Path, frame: pd.DataFrame, column: str) -> None:
+    cells = frame[column]
+    empty = frame.index[cells == ""]
+    if len(empty):
+        raise CompetitionError(f"{path}, line {empty[0] + 2}: the id column {column!r} is empty")
+    repeated = cells[cells.duplicated()]
+    if len(repeated):
+        raise CompetitionError(
+            f"{path}: {repeated.nunique():,} ids of column {column!r} appear more than once: {few(repeated.unique())}",
+            hint='Remove the repeats, or set per_id = "mean" in competition.toml if a row has several images.',
+        )

@@ -1,0 +1,97 @@
+"""The error tree: everything a user can cause, each saying what, where and what to do next.
+
+ToolkitError
+  DataError
+    ImageError
+    SplitError
+    AlignmentError
+    CompetitionError
+  ModelError
+    CardError
+    ParityError
+  DeviceError
+  StoreError
+  TrainingError
+  UploadError
+  SubmissionError
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+class ToolkitError(Exception):
+    """A problem the user can mend; `message` says what and where, `hint` what to do next."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class DataError(ToolkitError):
+    """Something is wrong with the data on disk."""
+
+
+class ImageError(DataError):
+    """An image cannot be read; the message names the file."""
+
+
+class SplitError(DataError):
+    """A split has gaps, repeats, leaks or a class too small for the number of folds."""
+
+
+class AlignmentError(DataError):
+    """Two tables do not speak of the same ids or classes; the message names the first few."""
+
+
+class CompetitionError(DataError):
+    """The workspace file or one of the tables it names is missing, unreadable or contradictory."""
+
+
+class ModelError(ToolkitError):
+    """A model file cannot be used."""
+
+
+class CardError(ModelError):
+    """A model carries no card, an unreadable card or one written by a newer version."""
+
+
+class ParityError(ModelError):
+    """An export does not reproduce the model it was made from; `gap` is the largest difference seen."""
+
+    def __init__(self, message: str, *, gap: float, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.gap = gap
+
+
+class DeviceError(ToolkitError):
+    """A device was asked for and is not there (onnxruntime would fall back to the CPU with only a log line)."""
+
+
+class StoreError(ToolkitError):
+    """The prediction store cannot be read or written."""
+
+
+class TrainingError(ToolkitError):
+    """A training run cannot go on."""
+
+
+class UploadError(ToolkitError):
+    """A submission did not reach the platform."""
+
+
+class SubmissionError(ToolkitError):
+    """A submission breaks the rules; `problems` lists every one of them, not the first."""
+
+    def __init__(self, message: str, *, problems: Sequence[object] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.problems = tuple(problems)
+
+
+def few(items: Iterable[object], *, limit: int = 3) -> str:
+    """Quote the first few items and count the rest: `'a', 'b', 'c' and 7 more`."""
+    every = list(items)
+    shown = ", ".join(repr(str(item)) for item in every[:limit])
+    return shown if len(every) <= limit else f"{shown} and {len(every) - limit:,} more"

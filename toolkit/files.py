@@ -1,0 +1,108 @@
+"""Writing files so that one that exists is complete: write aside, fsync, rename; digests of what is there."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from toolkit.errors import DataError, StoreError
+
+PART = ".part-"  # the infix of every temporary name, so that orphans of a killed run can be recognised and swept
+
+
+def write(path: Path, fill: Callable[[IO[bytes]], object]) -> Path:
+    """Make `path` with what `fill` writes to a binary file: the old file or the whole new one, never a part.
+
+    Raises:
+        StoreError: the folder cannot be written or the disk is full; nothing is left behind.
+    """
+    part = path.with_name(f"{path.name}{PART}{secrets.token_hex(4)}")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("xb") as file:
+                fill(file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Make the UTF-8 file `path`, whole or not at all.
+
+    Raises:
+        StoreError: the folder cannot be written or the disk is full.
+    """
+    return write(path, lambda file: file.write(text.encode()))
+
+
+def sweep(folder: Path) -> int:
+    """Remove temporary files that killed runs left in `folder`; one made in the last hour may be in use and stays."""
+    import time
+
+    swept = 0
+    for orphan in list(folder.rglob(f"*{PART}*")):
+        with suppress(OSError):  # another run may be sweeping too
+            if orphan.is_file() and time.time() - orphan.stat().st_mtime > 3600:
+                orphan.unlink()
+                swept += 1
+    return swept
+
+
+def sha256(path: Path) -> str:
+    """The hex digest of a file's bytes.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write `path` into a sentence.
+
+    Raises:
+        StoreError: says which file, and whether the disk is full or the folder read-only.
+    """
+    try:
+        yield
+    except OSError as error:
+        cures = {
+            errno.ENOSPC: "The disk is full: free some space and run the same command again; finished work is kept.",
+            errno.EDQUOT: "Your quota is used up: free some space and run the same command again.",
+            errno.EROFS: "The file system is read-only: use a workspace that can be written.",
+            errno.EACCES: "No permission: check who owns the folder, or use another workspace.",
+            errno.EPERM: "No permission: check who owns the folder, or use another workspace.",
+        }
+        reason = error.strerror or str(error)
+        raise StoreError(f"{path} cannot be written: {reason}", hint=cures.get(error.errno or 0, "")) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable; some file systems refuse to sync a folder, which costs only durability."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
