@@ -1,0 +1,169 @@
+"""Laws that every vote obeys, and scikit-learn's VotingClassifier as an independent reference."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from toolkit.errors import DataError
+from toolkit.voting import VOTES, vote
+
+
+@st.composite
+def stacks(draw, members=(1, 6), rows=(1, 5), classes=(2, 5)):
+    shape = (draw(st.integers(*members)), draw(st.integers(*rows)), draw(st.integers(*classes)))
+    # few distinct values, so that ties are common
+    raw = draw(hnp.arrays(np.float64, shape, elements=st.sampled_from([1e-300, 0.1, 0.2, 0.25, 0.5, 1.0, 3.0])))
+    return raw / raw.sum(axis=2, keepdims=True)
+
+
+def weights_for(stack, draw_from):
+    return draw_from.draw(
+        st.lists(st.sampled_from([0.1, 0.5, 1.0, 2.0]), min_size=len(stack), max_size=len(stack)), label="weights"
+    )
+
+
+def outcome(result):
+    return result.values if result.labels is None else result.labels
+
+
+@pytest.mark.parametrize("how", VOTES)
+@given(stack=stacks(), data=st.data())
+def test_member_order_does_not_change_a_bit(how, stack, data):
+    weights = weights_for(stack, data)
+    order = data.draw(st.permutations(range(len(stack))))
+    one = vote(stack, how=how, weights=weights)
+    other = vote(stack[order], how=how, weights=[weights[i] for i in order])
+    assert np.array_equal(outcome(one), outcome(other))
+    assert np.array_equal(one.ties, other.ties)
+
+
+@pytest.mark.parametrize("how", VOTES)
+@given(stack=stacks(rows=(2, 5)), data=st.data())
+def test_rows_do_not_see_each_other(how, stack, data):
+    order = data.draw(st.permutations(range(stack.shape[1])))
+    assert np.array_equal(outcome(vote(stack[:, order], how=how)), outcome(vote(stack, how=how))[order])
+    assert np.array_equal(outcome(vote(stack[:, :1], how=how)), outcome(vote(stack, how=how))[:1])
+
+
+@pytest.mark.parametrize("how", VOTES)
+@given(stack=stacks(members=(2, 6)), data=st.data())
+def test_zero_weight_is_absence(how, stack, data):
+    weights = weights_for(stack, data)
+    keep = np.array(data.draw(st.lists(st.booleans(), min_size=len(stack), max_size=len(stack)).filter(any)))
+    silenced = vote(stack, how=how, weights=np.where(keep, weights, 0.0))
+    absent = vote(stack[keep], how=how, weights=np.array(weights)[keep])
+    assert np.array_equal(outcome(silenced), outcome(absent))
+
+
+@pytest.mark.parametrize("how", VOTES)
+@given(stack=stacks(members=(1, 1)), data=st.data())
+def test_unanimity_wins(how, stack, data):
+    copies = np.repeat(stack, data.draw(st.integers(1, 8)), axis=0)
+    result = vote(copies, how=how)
+    if result.values is not None:
+        np.testing.assert_allclose(result.values, stack[0], atol=1e-15)
+    else:
+        chosen = np.take_along_axis(stack[0], result.labels[:, None], axis=1)[:, 0]
+        assert (chosen == stack[0].max(axis=1)).all()
+
+
+@given(stack=stacks(), data=st.data())
+def test_soft_is_the_weighted_mean_and_a_distribution(stack, data):
+    weights = weights_for(stack, data)
+    result = vote(stack, how="soft", weights=weights).values
+    np.testing.assert_allclose(result, np.average(stack, axis=0, weights=weights), atol=1e-15)
+    np.testing.assert_allclose(result.sum(axis=1), 1, atol=1e-12)
+
+
+@given(stack=stacks(), data=st.data())
+def test_hard_follows_the_rule_by_brute_force(stack, data):
+    weights = weights_for(stack, data)
+    result = vote(stack, how="hard", weights=weights)
+    mean = vote(stack, how="soft", weights=weights).values
+    for row in range(stack.shape[1]):
+        votes = [sum(w for w, p in zip(weights, stack[:, row], strict=True) if p.argmax() == c) for c in range(stack.shape[2])]
+        leaders = [c for c, v in enumerate(votes) if abs(v - max(votes)) < 1e-9]
+        best = max(mean[row, c] for c in leaders)
+        assert result.labels[row] == next(c for c in leaders if mean[row, c] == best)
+        assert result.ties[row] == (len(leaders) > 1)
+
+
+def _classifiers(stack):
+    """Fitted classifiers that say what the stack says, for scikit-learn's VotingClassifier."""
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.ensemble import VotingClassifier
+    from sklearn.preprocessing import LabelEncoder
+
+    class Says(ClassifierMixin, BaseEstimator):
+        def __init__(self, table=None):
+            self.table = table
+
+        def predict_proba(self, rows):
+            return self.table[rows[:, 0].astype(int)]
+
+        def predict(self, rows):
+            return self.predict_proba(rows).argmax(axis=1)
+
+    def build(voting, weights):
+        model = VotingClassifier([(str(i), Says(table)) for i, table in enumerate(stack)], voting=voting, weights=weights)
+        model.estimators_ = [Says(table) for table in stack]
+        model.le_ = LabelEncoder().fit(np.arange(stack.shape[2]))
+        model.classes_ = model.le_.classes_
+        return model
+
+    return build
+
+
+@pytest.mark.parametrize("weights", [None, [0.3, 1.0, 0.7, 0.2, 1.1]])
+def test_equals_scikit_learns_voting_classifier(weights):
+    rng = np.random.default_rng(0)
+    stack = rng.dirichlet(np.ones(6) * 0.4, (5, 500))
+    rows = np.arange(500)[:, None].astype(float)
+    build = _classifiers(stack)
+    np.testing.assert_allclose(
+        vote(stack, how="soft", weights=weights).values, build("soft", weights).predict_proba(rows), atol=1e-14
+    )
+    ours = vote(stack, how="hard", weights=weights)
+    untied = ~ours.ties
+    assert untied.sum() > 250
+    assert np.array_equal(ours.labels[untied], build("hard", weights).predict(rows)[untied])
+
+
+def test_hard_ties_of_sums_that_differ_in_the_last_bit_are_ties():
+    # 0.1 + 0.2 against 0.3: equal votes but for rounding
+    a, b = [0.9, 0.1], [0.4, 0.6]
+    result = vote(np.array([[a], [a], [b]]), how="hard", weights=[0.1, 0.2, 0.3])
+    assert result.ties.tolist() == [True]
+    assert result.labels.tolist() == [0]
+
+
+def test_multilabel_hard_counts_each_class():
+    stack = np.array([[[0.9, 0.6, 0.1]], [[0.8, 0.4, 0.2]], [[0.2, 0.45, 0.9]]])
+    assert vote(stack, how="hard", multilabel=True).labels.tolist() == [[True, False, False]]
+    even = vote(stack[:2], how="hard", multilabel=True)
+    assert even.labels.tolist() == [[True, True, False]]  # 0.6 and 0.4: a tie, settled by the mean of 0.5
+    assert even.ties.tolist() == [True]
+
+
+@given(stack=stacks(members=(3, 3), classes=(3, 3)))
+def test_soft_is_symmetric_in_the_classes(stack):
+    for order in itertools.permutations(range(3)):
+        assert np.array_equal(vote(stack[:, :, order], how="soft").values, vote(stack, how="soft").values[:, order])
+
+
+@pytest.mark.parametrize("weights", [[1.0], [0, 0, 0], [1, -1, 1], [1, float("nan"), 1]])
+def test_weights_that_cannot_be_are_refused(weights):
+    with pytest.raises(DataError, match="3 members need"):
+        vote(np.full((3, 2, 2), 0.5), weights=weights)
+
+
+def test_an_unknown_vote_names_the_known_ones():
+    with pytest.raises(DataError) as caught:
+        vote(np.full((1, 1, 2), 0.5), how="loud")
+    assert all(name in caught.value.hint for name in VOTES)
