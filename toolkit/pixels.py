@@ -1,0 +1,267 @@
+"""From the bytes of an image file to its RGB pixels: header checks, decoders, colour models, orientation."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import re
+import struct
+import sys
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
+
+Pixels = NDArray[np.uint8]
+
+IMPLEMENTATIONS = ("fast", "pillow")
+LIMIT_PIXELS = 100_000_000  # a header that claims more is refused before a pixel is allocated
+DAMAGED = "The file is damaged or was cut short: copy or download it again."
+
+# Only these are tried: Pillow's further formats start other programs (EPS) or carry no pixels of their own.
+_PLUGINS = {
+    "JPEG": "Jpeg",
+    "PNG": "Png",
+    "WEBP": "WebP",
+    "GIF": "Gif",
+    "BMP": "Bmp",
+    "TIFF": "Tiff",
+    "PPM": "Ppm",
+    "AVIF": "Avif",
+    "JPEG2000": "Jpeg2K",
+}
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # looked for because decoders fill what is missing with grey
+_SCAN, _APP1, _APP15 = 0xDA, 0xE1, 0xEF  # markers of JPEG; EXIF is in APP1, and APP15 is passed over
+_EXIF_CHUNK = {"PNG": b"eXIf", "WEBP": b"EXIF"}
+_DEPTH, _PHOTOMETRIC, _ORIENTATION, _PLANES = 258, 262, 274, 284  # tags of TIFF and EXIF
+_INVERSE = {6: 8, 8: 6}
+_WIDE = re.compile(r"(?:RGB|RGBA|RGBX);16[LBN]|LA;16B")
+_OTHER_BYTE = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
+
+
+def decode(data: bytes, where: str, *, implementation: str = "fast", exif: bool = True) -> Pixels:
+    """Decode the bytes of an image file to RGB; both implementations give the same pixels.
+
+    Returns uint8 (height, width, 3), C-contiguous, owned by the caller. `exif=False` keeps the stored orientation.
+
+    =========================  ==========================================================================
+    grey, 1 bit                repeated in three channels; 1, 2 and 4 bits stretched to 0..255
+    palette, alpha             colours as stored; alpha and transparent colours are dropped, nothing is blended
+    16 bits per channel        round(value / 257): 65535 becomes 255; 12 bits and 32 bits (integer, float) are refused
+    CMYK, YCCK                 Pillow's plain conversion (Adobe's inverted values are turned round first)
+    colour profiles, gamma     ignored
+    EXIF orientation 1 to 8    applied; anything else counts as 1; TIFF's own orientation tag likewise
+    animations, many pages     the first frame or page
+    BMP, TIFF, PPM, GIF,       Pillow in both implementations, as are animations and PNG or WebP with EXIF;
+    AVIF, JPEG 2000            "fast" decodes JPEG, PNG and WebP with TorchCodec
+    =========================  ==========================================================================
+
+    What TorchCodec refuses is tried again with Pillow: "fast" reads whatever "pillow" reads (and a few damaged WebP more).
+
+    Raises:
+        ImageError: not an image, cut short, damaged, above LIMIT_PIXELS, or a colour depth without a settled meaning.
+    """
+    known(implementation)
+    own = bytearray(data)  # from a bytes object TorchCodec would read under changed warning filters of the process
+    try:
+        block, scan = _conceal_exif(own) if own.startswith(b"\xff\xd8") else (b"", 0)
+        header = _header(own, where)
+        if own.find(_ENDS.get(header.format or "", b""), scan) < 0:
+            raise ImageError(f"{where} is cut short: its end marker is missing", hint=DAMAGED)
+        upright = _upright(header)
+        pixels = _torchcodec(own, header) if implementation == "fast" else None
+        if pixels is None:
+            pixels = _pillow(own, header, where)
+        if exif:
+            turn = 1 if upright else _orientation(block or header.info.get("exif", b""))
+        else:
+            turn = _INVERSE.get(upright, upright)
+        return np.ascontiguousarray(_turned(pixels, turn))
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged files, SyntaxError and RuntimeError included
+        raise ImageError(f"{where} cannot be decoded: {_reason(error)}", hint=DAMAGED) from error
+
+
+def known(implementation: str) -> None:
+    """Refuse the name of an implementation that does not exist.
+
+    Raises:
+        ValueError: lists those that do.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, not {implementation!r}")
+
+
+@cache
+def _openers() -> dict[str, tuple[Any, Any]]:
+    """Per format: what opens it and what recognises its first bytes."""
+    from PIL import Image
+
+    for plugin in _PLUGINS.values():
+        importlib.import_module(f"PIL.{plugin}ImagePlugin")
+    openers = {name: Image.OPEN[name] for name in _PLUGINS if name in Image.OPEN}
+    # The registered opener of JPEG also explores multi-picture files, and warns: the first picture is all we want.
+    return openers | {"JPEG": (sys.modules["PIL.JpegImagePlugin"].JpegImageFile, openers["JPEG"][1])}
+
+
+def _header(data: bytearray, where: str) -> ImageFile:
+    """Open with Pillow, which reads no pixels yet; `Image.open` itself would warn, process-wide, above its limit."""
+    for opener, recognises in _openers().values():
+        if recognises(bytes(data[:16])) is True:
+            try:
+                header: ImageFile = opener(io.BytesIO(data), "")
+            except Exception as error:
+                raise ImageError(
+                    f"{where} has a damaged header or no pixels at all ({_reason(error)})", hint=DAMAGED
+                ) from error
+            width, height = header.size
+            if width * height > LIMIT_PIXELS:
+                raise ImageError(
+                    f"{where} is {width:,} × {height:,} pixels, above the limit of {LIMIT_PIXELS:,}",
+                    hint="Shrink it first, or leave it out: a file that claims this much is often broken or hostile.",
+                )
+            return header
+    raise _unrecognised(data, where)
+
+
+def _unrecognised(data: bytearray, where: str) -> ImageError:
+    """Say what the file is instead of an image, as far as its first bytes tell."""
+    start = data[:512].lstrip().lower()
+    if data[4:8] == b"ftyp" and bytes(data[8:12]) in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+        return ImageError(f"{where} is a HEIC image, which is not supported", hint="Convert it to JPEG or PNG.")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg", b"{")):
+        return ImageError(f"{where} is text (a web page?), not an image", hint="Download the image again.")
+    return ImageError(f"{where} is not an image of a known kind ({', '.join(_PLUGINS)})", hint=DAMAGED)
+
+
+def _conceal_exif(jpeg: bytearray) -> tuple[bytes, int]:
+    """Rename a JPEG's EXIF segments, so that no decoder obeys or warns about them; the first one, and where the scan starts.
+
+    The header is walked because thumbnails inside it hold whole JPEGs with scans and end markers of their own.
+    """
+    block, at = b"", 2
+    while 0 <= (at := jpeg.find(b"\xff", at)) < len(jpeg) - 3:
+        marker, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4])
+        if marker == _SCAN:
+            return block, at
+        if marker == _APP1:
+            body = bytes(jpeg[at + 4 : at + 2 + length])
+            block = block or (body if body.startswith(b"Exif\0\0") else b"")
+            jpeg[at + 1] = _APP15
+        alone = marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8
+        at += 1 if marker == 0xFF else 2 if alone else 2 + length
+    return block, len(jpeg)
+
+
+def _torchcodec(data: bytearray, header: ImageFile) -> Pixels | None:
+    """Decode with TorchCodec, which would decode every frame and read EXIF in its own way; None leaves it to Pillow."""
+    if header.format not in ("JPEG", "PNG", "WEBP") or getattr(header, "n_frames", 1) > 1:
+        return None
+    if header.format != "JPEG" and _EXIF_CHUNK[header.format] in data:
+        return None
+    import torch
+    from torchcodec.decoders import decode_image
+
+    try:
+        pixels: Pixels = decode_image(torch.frombuffer(data, dtype=torch.uint8)).permute(1, 2, 0).numpy()
+    except Exception:  # noqa: BLE001 - whatever it raises, Pillow is asked next
+        return None
+    width, height = header.size
+    return pixels if pixels.shape == (height, width, 3) else None
+
+
+def _pillow(data: bytearray, header: ImageFile, where: str) -> Pixels:
+    """Decode with Pillow; values of 16 bits are scaled, where Pillow itself would cut or clip them."""
+    wide = _wide(data, header, where)
+    if wide is None:
+        header.load()
+        header.info.pop("transparency", None)  # alpha is dropped whatever it says, and Pillow warns about some kinds
+        return np.array(header if header.mode == "RGB" else header.convert("RGB"))
+    narrowed = ((wide.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.repeat(narrowed[:, :, None], 3, axis=2) if narrowed.ndim == 2 else narrowed
+
+
+def _wide(data: bytearray, header: ImageFile, where: str) -> NDArray[np.uint16] | None:
+    """The values of an image with more than 8 bits per channel, None if it has fewer."""
+    rawmodes = [_rawmode(tile.args) for tile in header.tile]
+    tags: dict[int, Any] = getattr(header, "tag_v2", {})
+    grey = header.mode.startswith("I;16") or (header.mode == "I" and header.format == "PPM")  # PPM: stretched to 65535
+    if grey and "I;12" not in rawmodes:
+        wide = np.asarray(header).astype(np.uint16)
+        return np.subtract(65535, wide) if tags.get(_PHOTOMETRIC) == 0 else wide  # 0: white is zero
+    depth = max(tags.get(_DEPTH, (8,)))
+    if header.mode not in ("I", "F") and depth <= 8 and not any(raw.endswith((";16L", ";16B")) for raw in rawmodes):
+        return None
+    if rawmodes and all(_WIDE.fullmatch(raw) for raw in rawmodes) and tags.get(_PLANES, 1) == 1:
+        return _both_bytes(header, _header(data, where))
+    raise ImageError(
+        f"{where} stores its colours as {rawmodes[0] if rawmodes else header.mode}, which has no settled black and white",
+        hint="Convert it to 8 or 16 bits per channel, with the same scaling for training and test images.",
+    )
+
+
+def _both_bytes(high: ImageFile, low: ImageFile) -> NDArray[np.uint16]:
+    """All 16 bits of a colour image: Pillow keeps one byte of each value, so read once with each byte order."""
+    raw = _rawmode(low.tile[0].args)
+    # Grey with alpha has four bytes per pixel, as RGBA has: grey high, grey low, alpha high, alpha low.
+    other = "RGBA" if raw == "LA;16B" else raw[:-1] + _OTHER_BYTE[raw[-1]]
+    low.tile = [tile._replace(args=_with_rawmode(tile.args, other)) for tile in low.tile]
+    second = np.asarray(low)
+    first = second[:, :, 0] if other == "RGBA" else np.asarray(high)[:, :, :3]
+    wide: NDArray[np.uint16] = first * np.uint16(256) + (second[:, :, 1] if other == "RGBA" else second[:, :, :3])
+    return wide
+
+
+def _rawmode(args: Any) -> str:
+    """The layout of the stored bytes in the arguments of a Pillow tile; empty when it is not said."""
+    first = args[0] if isinstance(args, tuple) and args else args
+    return first if isinstance(first, str) else ""
+
+
+def _with_rawmode(args: Any, rawmode: str) -> Any:
+    return (rawmode, *args[1:]) if isinstance(args, tuple) else rawmode
+
+
+def _upright(header: ImageFile) -> int:
+    """TIFF's own orientation, which Pillow applies and then forgets; 0 for other formats, whose EXIF it leaves alone."""
+    if header.format != "TIFF":
+        return 0
+    return int(getattr(header, "tag_v2", {}).get(_ORIENTATION, 1))
+
+
+def _orientation(exif: bytes) -> int:
+    """Orientation in an EXIF block, 1 if absent or damaged; Pillow's own reader warns about what it cannot read."""
+    block = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if order is None:
+        return 1
+    try:
+        start = struct.unpack_from(order + "I", block, 4)[0]
+        for entry in range(struct.unpack_from(order + "H", block, start)[0]):
+            tag, kind, count, value = struct.unpack_from(order + "HHIH", block, start + 2 + 12 * entry)
+            if tag == _ORIENTATION:
+                return value if kind == 3 and count == 1 and 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def _turned(pixels: Pixels, orientation: int) -> Pixels:
+    """A view of the pixels as EXIF orientation 1 to 8 wants them shown."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    rows, columns = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}.get(orientation, (1, 1))
+    return pixels[::rows, ::columns]
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a decoder's complaint; TorchCodec appends its source location."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
