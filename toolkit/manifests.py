@@ -1,0 +1,162 @@
+"""Manifests: what a submission was made of, as plain JSON that names its inputs by digest and holds no absolute path."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from toolkit import __version__, files
+from toolkit.checks import Problem
+from toolkit.competition import FILE
+from toolkit.errors import DataError, ModelError, few
+
+SCHEMA = 1
+_PACKAGES = (
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "torchvision",
+    "torchcodec",
+    "pillow",
+    "ttach",
+)
+
+
+def path_of(output: Path) -> Path:
+    """Where the manifest of a submission stands: beside it, with the suffix .json."""
+    return output.with_name(f"{output.stem}.json")
+
+
+def describe(
+    root: Path, *, sample: Path, predictions: Path, meta: Mapping[str, Any], form: str, rows: int, command: Sequence[str]
+) -> dict[str, Any]:
+    """All but the output's own digest: inputs of the workspace `root`, how they were combined, versions, command line.
+
+    Raises:
+        DataError: an input cannot be read.
+    """
+    from datetime import UTC, datetime
+
+    return {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "format": form,
+        "rows": rows,
+        "competition": _file(root / FILE, root),
+        "sample": _file(sample, root),
+        "predictions": _file(predictions, root) | {"meta": dict(meta)},
+        "versions": versions(),
+        "command": [_argument(word, root) for word in command],
+        "git": git_commit(root),
+    }
+
+
+def write(output: Path, description: Mapping[str, Any], problems: Sequence[Problem], root: Path) -> Path:
+    """Write the manifest of a submission that stands complete at `output`; it comes last.
+
+    Raises:
+        StoreError: the manifest cannot be written.
+    """
+    document = dict(description) | {"output": _file(output, root), "warnings": [str(problem) for problem in problems]}
+    return files.write_text(path_of(output), json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a manifest.
+
+    Raises:
+        DataError: not there, not a manifest, or written by a newer version.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        schema = int(document["schema"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} is not a readable manifest: {error}") from error
+    if schema > SCHEMA:
+        raise DataError(f"{path} has schema {schema}, this version reads up to {SCHEMA}", hint="Upgrade toolkit.")
+    found: dict[str, Any] = document
+    return found
+
+
+def stale(root: Path, meta: Mapping[str, Any]) -> Iterator[Problem]:
+    """Find exports that are no longer those which the predictions were made by; a rewritten card is not a change."""
+    found: dict[str, list[str]] = {"SUB060": [], "SUB061": [], "SUB064": []}
+    for model in meta.get("models", ()):
+        if not model.get("path"):
+            continue  # a table made elsewhere has no export
+        path = root / model["path"]
+        if not path.is_file():
+            # of a file outside the workspace only the name is known
+            found["SUB061" if "/" in model["path"] else "SUB064"].append(model["path"])
+        elif files.sha256(path) != model["sha256"] and _graph(path) != model["digest"]:
+            found["SUB060"].append(model["path"])
+    yield from (Problem(code, len(paths), seen=few(paths)) for code, paths in found.items() if paths)
+
+
+def _graph(path: Path) -> str:
+    from toolkit import graphs
+
+    try:
+        return graphs.digest(path)
+    except ModelError:
+        return ""
+
+
+def summary(meta: Mapping[str, Any]) -> list[str]:
+    """A few lines for people: when, how combined, and per member its folds and views."""
+    models = meta.get("models", ())
+    made = str(meta.get("created", ""))[:16].replace("T", " ")
+    how = f"{len(models)} models, vote {meta.get('vote', 'soft')}, views {meta.get('view_set', 'none')}"
+    lines = [f"Predictions {meta.get('name', '')!r} of {made}: {how}"]
+    for member in dict.fromkeys(model["member"] for model in models):
+        folds = [model["fold"] for model in models if model["member"] == member]
+        names = " ".join("all" if fold is None else str(fold) for fold in folds)
+        views = meta.get("views", {}).get(member, ("id",))
+        lines.append(f"  {member}: folds {names}; views {', '.join(views)}")
+    return lines
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part, where installed."""
+    found = {"toolkit": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit that a folder is at, ending in "-dirty" if tracked files differ from it; None outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 - fixed words
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _file(path: Path, root: Path) -> dict[str, str]:
+    return {"path": portable(path, root), "sha256": files.sha256(path)}
+
+
+def portable(path: Path, root: Path) -> str:
+    """A path as seen from the workspace; of one outside only the name, as the rest says where somebody's files are."""
+    relative = os.path.relpath(path, root)
+    return path.name if relative.startswith("..") else Path(relative).as_posix()
+
+
+def _argument(word: str, root: Path) -> str:
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return option + equals + (portable(Path(value), root) if Path(value).is_absolute() else value)
