@@ -87,7 +87,7 @@ def run(
     }
     meta = {
         "name": name,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "vote": vote,
         "view_set": tta,
         "views": {export.card.member: list(view_set) for export in exports},

@@ -64,10 +64,10 @@ def export(model: torch.nn.Module, card: Card, path: Path, *, samples: NDArray[n
 
 
 def parity(expected: F32, found: F32, outputs: Sequence[Output]) -> dict[str, float]:
-    """The gaps between two tables of logits (N, width): largest `logit` and `probability` gap, and `flips`, labels that changed.
+    """The gaps between two tables of logits (N, width): the largest in `logit` and `probability`, and `flips`, changed labels.
 
-    A bound on the gap in probability bounds the flips too: a label can change only where the reference's margin between its two
-    best classes is at most twice the gap, so that the arithmetic does not decide between them.
+    A bound on the gap in probability bounds the flips too: a label can change only where the reference's margin between its
+    two best classes is at most twice the gap, so that the arithmetic does not decide between them.
     """
     probability, flips = 0.0, 0
     for output in outputs:

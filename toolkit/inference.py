@@ -163,7 +163,7 @@ class _Work:
         """Digest the items and decode those that some table lacks; runs in a worker thread."""
         data: dict[int, bytes] = {}
         digests: list[bytes | None] = []
-        bad = []
+        bad: dict[int, str] = {}
         for i, item in enumerate(items):
             digest = self.store.images.known(item.path)
             if digest is None:
@@ -174,11 +174,11 @@ class _Work:
                     if before is not None:
                         self.store.images.learn(item.path, before, digest)
                 except ImageError as error:
-                    bad.append(BadImage(item.id, item.path, error.message))
+                    bad[i] = error.message
             digests.append(digest)
         rows = [i for i in self._lacking(digests) if digests[i] is not None]
         pixels, rows = self._render(items, digests, data, rows, bad)
-        return _Block(items, digests, bad, rows, pixels)
+        return _Block(items, digests, [BadImage(items[i].id, items[i].path, bad[i]) for i in sorted(bad)], rows, pixels)
 
     def compute(self, block: _Block) -> None:
         """Run what is missing for one block and queue it for the disk."""
@@ -201,10 +201,11 @@ class _Work:
 
     def flush(self) -> None:
         """Put every finished row on disk."""
-        waiting, self._waiting = self._waiting, {}
-        self._waiting_rows, self._flushed = 0, time.monotonic()
-        for key, parts in waiting.items():
+        while self._waiting:  # a table leaves the queue when its rows are on disk: an interrupt in between loses nothing
+            key, parts = next(iter(self._waiting.items()))
             self.tables[key].add(np.concatenate([d for d, _ in parts]), np.concatenate([v for _, v in parts]))
+            del self._waiting[key]
+        self._waiting_rows, self._flushed = 0, time.monotonic()
 
     def _lacking(self, digests: list[bytes | None]) -> list[int]:
         """Rows that at least one table lacks."""
@@ -215,7 +216,7 @@ class _Work:
         return np.flatnonzero(lacking).tolist()
 
     def _render(
-        self, items: list[Item], digests: list[bytes | None], data: dict[int, bytes], rows: list[int], bad: list[BadImage]
+        self, items: list[Item], digests: list[bytes | None], data: dict[int, bytes], rows: list[int], bad: dict[int, str]
     ) -> tuple[dict[Preprocess, NDArray[np.uint8]], list[int]]:
         """Decode each row once and cut it for every distinct Preprocess; a row that fails joins the bad ones."""
         wanted = list(dict.fromkeys(export.card.preprocess for export in self.exports))
@@ -233,7 +234,7 @@ class _Work:
                     images.render(decoded[p.orientation], p, implementation=self.implementation, where=where) for p in wanted
                 ]
             except ImageError as error:
-                bad.append(BadImage(items[i].id, items[i].path, error.message))
+                bad[i] = error.message
                 digests[i] = None
                 continue
             good.append(i)

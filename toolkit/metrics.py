@@ -39,10 +39,13 @@ def accuracy(truth: Array, labels: Array) -> float:
 
 
 def macro_f1(truth: Array, labels: Array) -> float:
-    """Mean of the per-class F1; as in scikit-learn, a class in neither truth nor labels does not count."""
+    """Mean of the per-class F1; a class in neither truth nor labels does not count (scikit-learn's rule for multiclass).
+
+    Raises:
+        DataError: no row has a class.
+    """
     if truth.ndim == 2:
         both, ours, theirs = (truth & labels).sum(0), labels.sum(0), truth.sum(0)
-        # scikit-learn scores an all-absent multilabel class 0 but warns; a class nobody has and nobody claims is left out
     else:
         size = int(max(truth.max(initial=0), labels.max(initial=0))) + 1
         both = np.bincount(truth[truth == labels], minlength=size)

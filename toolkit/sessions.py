@@ -108,7 +108,11 @@ def gpu_count() -> int:
 
 
 def engine_tag(device: str) -> str:
-    """What computes on a device, as it stands in the store's keys: onnxruntime's version and the provider."""
+    """What computes on a device, as it stands in the store's keys: onnxruntime's version and the provider.
+
+    Raises:
+        DeviceError: onnxruntime is not installed.
+    """
     for name in ("onnxruntime-gpu", "onnxruntime"):
         with contextlib.suppress(PackageNotFoundError):
             return f"onnxruntime{version(name)}-{device}"

@@ -1,0 +1,112 @@
+"""The `toolkit` command: one file per command, loaded when it is called; errors become sentences in one place."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from toolkit import __version__
+from toolkit.errors import SubmissionError, ToolkitError
+
+# stage → command → what it does: kept here so that --help loads no command; a test holds it equal to their docstrings
+STAGES: dict[str, dict[str, str]] = {
+    "Start": {
+        "demo": "Run the whole job on real handwritten digits, from images to a checked submission.",
+        "init": "Write competition.toml by looking at a folder.",
+        "doctor": "Say what this machine can run, what does not fit together, and the cure.",
+    },
+    "Train": {
+        "split": "Make split.csv: stratified folds, grouped where there are groups.",
+        "export": "Turn a checkpoint into a self-contained .onnx with a card, proved equal to the model.",
+        "inspect": "Print what exports say about themselves.",
+    },
+    "Predict": {
+        "ensemble": "Predict the test images with every fold model and view, and combine them by vote.",
+    },
+    "Submit": {
+        "submit": "Check the predictions against the sample submission and write submission.csv.",
+    },
+}
+
+INTERRUPTED = 130
+
+
+class _Explained(click.ClickException):
+    """A ToolkitError as the person at the terminal sees it: what is wrong, every problem found, what to do."""
+
+    def __init__(self, error: ToolkitError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+    def show(self, file: Any = None) -> None:
+        click.secho(f"Error: {self.error.message}", fg="red", err=True)
+        if isinstance(self.error, SubmissionError):
+            for problem in self.error.problems:
+                click.echo(f"  {problem}", err=True)
+        if self.error.hint:
+            click.echo(f"Hint: {self.error.hint}", err=True)
+
+
+class _Stages(click.Group):
+    """A group whose commands are found by name in `toolkit.cli.<name>` and listed by stage."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for commands in STAGES.values() for name in commands]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = importlib.import_module(f"toolkit.cli.{cmd_name}").command
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        import difflib
+
+        if args and args[0] not in (names := self.list_commands(ctx)) and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], names, n=1)
+            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {close[0]!r}?" if close else ""))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for stage, commands in STAGES.items():
+            with formatter.section(stage):
+                formatter.write_dl(list(commands.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ToolkitError as error:
+            raise _Explained(error) from error
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted. Finished work is kept: run the same command again to go on.", err=True)
+            ctx.exit(INTERRUPTED)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise _Explained(ToolkitError(f"{where}{error.strerror or error}")) from error
+
+
+@click.group(cls=_Stages, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--workspace", "-C", type=click.Path(path_type=Path), help="Work there instead of in the current folder (or above it)."
+)
+@click.version_option(__version__, prog_name="toolkit")
+@click.pass_context
+def cli(ctx: click.Context, workspace: Path | None) -> None:
+    """Ensembles, test-time augmentation and model export for image-classification competitions.
+
+    \b
+    python recipes/digits.py                    train K folds, export each
+    toolkit ensemble folds/*.onnx --tta flip    predict the test images
+    toolkit submit                              check, then write submission.csv
+    """
+    ctx.obj = workspace
+
+
+def main() -> None:
+    """The console script."""
+    cli(prog_name="toolkit")

@@ -1,0 +1,38 @@
+"""toolkit export: a checkpoint → a self-contained .onnx with a card, proved equal to the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from toolkit.cli import options
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Where to write; default folds/MEMBER.foldK.onnx.")
+@click.option("--model", help="timm model name, for a state dict that does not say it (resnet18, vit_base_patch16_224…).")
+@click.option("--member", help="Member the model belongs to; default the model's name.")
+@click.option(
+    "--fold", type=click.IntRange(0), help="The fold it did not train on; leave out for a model trained on everything."
+)
+@click.option("--size", type=click.IntRange(1), help="Input side in pixels; default timm's for the model.")
+@click.option("--mean", type=(float, float, float), help="Normalisation in units of pixel / 255; default timm's.")
+@click.option("--std", type=(float, float, float), help="Normalisation in units of pixel / 255; default timm's.")
+@options.workspace
+def command(competition: Any, checkpoint: Path, **choices: Any) -> None:
+    """Turn a checkpoint into a self-contained .onnx with a card, proved equal to the model.
+
+    CHECKPOINT is what a recipe wrote (runs/MEMBER/foldK/*.safetensors), or the state dict of any timm model.
+
+    \b
+    toolkit export runs/digits/fold0/model.safetensors
+    toolkit export best.pth --model resnet18 --fold 0
+    """
+    from toolkit.cli.summaries import card, shown
+    from toolkit.conversion import convert
+
+    path, done = convert(competition, checkpoint, **choices)
+    click.echo(f"{card(done)}\nWrote     {shown(path)}")

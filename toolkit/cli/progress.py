@@ -1,0 +1,53 @@
+"""Progress on stderr for a terminal: an estimate before long work, then a bar with rate and time left; else nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+LONG = 10.0  # seconds of work from which an estimate is worth a line
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A function to be called with (images done, images in all); draws nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    started = time.monotonic()
+    told, first, before = False, 0.0, 0
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:,.0f} images/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=None, rate=0.0)
+
+        def report(done: int, total: int) -> None:
+            nonlocal told, first, before
+            now = time.monotonic()
+            if not first:  # the first call includes loading the models, which says nothing about the rate
+                first, before = now, done
+            rate = (done - before) / max(now - first, 1e-9)
+            progress.update(task, completed=done, total=total, rate=rate)
+            if not told and rate and now - started > 1:
+                told = True
+                if (total - done) / rate > LONG:
+                    console.print(f"{what}: about {_span((total - done) / rate)} for {total:,} images at {rate:,.0f} images/s")
+
+        yield report
+
+
+def _span(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

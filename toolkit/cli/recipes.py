@@ -1,0 +1,57 @@
+"""What the command lines of recipes share: errors as sentences, Ctrl-C that keeps finished work, options, smoke runs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from toolkit.cli import INTERRUPTED, _Explained
+from toolkit.competition import Competition
+from toolkit.errors import ToolkitError
+
+
+class Recipe(click.Command):
+    """A recipe's command: a user's mistake is a sentence and exit code 1, an interrupt 130; neither shows a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the recipe."""
+        try:
+            return super().invoke(ctx)
+        except ToolkitError as error:
+            raise _Explained(error) from error
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted. Finished folds are kept: run the same command again to go on.", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+def common(workspace: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options of every recipe: --workspace (with its default), --fold, --device, --fresh, --smoke."""
+    options = (
+        click.option("--workspace", type=click.Path(path_type=Path), default=workspace, show_default=True),
+        click.option("--fold", "folds", type=click.IntRange(0), multiple=True, help="Only this fold; may be repeated."),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+        click.option("--fresh", is_flag=True, help="Train again what is finished."),
+        click.option("--smoke", is_flag=True, help="Two batches of one fold, exported, then thrown away: does it run?"),
+    )
+
+    def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            body = option(body)
+        return body
+
+    return decorate
+
+
+@contextmanager
+def results(competition: Competition, *, smoke: bool) -> Iterator[Path]:
+    """The folder that takes runs/, folds/ and oof/: the workspace, or for a smoke run one that is removed afterwards."""
+    if not smoke:
+        yield competition.root
+        return
+    with tempfile.TemporaryDirectory(prefix="toolkit-smoke-") as folder:
+        yield Path(folder)

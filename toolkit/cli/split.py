@@ -1,0 +1,93 @@
+"""`toolkit split`: folds for train.csv and what they really hold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolkit.cli import options
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from toolkit.competition import Competition
+    from toolkit.folds import Split
+    from toolkit.splitting import Rare
+
+_SHOWN = 12  # classes with a column of their own
+
+
+@click.command()
+@click.option("--folds", "count", type=click.IntRange(2), default=5, show_default=True, help="Number of folds.")
+@click.option(
+    "--holdout", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="A single held-out share instead, as 0.2."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other folds.")
+@click.option(
+    "--rare",
+    type=click.Choice(["refuse", "extra"]),
+    default="refuse",
+    show_default=True,
+    help="Classes with fewer members than folds: refuse, or let them train in every fold, never scored.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing split.csv.")
+@options.workspace
+def command(competition: Competition, count: int, holdout: float | None, seed: int, rare: Rare, *, force: bool) -> None:
+    """Make split.csv: stratified folds, grouped where there are groups."""
+    from rich.console import Console
+
+    from toolkit import splitting
+
+    split = splitting.create(competition, count=count, holdout=holdout, seed=seed, rare=rare, force=force)
+    console = Console(highlight=False)
+    console.width = console.width if console.is_terminal else 200
+    console.print(_table(split))
+    for line in _remarks(split):
+        console.print(line, markup=False)
+    console.print(f"Wrote {competition.path(splitting.TABLE)}: digest {split.digest}", markup=False, soft_wrap=True)
+
+
+def _table(split: Split) -> Table:
+    """Rows, groups and classes per fold; many classes become their extremes."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    balance = split.balance()
+    classes = list(balance[0]["classes"])
+    grouped = any(split.groups)
+    table = Table(box=box.SIMPLE_HEAD)
+    heads = classes if len(classes) <= _SHOWN else ["smallest class", "largest class", "classes absent"]
+    for head in ["fold", "rows", *(["groups"] if grouped else []), *heads]:
+        table.add_column(escape(head), justify="right")
+    for row in balance:
+        cells = list(row["classes"].values()) if len(classes) <= _SHOWN else _extremes(row["classes"])
+        name = row["fold"] if row["fold"] >= 0 else "extra" if split.count > 1 else "training"
+        table.add_row(*(escape(str(c)) for c in [name, row["rows"], *([row["groups"]] if grouped else []), *cells]))
+    return table
+
+
+def _extremes(classes: dict[str, int]) -> list[Any]:
+    least, most = min(classes, key=lambda n: classes[n]), max(classes, key=lambda n: classes[n])
+    return [f"{classes[least]} ({least})", f"{classes[most]} ({most})", sum(not n for n in classes.values())]
+
+
+def _remarks(split: Split) -> list[str]:
+    """The class whose count differs most between folds, and every class that a fold cannot score."""
+    scored = [row["classes"] for row in split.balance() if row["fold"] >= 0]
+    lines = []
+    if len(scored) > 1 and scored[0]:
+        spread = {name: max(row[name] for row in scored) - min(row[name] for row in scored) for name in scored[0]}
+        worst = max(spread, key=lambda name: spread[name])
+        counts = sorted(row[worst] for row in scored)
+        if spread[worst]:
+            lines.append(f"Largest spread: class {worst} has {counts[0]} to {counts[-1]} rows per fold")
+    missing: dict[str, list[int]] = {}
+    for fold, name in split.missing_classes():
+        missing.setdefault(name, []).append(fold)
+    for name, folds in list(missing.items())[:_SHOWN]:
+        lines.append(f"Warning: class {name} is absent from fold {', '.join(map(str, folds))}: scores there say nothing of it")
+    if len(missing) > _SHOWN:
+        lines.append(f"Warning: {len(missing) - _SHOWN} more classes are absent from some folds")
+    return lines

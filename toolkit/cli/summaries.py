@@ -1,0 +1,95 @@
+"""What commands say on stdout when they are done."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from toolkit.cards import Card
+    from toolkit.demo import Demo
+    from toolkit.ensembling import Ensemble
+
+
+def ensemble(made: Ensemble) -> str:
+    """Members, views, vote, device, what was computed and what was stored, bad images, where it stands."""
+    models = made.meta["models"]
+    members = ", ".join(f"{name} ({sum(m['member'] == name for m in models)} models)" for name in made.meta["views"])
+    views = {name: tuple(found) for name, found in made.meta["views"].items()}
+    per_image = sum(len(views[model["member"]]) for model in models)
+    outcome = made.outcome
+    stored = len(outcome.items) * per_image - outcome.passes
+    rate = f", {len(outcome.items) / outcome.seconds:,.0f} images/s" if outcome.passes and outcome.seconds else ""
+    lines = [
+        f"Members   {members}",
+        f"Views     {made.meta['view_set']}: {', '.join(next(iter(views.values())))}",
+        f"Vote      {made.meta['vote']}"
+        + "".join(f"; {n:,} ties in {target!r}, settled by mean probability" for target, n in made.meta["ties"].items() if n),
+        f"Device    {outcome.device}",
+        f"Passes    {outcome.passes:,} computed, {stored:,} from the store ({outcome.seconds:.1f} s{rate})",
+    ]
+    if any(abs(model["weight"] - 1 / len(models)) > 1e-12 for model in models):
+        lines.insert(1, "Weights   " + ", ".join(f"{model['path']} {model['weight']:.4g}" for model in models))
+    if outcome.bad:
+        lines.append(f"Bad       {len(outcome.bad):,} images have the class prior instead of a prediction:")
+        lines += [f"          {image.why}" for image in outcome.bad]
+    rows = len(next(iter(made.predictions.values())))
+    lines.append(f"Wrote     {shown(made.path)} ({rows:,} rows × {', '.join(made.predictions)})")
+    lines.append("Next      toolkit submit")
+    if made.meta["limit"]:
+        lines.append(f"Note      --limit {made.meta['limit']}: not every test row is there, so this cannot be submitted")
+    return "\n".join(lines)
+
+
+def shown(path: Path) -> str:
+    """The path as one would type it here."""
+    relative = os.path.relpath(path)
+    return relative if not relative.startswith("..") else str(path)
+
+
+def card(said: Card) -> str:
+    """A card in lines: member, targets, pixels, normalisation, score, gap, versions."""
+    pixels = said.preprocess
+    cut = f"shorter side to {pixels.shorter}, centre crop" if pixels.resize == "crop" else "resized whole"
+    lines = [f"Model     {said.title}" + (f", split {said.split}" if said.split else "")]
+    for output in said.outputs:
+        names = ", ".join(output.classes[:12]) + (f", … ({len(output.classes)} classes)" if len(output.classes) > 12 else "")
+        lines.append(f"Target    {output.target}: {names} ({output.activation})")
+    lines.append(f"Pixels    {pixels.size[0]}×{pixels.size[1]} {pixels.colour}, {cut}, {pixels.interpolation}")
+    lines.append(f"Inside    mean {_numbers(said.mean)}, std {_numbers(said.std)}")
+    if said.score is not None:
+        lines.append(f"Score     {said.metric} {said.score:.4f} on its own fold ({said.selected} checkpoint)")
+    if said.parity:
+        lines.append(f"Gap       {said.parity['probability']:.1e} in probability, {said.parity['logit']:.1e} in logits")
+    if said.versions:
+        lines.append("Made by   " + ", ".join(f"{name} {number}" for name, number in said.versions.items()))
+    return "\n".join(lines)
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
+
+
+def demo(done: Demo, folder: Path) -> str:
+    """The demo's last page: scores by fold, out of fold and on the held-out images; files; what to type next."""
+    rows = [(name, score, False) for name, score in done.folds.items()]
+    rows += [(f"out of fold, --tta {name}", score, name == done.chosen) for name, score in done.out_of_fold.items()]
+    rows += [(f"held-out images, --tta {name}", score, name == done.chosen) for name, score in done.held_out.items()]
+    width = max(len(name) for name, _, _ in rows)
+    lines = ["", f"{'':<{width}}  {done.metric}"]
+    lines += [f"{name:<{width}}  {score:.4f}" + ("  ← chosen" if chosen else "") for name, score, chosen in rows]
+    lines += [
+        "",
+        f"--tta {done.chosen} was chosen on out-of-fold images alone; the held-out ones only confirm it.",
+        "",
+        f"Fold models   {shown(folder / 'folds')}/*.onnx",
+        f"Out of fold   {shown(folder / 'oof')}/",
+        f"Submission    {shown(done.receipt.path)}   manifest {shown(done.receipt.manifest)}",
+        "",
+        "Next:",
+        f"  cd {shown(folder)}",
+        f"  toolkit ensemble folds/*.onnx --tta {done.chosen} --vote hard",
+        "  toolkit submit",
+    ]
+    return "\n".join(lines)

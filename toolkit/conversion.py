@@ -1,0 +1,116 @@
+"""From a checkpoint on disk to an export: the network rebuilt, its card completed, parity proved on the workspace's images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit import checkpoints, images
+from toolkit.cards import Card, Output, Preprocess
+from toolkit.competition import Competition
+from toolkit.errors import ImageError, ModelError
+from toolkit.exporting import export
+from toolkit.folds import Split
+
+if TYPE_CHECKING:
+    import torch
+
+SAMPLES = 32  # images that parity is proved on
+
+
+def convert(
+    competition: Competition,
+    checkpoint: Path,
+    *,
+    output: Path | None = None,
+    model: str | None = None,
+    member: str | None = None,
+    fold: int | None = None,
+    size: int | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+) -> tuple[Path, Card]:
+    """Export a recipe's checkpoint, or a timm model's state dict, into the workspace; the path and the card.
+
+    What a recipe's checkpoint says of itself is kept; of a state dict, classes come from competition.toml and pixels from
+    timm's configuration of the model, unless given.
+
+    Raises:
+        ModelError: the checkpoint cannot be read or does not fit the network.
+        ParityError: the export differs from the model.
+        ImageError: the workspace has no readable image to prove parity on.
+    """
+    found = checkpoints.read(checkpoint)
+    if found.card is not None and model is None:
+        network, card = checkpoints.build(found), found.card
+        changes: dict[str, Any] = {"member": member, "fold": fold}
+        card = replace(card, **{key: value for key, value in changes.items() if value is not None})
+        if size or mean or std:
+            raise ModelError(f"{checkpoint} says its own size, mean and std", hint="Leave --size, --mean and --std out.")
+    else:
+        if model is None:
+            raise ModelError(f"{checkpoint} does not say which network it belongs to", hint="Name it: --model resnet18")
+        width = sum(len(target.classes) for target in competition.targets)
+        network = checkpoints.build(found, {"model_name": model, "num_classes": width})
+        card = _card(competition, network, member or model.replace(".", "_"), fold, size, mean, std)
+    path = output or competition.path("folds", f"{card.title}.onnx")
+    return path, export(network, card, path, samples=samples(competition, card.preprocess))
+
+
+def samples(competition: Competition, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Evaluation pixels of the first readable training images, uint8 (N, 3, H, W), N <= 32.
+
+    Raises:
+        ImageError: none can be read.
+    """
+    found, why = [], "there are none"
+    for _, path in competition.images("train")[: 4 * SAMPLES]:
+        try:
+            found.append(images.load(path, preprocess))
+        except ImageError as error:
+            why = error.message
+        if len(found) == SAMPLES:
+            break
+    if not found:
+        raise ImageError(f"no training image can be read to prove parity on: {why}")
+    return np.stack(found)
+
+
+def _card(
+    competition: Competition,
+    network: torch.nn.Module,
+    member: str,
+    fold: int | None,
+    size: int | None,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+) -> Card:
+    """The card of a bare timm model: classes from the workspace, pixels as timm evaluates it."""
+    import timm.data
+
+    config = timm.data.resolve_model_data_config(network)
+    side = (size, size) if size else tuple(config["input_size"][1:])
+    crop = float(config["crop_pct"]) if config.get("crop_mode", "center") == "center" else 1.0
+    shorter = int(np.floor(max(side) / crop))
+    if config["interpolation"] not in ("bilinear", "bicubic"):
+        raise ModelError(f"timm evaluates this model with {config['interpolation']!r} resizing, which is not supported")
+    outputs, start = [], 0
+    for target in competition.targets:
+        activation = "sigmoid" if target.multilabel else "softmax"
+        outputs.append(Output(target.name, target.classes, activation, start))  # type: ignore[arg-type]
+        start += len(target.classes)
+    split = competition.path("split.csv")
+    return Card(
+        member=member,
+        fold=fold,
+        outputs=tuple(outputs),
+        preprocess=Preprocess(side, "crop", shorter, interpolation=config["interpolation"]),
+        mean=mean or tuple(config["mean"]),
+        std=std or tuple(config["std"]),
+        split=Split.read(split).digest if fold is not None and split.exists() else "",
+        metric=competition.metric,
+    )
