@@ -1,0 +1,295 @@
+"""The workspace and its competition.toml: what is predicted, from which files, scored how, written where."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from toolkit import csvs, patterns
+from toolkit.errors import CompetitionError, few
+from toolkit.metrics import METRICS, Metric
+from toolkit.predictions import Predictions
+from toolkit.targets import Target as Target  # noqa: PLC0414 - importers of Competition need it as well
+from toolkit.targets import class_order as class_order  # noqa: PLC0414
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FILE = "competition.toml"
+SCHEMA = 1
+Part = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Where one part's rows and pictures are: a CSV (may be absent for test), a folder, and how a row names its file.
+
+    `pattern` is filled from the row's columns: `{id}.png`, `{patient_id}/{image_id}.png`, `{path}`; with a `*` it may match
+    several files, which all belong to the row.
+    """
+
+    folder: str
+    pattern: str
+    table: str = ""
+
+
+@dataclass(frozen=True)
+class Competition:
+    """The workspace file: frozen, checked at birth, with `root` the folder it stands in. Relative paths start there."""
+
+    root: Path
+    name: str
+    metric: str
+    targets: tuple[Target, ...]
+    train: Images
+    test: Images
+    id: str = "id"
+    group: str = ""
+    extra: str = ""
+    per_id: Literal["", "mean", "max"] = ""
+    sample: str = "sample_submission.csv"
+    format: str = ""
+
+    def __post_init__(self) -> None:
+        names = [target.name for target in self.targets]
+        if not names or len(set(names)) != len(names):
+            raise CompetitionError(f"{FILE}: targets must be present and have different names, got {few(names)}")
+        if self.metric not in METRICS:
+            raise CompetitionError(f"{FILE}: unknown metric {self.metric!r}", hint=f"Use one of: {', '.join(METRICS)}.")
+        if self.per_id not in ("", "mean", "max"):
+            raise CompetitionError(f'{FILE}: per_id is "mean" or "max", not {self.per_id!r}')
+
+    @property
+    def score(self) -> Metric:
+        """The metric itself."""
+        return METRICS[self.metric]
+
+    def target(self, name: str) -> Target:
+        """The target of that name.
+
+        Raises:
+            CompetitionError: there is none.
+        """
+        for target in self.targets:
+            if target.name == name:
+                return target
+        raise CompetitionError(f"{FILE} has no target {name!r}, only {few(t.name for t in self.targets)}")
+
+    def path(self, *parts: str) -> Path:
+        """A path inside the workspace (or wherever an absolute part points)."""
+        return self.root.joinpath(*parts)
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """The training table, every cell as text; ids may repeat only where `per_id` says that a row has several images.
+
+        Raises:
+            CompetitionError: the table cannot be read or lacks the id column.
+        """
+        return self._table("train")
+
+    def truth(self) -> dict[str, Predictions]:
+        """The true labels per target, one row per id.
+
+        Raises:
+            CompetitionError: unknown labels, or images of one id that disagree.
+        """
+        frame = self.rows
+        ids = list(frame[self.id])
+        first = frame.drop_duplicates(self.id)
+        where = self.train.table
+        truth = {target.name: target.truth(first, first[self.id], where) for target in self.targets}
+        if len(first) < len(frame):
+            for target in self.targets:
+                every = target.truth(frame, map(str, range(len(frame))), where)
+                expected = truth[target.name].align(ids_once(ids)).decided[_places(ids)]
+                if (clash := np.flatnonzero((every.decided != expected).reshape(len(ids), -1).any(axis=1))).size:
+                    raise CompetitionError(
+                        f"{where}: images of one id disagree on {target.name!r}: {few(ids[i] for i in clash)}"
+                    )
+        return truth
+
+    def images(self, part: Part) -> list[tuple[str, Path]]:
+        """(id, file) of every image of a part, in table order; files are not opened.
+
+        Raises:
+            CompetitionError: the folder is missing, a pattern names an unknown column, or not a single file is there.
+        """
+        where = self.train if part == "train" else self.test
+        frame = self._table(part)
+        folder = self.path(where.folder)
+        if not folder.is_dir():
+            raise CompetitionError(f"the {part} images' folder {folder} does not exist", hint=f"Set [{part}] images in {FILE}.")
+        found = find_images(frame, self.id, folder, where.pattern, f"[{part}]")
+        if found and not any(path.exists() for _, path in found):
+            raise CompetitionError(
+                f"none of the {len(found):,} {part} images is there; the first would be {found[0][1]}",
+                hint=f"Set [{part}] images and pattern in {FILE}.",
+            )
+        if len({name for name, _ in found}) < len(found) and not self.per_id:
+            raise CompetitionError(
+                f"pattern {where.pattern!r} gives several images for one id", hint=f'Set per_id = "mean" in {FILE}.'
+            )
+        return found
+
+    def _table(self, part: Part) -> pd.DataFrame:
+        table = self.test.table or self.sample if part == "test" else self.train.table
+        several = bool(self.per_id) and table != self.sample
+        return csvs.read(self.path(table), columns=[self.id], unique="" if several else self.id)
+
+    def to_toml(self) -> str:
+        """The file's text; reading it back gives an equal competition."""
+        lines = [f"schema = {SCHEMA}", f"name = {_quote(self.name)}", f"metric = {_quote(self.metric)}"]
+        lines += ["", "[columns]", f"id = {_quote(self.id)}"]
+        lines += [f"{key} = {_quote(value)}" for key, value in (("group", self.group), ("extra", self.extra)) if value]
+        for part, where in (("train", self.train), ("test", self.test)):
+            lines += ["", f"[{part}]"] + ([f"table = {_quote(where.table)}"] if where.table else [])
+            lines += [f"images = {_quote(where.folder)}", f"pattern = {_quote(where.pattern)}"]
+        lines += ["", "[submission]", f"sample = {_quote(self.sample)}"]
+        lines += [f"{key} = {_quote(value)}" for key, value in (("format", self.format), ("per_id", self.per_id)) if value]
+        for target in self.targets:
+            lines += [
+                "",
+                f"[targets.{_quote(target.name)}]",
+                f"task = {_quote(target.task)}",
+                f"column = {_quote(target.column)}",
+            ]
+            if target.factors:
+                factors = ", ".join(f"{_quote(k)} = {_quote(list(v))}" for k, v in target.factors.items())
+                lines.append(f"factors = {{ {factors} }}")
+            lines.append(f"classes = {_quote(list(target.classes))}")
+            lines += [f"positive = {_quote(target.positive)}"] if target.task == "binary" else []
+            lines += [f"separator = {_quote(target.separator)}"] if target.multilabel else []
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def read(cls, root: Path) -> Competition:
+        """Read `root`/competition.toml.
+
+        Raises:
+            CompetitionError: missing, not TOML, a key that is unknown, missing or of the wrong type.
+        """
+        path = root / FILE
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CompetitionError(f"{path} does not exist", hint="Run `toolkit init` there.") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise CompetitionError(f"{path} cannot be read: {error}") from error
+        if (schema := raw.get("schema", SCHEMA)) != SCHEMA:
+            raise CompetitionError(f"{path} has schema {schema!r}, this version reads {SCHEMA}", hint="Upgrade toolkit.")
+        try:
+            return cls(root=root, **_fields(raw))
+        except CompetitionError as error:
+            raise CompetitionError(f"{path}: {error.message}", hint=error.hint) from error
+        except KeyError as error:
+            raise CompetitionError(f"{path}: the key {error.args[0]!r} is missing", hint=_COMPARE) from error
+        except (TypeError, AttributeError, ValueError) as error:
+            raise CompetitionError(f"{path}: {error}", hint=_COMPARE) from error
+
+    @classmethod
+    def find(cls, start: Path | None = None) -> Competition:
+        """The workspace that holds `start` (default: the current folder), walking up as git does.
+
+        Raises:
+            CompetitionError: there is none up to the root.
+        """
+        here = (start or Path.cwd()).absolute()
+        for folder in (here, *here.parents):
+            if (folder / FILE).is_file():
+                return cls.read(folder)
+        raise CompetitionError(
+            f"no {FILE} in {here} or any folder above it", hint="Run `toolkit init` in the competition's folder, or cd into it."
+        )
+
+
+def ids_once(ids: Iterable[str]) -> list[str]:
+    """The ids in order of first appearance, each once."""
+    return list(dict.fromkeys(ids))
+
+
+def _places(ids: list[str]) -> Any:
+    place = {name: i for i, name in enumerate(ids_once(ids))}
+    return np.array([place[name] for name in ids], dtype=np.int64)
+
+
+def find_images(frame: pd.DataFrame, id_column: str, folder: Path, pattern: str, where: str) -> list[tuple[str, Path]]:
+    """(id, file) of every image that a table's rows name; a pattern that matches nothing names one file that is not there.
+
+    Raises:
+        CompetitionError: the pattern names no column, or one that the table lacks.
+    """
+    patterns.require(pattern, list(frame.columns), where)
+    find = patterns.finder(folder)
+    columns = {name: list(frame[name]) for name in patterns.columns(pattern)}
+    found = []
+    for name, cells in zip(frame[id_column], zip(*columns.values(), strict=True), strict=True):
+        pieces = patterns.fill(pattern, dict(zip(columns, cells, strict=True)))
+        found += [(name, folder / file) for file in find(pieces) or ["*".join(pieces)]]
+    return found
+
+
+def _fields(raw: dict[str, Any]) -> dict[str, Any]:
+    """The TOML tables as constructor arguments; what is not known is refused, so that a typo cannot be silent."""
+    _check_keys(raw, _KEYS)
+    for name, keys in raw["targets"].items():
+        _check_keys(keys, _TARGET_KEYS, f" in [targets.{name}]")
+        for listed in (keys.get("classes", []), *keys.get("factors", {}).values()):
+            if not isinstance(listed, list):
+                raise CompetitionError(f'[targets.{name}]: classes are a list, as in ["cat", "dog"], not {listed!r}')
+    images = {
+        part: Images(folder=raw[part]["images"], pattern=raw[part]["pattern"], table=raw[part].get("table", ""))
+        for part in ("train", "test")
+    }
+    targets = tuple(Target(name=name, **{"classes": (), **keys}) for name, keys in raw["targets"].items())
+    rest = raw.get("columns", {}) | raw.get("submission", {})
+    return {"name": raw["name"], "metric": raw["metric"], "targets": targets, **images, **rest}
+
+
+def _check_keys(raw: Any, known: dict[str, Any], where: str = "") -> None:
+    """Keys that are unknown and values of another type, at any depth."""
+    if not isinstance(raw, dict):
+        raise CompetitionError(f"a table is needed{where}, not {raw!r}")
+    if unknown := sorted(set(raw) - set(known)):
+        raise CompetitionError(f"unknown key {few(unknown)}{where}", hint=f"There may be: {', '.join(known)}.")
+    for key, value in raw.items():
+        kind = known[key]
+        if isinstance(kind, dict):
+            _check_keys(value, kind, f" in [{key}]")
+        elif not isinstance(value, kind):
+            raise CompetitionError(f"{key} must be {_KINDS[kind]}{where}, not {value!r}")
+
+
+_COMPARE = "Compare it with the README, or run `toolkit init` again."
+_KINDS = {str: "text in quotes", int: "a whole number", list: "a list", dict: "a table"}
+_IMAGES = {"table": str, "images": str, "pattern": str}
+_KEYS: dict[str, Any] = {
+    "schema": int,
+    "name": str,
+    "metric": str,
+    "columns": {"id": str, "group": str, "extra": str},
+    "train": _IMAGES,
+    "test": _IMAGES,
+    "submission": {"sample": str, "format": str, "per_id": str},
+    "targets": dict,
+}
+_TARGET_KEYS: dict[str, Any] = {
+    "task": str,
+    "column": str,
+    "classes": list,
+    "positive": str,
+    "factors": dict,
+    "separator": str,
+}
+
+
+def _quote(value: Any) -> str:
+    """A TOML basic string or array of them; JSON's escapes are TOML's, but for DEL, which JSON leaves bare."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,73 @@
+"""Patterns: how a table's row names its image files, as in `{id}.png` or `{patient_id}/{image_id}.*`."""
+
+from __future__ import annotations
+
+import bisect
+import glob
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from toolkit.errors import CompetitionError, few
+
+_FIELD = re.compile(r"\{([^{}]+)\}")  # not str.format: a column may be called "file.name" or "image: id"
+
+
+def columns(pattern: str) -> list[str]:
+    """The columns that a pattern names, each once.
+
+    Raises:
+        CompetitionError: it names none.
+    """
+    names = list(dict.fromkeys(_FIELD.findall(pattern)))
+    if not names:
+        raise CompetitionError(f"pattern {pattern!r} names no column", hint='Write for example "{id}.png".')
+    return names
+
+
+def require(pattern: str, known: Sequence[str], where: str) -> None:
+    """Make sure that a table has the columns that a pattern names.
+
+    Raises:
+        CompetitionError: it has not.
+    """
+    if missing := [name for name in columns(pattern) if name not in known]:
+        raise CompetitionError(f"{where}: pattern {pattern!r} names {few(missing)}; there are {few(known, limit=12)}")
+
+
+def fill(pattern: str, row: Mapping[str, str]) -> tuple[str, ...]:
+    """The pattern with one row's cells put in, cut at its own `*`: a cell's `*` stays a letter."""
+    return tuple(_FIELD.sub(lambda found: row[found[1]], piece) for piece in pattern.split("*"))
+
+
+def finder(folder: Path) -> Callable[[tuple[str, ...]], list[str]]:
+    """A function from a filled pattern to the names, relative to `folder` and sorted, of the files that it means.
+
+    Without a `*` the name is returned whether or not there is a file. Each folder is listed only once, since all rows share it.
+    """
+
+    @cache
+    def listing(inside: str) -> list[str]:
+        try:
+            return sorted(entry.name for entry in os.scandir(folder / inside) if not entry.name.startswith("."))
+        except OSError:
+            return []
+
+    def find(pieces: tuple[str, ...]) -> list[str]:
+        if len(pieces) == 1:
+            return [pieces[0]]
+        if any("/" in piece for piece in pieces[1:]):
+            return sorted(path.relative_to(folder).as_posix() for path in folder.glob("*".join(map(glob.escape, pieces))))
+        inside, slash, prefix = pieces[0].rpartition("/")
+        names, matches = listing(inside), re.compile(".*".join(map(re.escape, (prefix, *pieces[1:]))), re.DOTALL)
+        found = []
+        for name in names[bisect.bisect_left(names, prefix) :]:
+            if not name.startswith(prefix):
+                break
+            if matches.fullmatch(name):
+                found.append(f"{inside}{slash}{name}")
+        return found
+
+    return find

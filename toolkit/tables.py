@@ -1,0 +1,131 @@
+"""Tables on disk: predictions of one or several targets with their origin, as one Parquet file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from toolkit import files
+from toolkit.errors import DataError, few
+from toolkit.predictions import Predictions
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCHEMA = 1
+_KEY = b"toolkit"
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """What a file holds: predictions per target over the same ids, and `meta`, plain JSON values that say whence."""
+
+    predictions: Mapping[str, Predictions]
+    meta: Mapping[str, Any]
+
+
+def write_table(path: Path, predictions: Mapping[str, Predictions], meta: Mapping[str, Any]) -> Path:
+    """Write Parquet: column `id`, then per target one float64 column `target/class`, or `target` with labels.
+
+    Labels are class names (multilabel: bool columns `target/class`).
+
+    Raises:
+        DataError: no targets, targets over different ids, or names of targets and classes that make one column name twice.
+        StoreError: the file cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = list(predictions.values())
+    if not tables:
+        raise DataError(f"{path}: there are no predictions to write")
+    if any(table.ids != tables[0].ids for table in tables):
+        raise DataError("the targets of one table must have the same ids in the same order")
+    columns: dict[str, Any] = {"id": pa.array(tables[0].ids, pa.string())}
+    for table in tables:
+        added = _columns(table)
+        if clash := sorted(set(added) & set(columns)):
+            raise DataError(f"{path}: two columns would be called {few(clash)}", hint="Rename a target in competition.toml.")
+        columns |= added
+    targets = [{"target": t.target, "kind": t.kind, "classes": list(t.classes), "multilabel": t.multilabel} for t in tables]
+    text = json.dumps({"schema": SCHEMA, "targets": targets, "meta": meta}, ensure_ascii=False)
+    table = pa.table(columns).replace_schema_metadata({_KEY: text.encode()})
+    return files.write(path, lambda file: pq.write_table(table, file, compression="zstd", write_page_checksum=True))
+
+
+def read_table(path: Path) -> Table:
+    """Read what `write_table` wrote.
+
+    Raises:
+        DataError: not there, not such a file, damaged, or written by a newer version.
+    """
+    with _named(path):
+        table, header = _open(path)
+        ids = tuple(table.column("id").to_pylist())
+        return Table({target["target"]: _target(table, ids, target) for target in header["targets"]}, header["meta"])
+
+
+def read_meta(path: Path) -> Mapping[str, Any]:
+    """Where the predictions of a file come from, without reading them.
+
+    Raises:
+        DataError: not there, not such a file, damaged, or written by a newer version.
+    """
+    with _named(path):
+        meta: Mapping[str, Any] = _open(path, rows=False)[1]["meta"]
+    return meta
+
+
+def _target(table: pa.Table, ids: tuple[str, ...], said: Mapping[str, Any]) -> Predictions:
+    name, kind, classes, multilabel = said["target"], said["kind"], tuple(said["classes"]), said["multilabel"]
+    if kind == "labels" and not multilabel:
+        place = {c: i for i, c in enumerate(classes)}
+        found = np.array([place[cell] for cell in table.column(name).to_pylist()], dtype=np.int64)
+        return Predictions(name, kind, ids, classes, labels=found)
+    stacked = [table.column(f"{name}/{c}").to_numpy() for c in classes]
+    grid = np.stack(stacked, axis=1) if ids else np.zeros((0, len(classes)))
+    filled = {"labels": grid} if kind == "labels" else {"values": grid}
+    return Predictions(name, kind, ids, classes, multilabel=multilabel, **filled)
+
+
+def _columns(table: Predictions) -> dict[str, Any]:
+    if table.labels is not None and not table.multilabel:
+        return {table.target: [table.classes[i] for i in table.labels]}
+    grid = table.values if table.labels is None else table.labels
+    assert grid is not None
+    return {f"{table.target}/{name}": grid[:, i] for i, name in enumerate(table.classes)}
+
+
+def _open(path: Path, *, rows: bool = True) -> tuple[pa.Table, dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        metadata = file.schema_arrow.metadata or {}
+        table = file.read() if rows else file.schema_arrow.empty_table()
+    if _KEY not in metadata:
+        raise DataError("it was not written by toolkit")
+    header = json.loads(metadata[_KEY])
+    if header["schema"] > SCHEMA:
+        raise DataError(f"it has schema {header['schema']}, this version reads up to {SCHEMA}", hint="Upgrade toolkit.")
+    return table, header
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say which file it was, whatever in it cannot be understood."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except DataError as error:
+        raise DataError(f"{path} cannot be used: {error.message}", hint=error.hint) from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # Arrow's own errors are among them
+        raise DataError(
+            f"{path} is not a predictions table, or is damaged: {error}", hint="Make it again, or restore it from a copy."
+        ) from error
