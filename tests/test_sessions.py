@@ -99,9 +99,7 @@ def test_softmax_and_sigmoid_are_scipys(logits):
     np.testing.assert_allclose(probabilities(logits, Output("t", three, "sigmoid")), expit(x), atol=1e-15)
     one = probabilities(logits, Output("t", ("no", "yes"), "sigmoid", 1, 2))
     np.testing.assert_allclose(one, np.stack([expit(-x[:, 1]), expit(x[:, 1])], axis=1), atol=1e-15)
-    np.testing.assert_allclose(
-        probabilities(logits, Output("t", ("a", "b"), start=1)), softmax(x[:, 1:], axis=1), atol=1e-15
-    )
+    np.testing.assert_allclose(probabilities(logits, Output("t", ("a", "b"), start=1)), softmax(x[:, 1:], axis=1), atol=1e-15)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -1,0 +1,165 @@
+"""Every recipe: the contract, and on tiny data that its exports reproduce its own out-of-fold table."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import dataclasses
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from toolkit import digits, ensembling, folds, graphs, tables
+from toolkit.competition import Competition
+from toolkit.folds import Split
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+QUICK = ["--device", "cpu", "--epochs", "2", "--batch-size", "16"]
+
+every_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+
+
+def load(path):
+    name = f"recipe_{path.stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Sixty of the digits in two folds."""
+    root = tmp_path_factory.mktemp("recipes") / "digits"
+    digits.make_workspace(root)
+    table = root / "data" / "train.csv"
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    kept = [row for digit in range(10) for row in [r for r in rows if r["label"] == str(digit)][:6]]
+    table.write_text("id,label\n" + "".join(f"{row['id']},{row['label']}\n" for row in kept))
+    truth = Competition.read(root).truth()["label"]
+    folds.make(truth.ids, truth.labels, truth.classes, folds=2).write(root / "split.csv")
+    return root
+
+
+def run(path, workspace, *options):
+    return CliRunner().invoke(load(path).main, ["--workspace", str(workspace), *QUICK, *options])
+
+
+def test_there_are_recipes():
+    assert RECIPES
+
+
+@every_recipe
+def test_a_recipe_has_the_parts_that_readers_look_for(path):
+    recipe = load(path)
+    assert recipe.__doc__
+    assert f"python recipes/{path.name}" in recipe.__doc__
+    assert dataclasses.is_dataclass(recipe.Config)
+    assert recipe.Config.__dataclass_params__.frozen
+    assert recipe.Config().member
+    assert list(inspect.signature(recipe.train_fold).parameters) == ["config", "fold"]
+    assert isinstance(recipe.main, click.Command)
+    assert {"workspace", "folds", "device", "member", "fresh", "smoke", "seed", "epochs"} <= {
+        p.name for p in recipe.main.params
+    }
+    assert len(path.read_text().splitlines()) <= 150
+
+
+@every_recipe
+def test_recipes_never_import_each_other(path):
+    names = {other.stem for other in RECIPES}
+    assert not [name for name in imported(path) if name.startswith(("recipes", ".")) or name.split(".")[0] in names]
+
+
+def test_nothing_imports_recipes():
+    for path in (ROOT / "toolkit").rglob("*.py"):
+        assert not [name for name in imported(path) if name.split(".")[0] == "recipes"], path
+
+
+@every_recipe
+def test_exports_reproduce_the_out_of_fold_table_and_a_rerun_trains_nothing(path, tiny):
+    ran = run(path, tiny, "--member", path.stem)
+    assert ran.exit_code == 0, ran.output
+    competition, split = Competition.read(tiny), Split.read(tiny / "split.csv")
+    exports = [graphs.read(tiny / "folds" / f"{path.stem}.fold{fold}.onnx") for fold in range(2)]
+    table = tables.read_table(tiny / "oof" / f"{path.stem}.parquet")
+    found = ensembling.out_of_fold(competition, exports, split)
+    for name, predictions in table.predictions.items():
+        again = found[name].align(predictions.ids).with_classes(predictions.classes)
+        assert len(predictions) == 60
+        np.testing.assert_allclose(again.values, predictions.values, atol=1e-4)
+        assert np.ptp(predictions.values, axis=0).min() > 1e-3  # a constant would agree with anything
+    assert all(export.card.parity["logit"] <= 1e-5 for export in exports)
+    assert f"out of fold  accuracy {table.meta['score']:.4f}  (60 images)" in ran.output
+
+    kept = (tiny / "oof" / f"{path.stem}.parquet").read_bytes()
+    again = run(path, tiny, "--member", path.stem)
+    assert again.output.count("finished before") == 2
+    assert (tiny / "oof" / f"{path.stem}.parquet").read_bytes() == kept
+
+    changed = run(path, tiny, "--member", path.stem, "--seed", "9")
+    assert changed.exit_code == 1
+    assert "seed was 0, is 9" in changed.output
+    assert "Hint: Use --fresh" in changed.output
+
+
+@every_recipe
+def test_the_checkpoint_rebuilds_the_network(path, tiny):
+    import torch
+
+    from toolkit import checkpoints
+
+    run(path, tiny, "--member", path.stem)
+    checkpoint = checkpoints.read(tiny / "runs" / path.stem / "fold0" / "model.safetensors")
+    export = graphs.read(tiny / "folds" / f"{path.stem}.fold0.onnx")
+    assert checkpoint.card.fold == 0
+    model = checkpoints.build(checkpoint)
+    import onnxruntime as ort
+
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3, *export.card.preprocess.size), dtype=np.uint8)
+    session = ort.InferenceSession(str(export.path), providers=["CPUExecutionProvider"])
+    theirs = session.run(None, {session.get_inputs()[0].name: pixels})[0]
+    mean, std = (np.array(v, dtype=np.float32).reshape(1, 3, 1, 1) for v in (export.card.mean, export.card.std))
+    with torch.inference_mode():
+        ours = model(torch.from_numpy((pixels.astype(np.float32) / 255 - mean) / std)).numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@every_recipe
+def test_a_smoke_run_keeps_nothing(path, tiny):
+    before = {p: p.stat().st_mtime_ns for p in tiny.rglob("*") if p.is_file()}
+    ran = run(path, tiny, "--smoke", "--member", "smoke")
+    assert ran.exit_code == 0, ran.output
+    assert ran.output.startswith("fold 0  accuracy 0.")
+    assert {p: p.stat().st_mtime_ns for p in tiny.rglob("*") if p.is_file()} == before
+
+
+def test_the_digits_recipe_turns_its_images_about_and_never_flips_them():
+    import torch
+
+    recipe = load(ROOT / "recipes" / "digits.py")
+    torch.manual_seed(0)
+    still = dataclasses.replace(recipe.Config(), rotate=0, scale=0, shear=0, shift=0)
+    images = torch.rand(8, 3, 16, 16) * 255
+    torch.testing.assert_close(recipe.augment(images, still), images, rtol=0, atol=1e-2)
+    mark = torch.zeros(64, 3, 32, 32)
+    mark[:, :, 6:10, 6:10] = 255  # stays in its quarter under any map that is no flip
+    moved = recipe.augment(mark, recipe.Config())
+    assert (moved[:, :, :16, :16].sum((1, 2, 3)) > 0.95 * moved.sum((1, 2, 3))).all()
+    assert len({tuple(image.flatten().tolist()) for image in moved}) > 60
