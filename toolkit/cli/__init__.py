@@ -50,7 +50,28 @@ class _Explained(click.ClickException):
             click.echo(f"Hint: {self.error.hint}", err=True)
 
 
-class _Stages(click.Group):
+class Explaining(click.Command):
+    """A command under which a user's mistake is a sentence and exit code 1, and an interrupt exit code 130: no traceback."""
+
+    kept = "Finished work is kept"
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except ToolkitError as error:
+            raise _Explained(error) from error
+        except KeyboardInterrupt:
+            click.echo(f"\nInterrupted. {self.kept}: run the same command again to go on.", err=True)
+            ctx.exit(INTERRUPTED)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise _Explained(ToolkitError(f"{where}{error.strerror or error}")) from error
+
+
+class _Stages(Explaining, click.Group):
     """A group whose commands are found by name in `toolkit.cli.<name>` and listed by stage."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -74,20 +95,6 @@ class _Stages(click.Group):
         for stage, commands in STAGES.items():
             with formatter.section(stage):
                 formatter.write_dl(list(commands.items()))
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except ToolkitError as error:
-            raise _Explained(error) from error
-        except KeyboardInterrupt:
-            click.echo("\nInterrupted. Finished work is kept: run the same command again to go on.", err=True)
-            ctx.exit(INTERRUPTED)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            raise _Explained(ToolkitError(f"{where}{error.strerror or error}")) from error
 
 
 @click.group(cls=_Stages, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -10,23 +10,14 @@ from typing import Any
 
 import click
 
-from toolkit.cli import INTERRUPTED, _Explained
+from toolkit.cli import Explaining
 from toolkit.competition import Competition
-from toolkit.errors import ToolkitError
 
 
-class Recipe(click.Command):
-    """A recipe's command: a user's mistake is a sentence and exit code 1, an interrupt 130; neither shows a traceback."""
+class Recipe(Explaining):
+    """A recipe's command."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the recipe."""
-        try:
-            return super().invoke(ctx)
-        except ToolkitError as error:
-            raise _Explained(error) from error
-        except KeyboardInterrupt:
-            click.echo("\nInterrupted. Finished folds are kept: run the same command again to go on.", err=True)
-            ctx.exit(INTERRUPTED)
+    kept = "Finished folds are kept"
 
 
 def common(workspace: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
