@@ -14,7 +14,7 @@ PACKAGE = ROOT / "toolkit"
 
 # a module imports only from those before it
 ORDER = [
-    *("errors", "files", "csvs"),
+    *("errors", "quiet", "files", "csvs"),
     *("metrics", "cards", "predictions", "patterns", "targets", "competition", "folds", "splitting"),
     *("views", "voting", "blending", "calibration", "selection"),
     *("pixels", "images", "graphs", "sessions", "tables", "store"),

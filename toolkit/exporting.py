@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -18,6 +15,7 @@ from numpy.typing import NDArray
 from toolkit import files, graphs
 from toolkit.cards import Card, Output
 from toolkit.errors import ModelError, ParityError, few
+from toolkit.quiet import quiet
 from toolkit.sessions import probabilities
 
 if TYPE_CHECKING:
@@ -117,7 +115,7 @@ def _to_onnx(model: torch.nn.Module, samples: NDArray[np.uint8], card: Card) -> 
     import torch
 
     try:
-        with _quiet():
+        with quiet("torch.onnx", "torch.export", "onnxscript", "onnx_ir"):
             program = torch.onnx.export(
                 model,
                 (torch.from_numpy(samples),),
@@ -178,22 +176,6 @@ def _batches(samples: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
             return
         yield samples[start : start + size]
         start += size
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's notes for its own developers stay out of the user's terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.ExitStack():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def _versions() -> dict[str, str]:

@@ -48,4 +48,4 @@ def command(competition: Any, models: tuple[str, ...], members: str, **choices: 
     chosen = [name for name in members.split(",") if name]
     with bar("Predicting") as progress:
         made = ensembling.run(competition, find_exports(models), members=chosen, progress=progress, **choices)
-    click.echo(ensemble(made))
+    click.echo(ensemble(made, asked=choices["device"]))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from toolkit.ensembling import Ensemble
 
 
-def ensemble(made: Ensemble) -> str:
+def ensemble(made: Ensemble, *, asked: str) -> str:
     """Members, views, vote, device, what was computed and what was stored, bad images, where it stands."""
     models = made.meta["models"]
     members = ", ".join(f"{name} ({sum(m['member'] == name for m in models)} models)" for name in made.meta["views"])
@@ -26,7 +26,7 @@ def ensemble(made: Ensemble) -> str:
         f"Views     {made.meta['view_set']}: {', '.join(next(iter(views.values())))}",
         f"Vote      {made.meta['vote']}"
         + "".join(f"; {n:,} ties in {target!r}, settled by mean probability" for target, n in made.meta["ties"].items() if n),
-        f"Device    {outcome.device}",
+        f"Device    {outcome.device}{_reason(outcome.device) if asked == 'auto' else ''}",
         f"Passes    {outcome.passes:,} computed, {stored:,} from the store ({outcome.seconds:.1f} s{rate})",
     ]
     if any(abs(model["weight"] - 1 / len(models)) > 1e-12 for model in models):
@@ -40,6 +40,10 @@ def ensemble(made: Ensemble) -> str:
     if made.meta["limit"]:
         lines.append(f"Note      --limit {made.meta['limit']}: not every test row is there, so this cannot be submitted")
     return "\n".join(lines)
+
+
+def _reason(device: str) -> str:
+    return " (auto: the CUDA driver counts no GPU)" if device == "cpu" else " (auto: the CUDA driver counts a GPU)"
 
 
 def shown(path: Path) -> str:

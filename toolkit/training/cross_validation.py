@@ -181,6 +181,7 @@ def _one(plan: Plan, train_fold: TrainFold, fold: int, samples: Samples, device:
     random.seed(seed)
     torch.manual_seed(seed)
     model = train_fold(plan.config, given)
+    checkpoints.save(given.folder / PARTS[0], model, _card(plan, fold, None), plan.architecture)  # what comes next may fail
     predicted = _predict(plan, model, held_out, device)
     score = predicted.score(plan.competition.score, _truth(plan, predicted.ids))
     card = _card(plan, fold, score)
@@ -208,7 +209,7 @@ def _output(target: Target) -> Output:
     return Output(target.name, target.classes, activation)
 
 
-def _card(plan: Plan, fold: int, score: float) -> Card:
+def _card(plan: Plan, fold: int, score: float | None) -> Card:
     return Card(
         member=plan.member,
         fold=fold,

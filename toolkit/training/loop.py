@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 import math
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 
 from toolkit import files
 from toolkit.errors import DeviceError, TrainingError
+from toolkit.quiet import quiet
 from toolkit.training.data import Fold, Rows
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def fit(
     import pytorch_lightning as pl
 
     steps = epochs * min(len(feed), batches or len(feed))
-    with _quiet(), _interruptible():
+    with quiet("pytorch_lightning", "lightning_fabric", "lightning.pytorch"), _interruptible():
         module = _module(model, prepare, loss, optimiser, schedule, ema, _Log(fold, steps))
         trainer = pl.Trainer(
             accelerator="gpu" if fold.device == "cuda" else "cpu",
@@ -211,22 +210,6 @@ def _module(  # noqa: C901 - a class with Lightning's hooks, not one tangled fun
             log.end(optimiser.param_groups[0]["lr"])
 
     return Module()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning's banners, tips and advice stay out of the user's terminal."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 @contextmanager
