@@ -15,11 +15,12 @@ PACKAGE = ROOT / "toolkit"
 # a module imports only from those before it
 ORDER = [
     *("errors", "quiet", "files", "csvs"),
-    *("metrics", "cards", "predictions", "patterns", "targets", "competition", "folds", "splitting"),
+    *("metrics", "cards", "predictions", "patterns", "targets", "longform", "competition", "folds", "splitting"),
     *("views", "voting", "blending", "calibration", "selection"),
-    *("pixels", "images", "graphs", "sessions", "tables", "store"),
-    *("checks", "delimited", "formats", "manifests", "submissions"),
-    *("checkpoints", "exporting", "conversion", "inference", "members", "ensembling"),
+    *("pixels", "images", "graphs", "sharing", "sessions", "tables", "store"),
+    *("checks", "delimited", "formats", "manifests", "ledger", "sense", "evidence", "submissions"),
+    *("checkpoints", "exporting", "conversion", "inference", "members", "ensembling", "verifying"),
+    *("uploading", "plaincsv", "shards", "bundled", "offline", "wheels", "bundling"),
     *("deduction", "locating", "discovery", "shipped", "digits", "training", "demo", "diagnosis"),
     "cli",
 ]
@@ -29,8 +30,8 @@ OWNERS = {
     "torchvision": {"images"},
     "PIL": {"pixels", "images", "digits", "diagnosis"},
     "ttach": {"views"},
-    "onnxruntime": {"sessions", "exporting"},
-    "onnx": {"graphs", "diagnosis"},
+    "onnxruntime": {"sessions", "exporting", "shards"},
+    "onnx": {"graphs", "sharing", "diagnosis"},
     "timm": {"checkpoints", "conversion", "training"},
     "pytorch_lightning": {"training"},
     "safetensors": {"checkpoints"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -163,8 +163,17 @@ class FakeSession:
         return {digest: np.asarray(self.models[digest](pixels), dtype=np.float32) for digest in wanted}
 
 
+@dataclass(frozen=True, eq=False)
+class _Unit:
+    """Models that run together: alone, or the heads behind a trunk whose outputs they share."""
+
+    trunk: Any | None  # an onnxruntime session, as are the heads
+    cut: tuple[str, ...]
+    heads: Mapping[str, Any]
+
+
 class _Cpu:
-    """One-thread onnxruntime sessions shared by one worker per core, which pull (model, batch) jobs.
+    """One-thread onnxruntime sessions shared by one worker per core, which pull (unit, batch) jobs.
 
     Measured with EfficientNet-B0 and five models on two cores: 160 passes/s against 92 of five default sessions, which each
     start a thread per core. Every batch is padded to full size: a model may round differently at batch 1 than at batch 8,
@@ -181,7 +190,7 @@ class _Cpu:
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         _share_arena(options)
-        self._sessions = {digest: _open(path, options, "cpu") for digest, path in models.items()}
+        self.units = _units(models, options, "cpu")
         self._workers = ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
 
     def place(self, pixels: U8) -> U8:
@@ -191,67 +200,119 @@ class _Cpu:
     def run(self, batch: U8, view: str, models: Collection[str] | None = None) -> dict[str, F32]:
         """Every model over the view, in full batches spread over the cores."""
         pixels = _padded(_view(batch, view), self.batch)
-        wanted = list(self._sessions if models is None else models)
-        starts = range(0, len(pixels), self.batch)
-        jobs = [(digest, start) for digest in wanted for start in starts]
+        jobs = [
+            (unit, wanted, start) for unit, wanted in _wanted(self.units, models) for start in range(0, len(pixels), self.batch)
+        ]
 
-        def work(job: tuple[str, int]) -> F32:
-            session = self._sessions[job[0]]
-            part = pixels[job[1] : job[1] + self.batch]
-            logits: F32 = session.run(None, {session.get_inputs()[0].name: part})[0]
-            return logits
+        def work(job: tuple[_Unit, list[str], int]) -> dict[str, F32]:
+            unit, wanted, start = job
+            part = pixels[start : start + self.batch]
+            given: dict[str, Any] = {}
+            if unit.trunk is not None:
+                found = unit.trunk.run(list(unit.cut), {unit.trunk.get_inputs()[0].name: part})
+                given = dict(zip(unit.cut, found, strict=True))
+            heads = {digest: unit.heads[digest] for digest in wanted}
+            return {
+                d: head.run(None, {i.name: given.get(i.name, part) for i in head.get_inputs()})[0] for d, head in heads.items()
+            }
 
-        done = list(self._workers.map(work, jobs))
-        per = len(starts)
-        return {digest: np.concatenate(done[i * per : (i + 1) * per])[: len(batch)] for i, digest in enumerate(wanted)}
+        return _joined(self._workers.map(work, jobs), len(batch))
 
 
 class _Gpu:
-    """onnxruntime on a GPU: images are uploaded once as uint8, views are made there, logits alone come back."""
+    """onnxruntime on a GPU: images are uploaded once as uint8, views are made there, logits alone come back.
 
-    def __init__(self, models: Mapping[str, Path], device: str, batch: int) -> None:
+    `memory` is where tensors lie ("cuda"); "cpu" runs the same code in the tests of machines without a GPU.
+    """
+
+    def __init__(self, models: Mapping[str, Path], device: str, batch: int, *, memory: str = "cuda") -> None:
         import onnxruntime as ort
 
-        ort.preload_dlls()  # torch brings most CUDA libraries, the nvidia-* wheels the rest
-        self.device, self.batch = device, batch
+        if memory == "cuda":
+            ort.preload_dlls()  # torch brings most CUDA libraries, the nvidia-* wheels the rest
+        self.device, self.batch, self._memory = device, batch, memory
         self.engine = engine_tag(device)
-        self._sessions = {digest: _open(path, ort.SessionOptions(), device) for digest, path in models.items()}
+        self.units = _units(models, ort.SessionOptions(), device)
 
     def place(self, pixels: U8) -> torch.Tensor:
         """Upload the batch."""
         import torch
 
-        return torch.from_numpy(pixels).cuda()
+        return torch.from_numpy(pixels).to(self._memory)
 
     def run(self, batch: torch.Tensor, view: str, models: Collection[str] | None = None) -> dict[str, F32]:
         """Bind the view's memory to every model in turn; nothing but logits crosses the bus."""
         import torch
 
-        pixels = views.apply(batch, view).contiguous()
-        found: dict[str, F32] = {}
-        for digest in self._sessions if models is None else models:
-            session = self._sessions[digest]
-            parts = []
-            for part in torch.split(pixels, self.batch):
-                whole = _padded_tensor(part, self.batch)
+        pixels = views.apply(batch, view)
+        parts = []
+        for part in torch.split(pixels, self.batch):
+            whole = part.new_zeros((self.batch, *part.shape[1:]))
+            whole[: len(part)] = part
+            if self._memory == "cuda":
                 torch.cuda.current_stream().synchronize()  # onnxruntime reads on a stream of its own
-                binding = session.io_binding()
-                name, out = session.get_inputs()[0].name, session.get_outputs()[0].name
-                binding.bind_input(name, "cuda", whole.device.index or 0, np.uint8, tuple(whole.shape), whole.data_ptr())
-                binding.bind_output(out, "cuda", whole.device.index or 0)
-                session.run_with_iobinding(binding)
-                parts.append(binding.copy_outputs_to_cpu()[0][: len(part)])
-            found[digest] = np.concatenate(parts)
-        return found
+            for unit, wanted in _wanted(self.units, models):
+                given: dict[str, Any] = {}
+                if unit.trunk is not None:
+                    given = dict(zip(unit.cut, self._bound(unit.trunk, whole, {}, unit.cut), strict=True))
+                for digest in wanted:
+                    (logits,) = self._bound(unit.heads[digest], whole, given, [unit.heads[digest].get_outputs()[0].name])
+                    parts.append({digest: np.asarray(logits.numpy())})
+        return _joined(parts, len(batch))
+
+    def _bound(self, session: Any, pixels: torch.Tensor, given: Mapping[str, Any], outputs: Collection[str]) -> list[Any]:
+        """Run a session on memory that is there; its outputs stay on the device as OrtValues."""
+        binding, index = session.io_binding(), pixels.device.index or 0
+        for value in session.get_inputs():
+            if value.name in given:
+                binding.bind_ortvalue_input(value.name, given[value.name])
+            else:
+                binding.bind_input(value.name, self._memory, index, np.uint8, tuple(pixels.shape), pixels.data_ptr())
+        for name in outputs:
+            binding.bind_output(name, self._memory, index)
+        session.run_with_iobinding(binding)
+        return list(binding.get_outputs())
 
 
-def _open(path: Path, options: Any, device: str) -> Any:
+def _units(models: Mapping[str, Path], options: Any, device: str) -> list[_Unit]:
+    """Sessions for the models, those that share a backbone behind one trunk."""
+    trunks: list[Any] = []
+    alone = list(models)
+    if len(models) > 1:
+        from toolkit import graphs, sharing
+
+        trunks, alone = sharing.find_trunks({digest: graphs.load(path) for digest, path in models.items()})
+    units = [_Unit(None, (), {digest: _open(models[digest], str(models[digest]), options, device)}) for digest in alone]
+    for trunk in trunks:
+        where = models[next(iter(trunk.heads))]
+        heads = {d: _open(models[d], head.SerializeToString(), options, device) for d, head in trunk.heads.items()}
+        units.append(_Unit(_open(where, trunk.model.SerializeToString(), options, device), trunk.cut, heads))
+    return units
+
+
+def _wanted(units: Sequence[_Unit], models: Collection[str] | None) -> list[tuple[_Unit, list[str]]]:
+    """The units that hold some of the models asked for, with those."""
+    chosen = [(unit, [digest for digest in unit.heads if models is None or digest in models]) for unit in units]
+    return [(unit, digests) for unit, digests in chosen if digests]
+
+
+def _joined(parts: Iterable[dict[str, F32]], count: int) -> dict[str, F32]:
+    """The batches of each model in order, without the padding at the end."""
+    found: dict[str, list[F32]] = {}
+    for part in parts:
+        for digest, logits in part.items():
+            found.setdefault(digest, []).append(logits)
+    return {digest: np.concatenate(batches)[:count] for digest, batches in found.items()}
+
+
+def _open(path: Path, model: str | bytes, options: Any, device: str) -> Any:
+    """An onnxruntime session of a file, or of bytes that were cut from the model at `path`."""
     import onnxruntime as ort
 
     provider = PROVIDERS[device]
     options.log_severity_level = 4
     try:
-        session = ort.InferenceSession(str(path), options, providers=[(provider.execution, dict(provider.options))])
+        session = ort.InferenceSession(model, options, providers=[(provider.execution, dict(provider.options))])
     except Exception as error:  # onnxruntime's exceptions have no common class of their own
         raise ModelError(f"onnxruntime cannot load {path}: {error}") from error
     if session.get_providers()[0] != provider.execution:  # it falls back with only a log line
@@ -288,16 +349,3 @@ def _view(pixels: U8, view: str) -> U8:
 def _padded(pixels: U8, size: int) -> U8:
     short = -len(pixels) % size
     return pixels if not short else np.concatenate([pixels, np.zeros((short, *pixels.shape[1:]), dtype=np.uint8)])
-
-
-def _padded_tensor(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    short = size - len(pixels)
-    return (
-        pixels if not short else pixels.new_zeros((size, *pixels.shape[1:])).index_copy_(0, _range(len(pixels), pixels), pixels)
-    )
-
-
-def _range(count: int, like: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    return torch.arange(count, device=like.device)
