@@ -233,3 +233,34 @@ def test_what_the_ensemble_makes_is_submitted(workspace, folds):
     assert list(pd.read_csv(workspace / "submission.csv", dtype=str)["id"]) == list(
         pd.read_csv(competition.path(competition.sample), dtype=str)["id"]
     )
+
+
+def test_json_holds_the_receipt_or_every_problem(zoo):
+    predict(zoo)
+    done = run("--json")
+    record = json.loads(done.output)
+    assert (done.exit_code, record["ok"], record["rows"], record["format"]) == (0, True, 3, "labels")
+    assert record["id"] == files.sha256(zoo / "submission.csv")[:8]
+    assert (zoo / "submissions" / f"{record['id']}.csv").read_bytes() == (zoo / "submission.csv").read_bytes()
+    bad = zoo / "bad.csv"
+    bad.write_text("image,animal\n1,cat\n007,cow\n010,cat\n")
+    done = run("--check-only", bad, "--json")
+    record = json.loads(done.output)
+    assert (done.exit_code, record["ok"]) == (1, False)
+    found = {problem["code"]: problem for problem in record["problems"]}
+    assert set(found) == {"SUB024", "SUB040"}
+    assert (found["SUB040"]["severity"], found["SUB040"]["column"], found["SUB040"]["line"]) == ("error", "animal", 3)
+    assert found["SUB040"]["ids"] == ["007"]
+    (zoo / "competition.toml").unlink()
+    assert json.loads(run("--json").output)["error"].startswith("no competition.toml")
+
+
+def test_a_file_too_large_is_refused_before_it_is_written(zoo):
+    predict(zoo)
+    (zoo / "competition.toml").write_text(TOML.replace("[submission]", "[submission]\nmax_mb = 0.00001"))
+    done = run()
+    assert done.exit_code == 1
+    assert "SUB009 error" in done.output
+    assert not (zoo / "submission.csv").exists()
+    (zoo / "competition.toml").write_text(TOML.replace("[submission]", "[submission]\nmax_mb = -1"))
+    assert "max_mb is a number of megabytes" in run().output

@@ -65,6 +65,8 @@ def test_the_file_is_read_back(tmp_path_factory, data):
         per_id=data.draw(st.sampled_from(["", "mean", "max"])),
         sample=data.draw(TEXT),
         format=data.draw(text),
+        sample_id=data.draw(text),
+        max_mb=data.draw(st.sampled_from([0.0, 20.0, 0.5])),
     )
     tomllib.loads(ours.to_toml())
     (root / "competition.toml").write_text(ours.to_toml(), encoding="utf-8", newline="")

@@ -394,10 +394,33 @@ def test_questions_about_columns_and_images_come_together(tmp_path):
     kaggle(tmp_path, sample="name,label")
     (tmp_path / "test/900000.png").unlink()
     (tmp_path / "test/900001.png").unlink()
-    message = questions(tmp_path, Wishes(group="who"))
-    for flag in ("--metric: ", "--id: ", "--group: ", "--test-images: "):
+    message = questions(tmp_path, Wishes(group="who", id="img"))
+    for flag in ("--metric: ", "--id: train.csv has no column 'img'", "--group: ", "--test-images: "):
         assert flag in message
     assert message.startswith("4 things must be said:")
+
+
+def test_the_id_has_another_name_in_the_sample(tmp_path):
+    """Nothing is shared but the label: each table's own id is concluded, written and used."""
+    competition = found(kaggle(tmp_path, sample="ImageID,label"), ACCURACY)
+    assert (competition.id, competition.sample_id) == ("id", "ImageID")
+    assert '[submission]\nsample = "sample_submission.csv"\nid = "ImageID"\n' in competition.to_toml()
+    assert competition.test.pattern == "{ImageID}.png"
+    said = "\n".join(discover(tmp_path, ACCURACY).lines)
+    assert "id column: id - in train.csv (12 rows) and ImageID in sample_submission.csv (6 rows)" in said
+
+
+def test_two_columns_that_could_be_the_samples_id_are_asked_for(tmp_path):
+    kaggle(tmp_path)
+    rows = [(f"9{i:05d}", f"{i}", "cat") for i in range(6)]
+    table(tmp_path / "sample_submission.csv", "file,serial,label", rows)
+    assert "--sample-id: several columns could name a row" in questions(tmp_path, ACCURACY)
+    with pytest.raises(CompetitionError, match=r"--sample-id: sample_submission\.csv has no column 'name'"):
+        discover(tmp_path, replace(ACCURACY, sample_id="name"))
+    table(tmp_path / "sample_submission.csv", "file,label", [row[::2] for row in rows])
+    table(tmp_path / "train.csv", "id,code,label", [(f"{i:05d}", f"x{i}", KINDS[i % 3]) for i in range(12)])
+    chosen = found(tmp_path, replace(ACCURACY, sample_id="file"))
+    assert (chosen.id, chosen.sample_id) == ("id", "file")  # of two columns without repeats, the one that calls itself id
 
 
 def test_a_few_missing_images_are_named_not_refused(tmp_path):

@@ -79,8 +79,10 @@ def described(root, command=("toolkit", "submit")):
 def test_a_manifest_names_its_inputs_by_digest_and_reads_back(tmp_path):
     output = tmp_path / "submission.csv"
     output.write_text("id,label\n")
-    path = manifests.write(output, described(tmp_path), (), tmp_path)
+    written = manifests.write(output, described(tmp_path), (), tmp_path)
+    path = manifests.path_of(output)
     found = manifests.read(path)
+    assert found == written
     assert path == tmp_path / "submission.json"
     for key, name in (("competition", "competition.toml"), ("sample", "sample.csv"), ("predictions", "predictions/a.parquet"),
                       ("output", "submission.csv")):  # fmt: skip
@@ -97,6 +99,12 @@ def test_no_absolute_path_gets_into_a_manifest(tmp_path):
     description = described(tmp_path, command)
     assert description["command"] == ["toolkit", "-C", ".", "--output=a/b.csv", "--sample", "elsewhere.csv", "--name", "x=y"]
     assert str(tmp_path.parent) not in json.dumps(description)
+
+
+def test_secrets_and_folders_inside_a_word_are_left_out(tmp_path):
+    words = ("toolkit", "submit", "--upload", "command:/opt/mina/bin/send --token=abc123 {file}", "-m", "key: abc123 seed 4")
+    said = described(tmp_path, words)["command"]
+    assert said[2:] == ["--upload", "command:send --token=*** {file}", "-m", "key: *** seed 4"]
 
 
 def test_the_commit_is_gits_own(tmp_path):

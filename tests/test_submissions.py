@@ -2,12 +2,13 @@ import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from toolkit import checks, delimited, files, formats, submissions
@@ -43,7 +44,7 @@ VALID = {
     "probabilities": (
         competition(ANIMAL, metric="log_loss"),
         "id,eel,cat,dog\n003,0,0,1\n010,0,0,1\n001,0,0,1\n",
-        "id,eel,cat,dog\n003,.2,0.3,5e-1\n010,1,0,0\n001,0.333,0.333,0.333\n",
+        "id,eel,cat,dog\n003,.2,0.3,5e-1\n010,1,0,0\n001,0.333,0.333,0.334\n",
     ),
     "topk": (competition(ANIMAL), "id,animal\n003,cat dog\n010,cat dog\n", "id,animal\n003,eel cat\n010,dog eel\n"),
     "multilabel names": (competition(TAGS), "id,tags\n003,red big\n010,wet\n", "id,tags\n003,wet\n010,big red wet\n"),
@@ -59,16 +60,43 @@ VALID = {
         "id,sick,animal\n003,0,cat\n010,0,cat\n",
         "id,sick,animal\n003,1,dog\n010,0,eel\n",
     ),
+    "multilabel indices": (
+        competition(TAGS, form="indices"),
+        "id,tags\n003,0 1\n010,0\n",
+        "id,tags\n003,2\n010,0 1 2\n",
+    ),
+    "long": (
+        competition(ANIMAL, metric="log_loss"),
+        "id,kind,p\n003,cat,0\n003,dog,0\n003,eel,0\n010,cat,0\n010,eel,0\n010,dog,0\n",
+        "id,kind,p\n003,cat,.5\n003,dog,0.25\n003,eel,0.25\n010,cat,1\n010,eel,0\n010,dog,0\n",
+    ),
+    "joined": (
+        competition(ANIMAL, metric="log_loss"),
+        "id,p\n003_cat,0\n003_dog,0\n003_eel,0\n010_cat,0\n010_eel,0\n010_dog,0\n",
+        "id,p\n003_cat,.5\n003_dog,0.25\n003_eel,0.25\n010_cat,1\n010_eel,0\n010_dog,0\n",
+    ),
+    "multilabel long": (
+        competition(TAGS, metric="roc_auc"),
+        "tag,id,p\nred,003,0\nbig,003,0\nwet,003,0\n",
+        "tag,id,p\nred,003,1\nbig,003,0.9\nwet,003,1e-9\n",
+    ),
 }
 NAMED = {"multilabel names": "labels", "multilabel probabilities": "probabilities", "factors": "labels", "joint": "labels",
-         "two targets": "labels"}  # fmt: skip
+         "two targets": "labels", "multilabel indices": "indices", "multilabel long": "long"}  # fmt: skip
 
 
 def found(case, raw, tmp_path):
-    rules, sample, _ = VALID[case]
+    rules, sample, _ = (VALID | OTHER)[case]
     path = tmp_path / "theirs.csv"
     path.write_bytes(raw if isinstance(raw, bytes) else raw.encode())
     return submissions.check_file(path, table(sample), rules, infer_format(table(sample), rules))
+
+
+# competitions in which something can be wrong that cannot be in those above
+OTHER = {
+    "labels2": (competition(ANIMAL), "id,animal\nab1,cat\n", ""),
+    "limited": (replace(competition(ANIMAL), max_mb=1e-5), "id,animal\n003,cat\n010,cat\n", ""),
+}
 
 
 @pytest.mark.parametrize("case", VALID)
@@ -99,6 +127,7 @@ def test_no_writer_of_valid_files_raises_an_alarm(case, writer, tmp_path):
 # (case, the damaged file, the codes it must be given: exactly these)
 L, P, M = VALID["labels"][2], VALID["probabilities"][2], VALID["multilabel names"][2]
 T, B, F = VALID["topk"][2], VALID["probability"][2], VALID["flags"][2]
+G, J = VALID["long"][2], VALID["joined"][2]
 DEFECTS = {
     "empty file": ("labels", "", {"SUB001"}),
     "binary file": ("labels", b"PK\3\4\0\0", {"SUB001"}),
@@ -138,6 +167,7 @@ DEFECTS = {
     "logit": ("probability", B.replace("0.75", "-2.5"), {"SUB034"}),
     "per cent": ("probability", B.replace("0.75", "75"), {"SUB034"}),
     "row sum": ("probabilities", P.replace("5e-1", "0.4"), {"SUB035"}),
+    "row sum, roughly": ("probabilities", P.replace("5e-1", "0.4995"), {"SUB037"}),
     "unknown label": ("labels", L.replace("eel", "emu"), {"SUB040"}),
     "unknown label in a list": ("multilabel names", M.replace("big", "tiny"), {"SUB040"}),
     "float label": ("flags", F.replace("1,0,1", "1.0,0,1"), {"SUB041"}),
@@ -149,6 +179,23 @@ DEFECTS = {
     "label repeated": ("topk", T.replace("eel cat", "eel eel"), {"SUB051"}),
     "label repeated in a set": ("multilabel names", M.replace("big red", "red red"), {"SUB051"}),
     "too few labels": ("topk", T.replace("eel cat", "eel"), {"SUB052"}),
+    "quotes as text": ("labels", L.replace("010", "'010'"), {"SUB008"}),
+    "quoted label": ("labels", L.replace("eel", "‘eel’"), {"SUB008"}),
+    "id in capitals": ("labels2", "id,animal\nAB1,cat\n", {"SUB028"}),
+    "larger than allowed": ("limited", "id,animal\n003,cat\n010,eel\n", {"SUB009"}),
+    "long: a class is missing": ("long", G.replace("010,eel,0\n", ""), {"SUB020"}),
+    "long: a class twice": ("long", G + "010,eel,0\n", {"SUB022"}),
+    "long: an unknown class": ("long", G.replace("010,eel", "010,emu"), {"SUB020", "SUB021", "SUB040"}),
+    "long: lost zeros": ("long", G.replace("003", "3").replace("010", "10"), {"SUB024"}),
+    "long: spaces": ("long", G.replace("003", "003 "), {"SUB025"}),
+    "long: row sum": ("long", G.replace(".5", ".6"), {"SUB035"}),
+    "long: out of range": ("multilabel long", VALID["multilabel long"][2].replace("0.9", "1.9"), {"SUB034"}),
+    "long: row order": ("long", "id,kind,p\n003,dog,.5\n003,cat,.5\n003,eel,0\n010,cat,1\n010,eel,0\n010,dog,0\n", {"SUB029"}),
+    "long: no class column": ("long", "id,p\n003,1\n010,1\n", {"SUB010"}),
+    "joined: a class is missing": ("joined", J.replace("010_eel,0\n", ""), {"SUB020"}),
+    "joined: an unknown class": ("joined", J.replace("010_eel", "010_emu"), {"SUB020", "SUB021"}),
+    "joined: row sum": ("joined", J.replace(".5", ".6"), {"SUB035"}),
+    "joined: NaN": ("joined", J.replace(".5", "nan"), {"SUB031"}),
     "no label": ("multilabel names", M.replace("003,wet", "003,"), {"SUB053"}),
 }  # fmt: skip
 
@@ -217,14 +264,15 @@ def test_lines_are_those_of_the_file_even_after_a_broken_one(tmp_path):
 def test_a_class_never_predicted_is_a_warning():
     ids = [str(i) for i in range(60)]
     frame = pd.DataFrame({"id": ids, "animal": ["cat", "dog"] * 30}, dtype="str")
-    (problem,) = submissions.check(frame, frame, competition(ANIMAL), "labels")
+    (problem,) = submissions.check(frame, frame.assign(animal="cat"), competition(ANIMAL), "labels")
     assert (problem.code, problem.severity) == ("SUB043", "warning")
     assert "'eel'" in str(problem)
 
 
 def test_a_flag_that_no_row_has_is_not_worth_a_warning():
     frame = pd.DataFrame({"id": [str(i) for i in range(60)], **dict.fromkeys(TAGS.classes, "0")}, dtype="str")
-    assert submissions.check(frame, frame, competition(TAGS), "flags") == ()
+    frame.loc[3, "red"] = "1"
+    assert submissions.check(frame, frame.assign(red="0"), competition(TAGS), "flags") == ()
 
 
 def test_codes_are_well_formed():
@@ -400,33 +448,51 @@ worlds = st.fixed_dictionaries({
     "ids": st.lists(names.filter(str.strip), min_size=1, max_size=8, unique=True),
     "classes": st.lists(names, min_size=2, max_size=4, unique_by=lambda n: n.strip().casefold()),
     "seed": st.integers(0, 99),
-    "labels": st.booleans(),
+    "form": st.sampled_from(["labels", "probabilities", "long", "joined", "topk:2"]),
 })  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def asked(form, ids, classes):
+    """A sample that asks for a form, classes in reverse."""
+    if form == "long":
+        pairs = [(name, kind) for name in ids for kind in classes[::-1]]
+        return pd.DataFrame({"id": [p[0] for p in pairs], "kind": [p[1] for p in pairs], "y": "0"}, dtype="str")
+    if form == "joined":
+        return pd.DataFrame({"id": [f"{name}_{kind}" for name in ids for kind in classes[::-1]], "y": "0"}, dtype="str")
+    return pd.DataFrame({"id": ids, **dict.fromkeys(classes[::-1] if form == "probabilities" else ["y"], "")}, dtype="str")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(world=worlds)
 def test_any_predictions_and_sample_survive_the_trip(world, tmp_path):
-    ids, classes = tuple(world["ids"]), tuple(name for name in world["classes"] if name not in ("id", "y", "y_id"))
-    if len(classes) < 2:
-        return
+    form, ids = world["form"], tuple(world["ids"])
+    classes = tuple(name for name in world["classes"] if name not in ("id", "y", "y_id"))
+    assume(len(classes) >= 2)
+    assume(form != "topk:2" or not any(" " in name for name in classes))
+    ends = [f"_{name}" for name in classes]
+    assume(form != "joined" or not any(a != b and a.endswith(b) for a in ends for b in (*ends, *classes)))
     target = Target("y", "multiclass", classes)
-    rules = competition(target, metric="accuracy" if world["labels"] else "log_loss")
+    rules = competition(target, metric="accuracy" if form == "labels" else "log_loss", form=form)
     p = soft(target, ids=(*ids[::-1], "~beyond~"), seed=world["seed"])
-    columns = ["y"] if world["labels"] else list(classes[::-1])
-    sample = pd.DataFrame({"id": ids, **dict.fromkeys(columns, "")}, dtype="str")
-    form = "labels" if world["labels"] else "probabilities"
+    sample = asked(form, ids, classes)
+    assert infer_format(sample, rules) == form
     frame = submissions.render({"y": p}, sample, rules, form)
     path = files.write(tmp_path / "s.csv", lambda file: delimited.write(file, frame))
     assert checks.errors(submissions.check_file(path, sample, rules, form)) == []
-    back = pd.read_csv(path, dtype=str if world["labels"] else {"id": str}, keep_default_na=False)
-    assert list(back.columns) == ["id", *columns]
-    assert list(back["id"]) == list(ids)
-    ours = p.align(ids)
-    if world["labels"]:
-        assert list(back["y"]) == [classes[i] for i in ours.values.argmax(axis=1)]
+    words = form in ("labels", "topk:2")
+    back = pd.read_csv(path, dtype=str if words else {"id": str, "kind": str}, keep_default_na=False)
+    assert list(back.columns) == list(sample.columns)
+    assert list(back["id"]) == list(sample["id"])
+    ours = p.align(ids).values
+    if form == "labels":
+        assert list(back["y"]) == [classes[i] for i in ours.argmax(axis=1)]
+    elif words:
+        assert list(back["y"]) == [" ".join(classes[i] for i in np.argsort(-row)[:2]) for row in ours]
     else:
-        assert (back[columns].to_numpy().astype(np.float32) == ours.values[:, ::-1].astype(np.float32)).all()
+        numbers = (
+            back[list(classes[::-1])].to_numpy() if form == "probabilities" else back["y"].to_numpy().reshape(len(ids), -1)
+        )
+        assert (numbers.astype(np.float32) == ours[:, ::-1].astype(np.float32)).all()
 
 
 def test_the_file_is_byte_for_byte_what_pythons_csv_module_writes(tmp_path):
@@ -477,3 +543,16 @@ def test_a_folder_without_permission_is_said(tmp_path):
 def test_no_torch_is_loaded():
     code = "import sys, toolkit.submissions; import toolkit.cli.submit; sys.exit(bool({'torch', 'pandas', 'onnx'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_multilabel_row_without_a_class_is_an_empty_cell_and_shifts_nothing():
+    """Arrow's join leaves rows of nulls out."""
+    from toolkit import formats
+    from toolkit.predictions import Predictions
+    from toolkit.targets import Target
+
+    target = Target("tags", "multilabel", ("cat", "dog", "fox"), separator=", ")
+    labels = np.array([[1, 0, 0], [0, 0, 0], [1, 0, 1], [0, 0, 0]], dtype=bool)
+    table = Predictions("tags", "labels", tuple("abcd"), target.classes, labels=labels, multilabel=True)
+    column = formats.Column("tags", target)
+    assert formats._label_cells(column, table).to_pylist() == ["cat", "", "cat, fox", ""]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,13 @@ if TYPE_CHECKING:
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
+T = TypeVar("T")
+R = TypeVar("R")
 
-ROW_SUM = 1e-3  # probabilities that somebody rounded to four digits still pass
+PAIR = ", "  # between class and id, where both name a row
+QUOTES = "'\"`“”‘’"
+ROW_SUM = 1e-3  # probabilities that somebody rounded to four digits are no error
+STRICT_SUM = 1e-5  # what graders allow that compare with numpy's isclose
 SHOWN = 3
 
 
@@ -40,6 +46,8 @@ CODES: dict[str, Rule] = {
     "SUB005": Rule("error", "lines that end in a bare carriage return", "Save with \\n line ends."),
     "SUB006": Rule("warning", "lines that end in \\r\\n", "Most platforms accept them; \\n is safer."),
     "SUB007": Rule("error", "lines with more or fewer cells than the header", "Quote cells that hold a comma."),
+    "SUB008": Rule("error", "quotes that became part of the text", "Only double quotes around a whole cell are taken off."),
+    "SUB009": Rule("error", "a file larger than the platform takes", "Write fewer digits; max_mb stands in competition.toml."),
     "SUB010": Rule("error", "missing columns", "The header must be that of the sample submission."),
     "SUB011": Rule("error", "columns that the sample does not have", "Remove them."),
     "SUB012": Rule("error", "an index column", "Write without the index: to_csv(..., index=False), row.names = FALSE in R."),
@@ -62,6 +70,8 @@ CODES: dict[str, Rule] = {
     "SUB033": Rule("error", "cells that are no numbers", "Write numbers with a decimal point, without units."),
     "SUB034": Rule("error", "numbers outside 0 to 1", "Submit probabilities: softmax or sigmoid of the logits, not per cent."),
     "SUB035": Rule("error", "rows whose probabilities do not sum to 1", "Normalise each row over its classes."),
+    "SUB036": Rule("warning", "numbers rounded into ties", "The metric goes by rank: write more digits, or ranks."),
+    "SUB037": Rule("warning", "rows whose probabilities sum to 1 only roughly", "Some graders allow 1e-5: write more digits."),
     "SUB040": Rule("error", "labels that are no class", "The classes stand in competition.toml."),
     "SUB041": Rule("error", "labels written as decimal numbers", "Write 1, not 1.0; a join with gaps makes floats."),
     "SUB042": Rule("error", "labels spelled differently", "Mind spaces, case and zeros: write them as competition.toml does."),
@@ -76,6 +86,16 @@ CODES: dict[str, Rule] = {
     "SUB062": Rule("warning", "predicted ids that the sample does not ask for", "They are left out."),
     "SUB063": Rule("warning", "rows filled with the class prior", "Their images could not be read; mend those and run again."),
     "SUB064": Rule("warning", "exports outside the workspace", "They could not be compared with those that predicted."),
+    "SUB065": Rule("warning", "cards whose score is not that of their out-of-fold rows", "Train or export the member again."),
+    "SUB066": Rule("warning", "out-of-fold tables that cannot be used", "The checks that compare with them were left out."),
+    "SUB070": Rule("error", "the sample submission's own answers", "Submit predictions, not the sample."),
+    "SUB071": Rule("warning", "the same answer in every row", "This often means images that were not read."),
+    "SUB072": Rule("warning", "classes in other shares than out of fold", "Look for a mixed-up class order or other pixels."),
+    "SUB073": Rule("warning", "confidence unlike that out of fold", "This often means other pixels than in training."),
+    "SUB074": Rule("warning", "most answers differ from the last submission", "Look for a mixed-up class or row order."),
+    "SUB075": Rule("warning", "the same file as an earlier submission", "It will score the same."),
+    "SUB076": Rule("warning", "test images that no row asks for", "The sample may be stale: compare it with the platform's."),
+    "SUB077": Rule("warning", "rows whose test image is not there", "Download the images again, or compare the sample."),
 }  # fmt: skip
 
 
@@ -94,6 +114,14 @@ class Problem:
     def severity(self) -> str:
         """`error` forbids the submission, `warning` does not."""
         return CODES[self.code].severity
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The finding as plain values, for machines."""
+        rule = CODES[self.code]
+        return {"code": self.code, "severity": rule.severity, "what": rule.what, "hint": rule.hint} | {
+            "count": self.count, "column": self.column, "line": self.line, "ids": list(self.ids), "seen": self.seen
+        }  # fmt: skip
 
     def __str__(self) -> str:
         where = [f"column {self.column!r}"] if self.column else []
@@ -128,11 +156,25 @@ def text(series: pd.Series[Any]) -> Any:
 
 
 def join(*cells: Any, by: str) -> Any:
-    """Arrow columns of text joined cell by cell; nulls are passed over."""
+    """Arrow columns of text joined cell by cell; nulls are passed over, but a row of nothing else is a mistake.
+
+    Arrow leaves such rows out (pyarrow 26), which would shift all that follow.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    return pc.binary_join_element_wise(*cells, pa.scalar(by, pa.large_string()), null_handling="skip")
+    joined = pc.binary_join_element_wise(*cells, pa.scalar(by, pa.large_string()), null_handling="skip")
+    rows = max((len(column) for column in cells if isinstance(column, pa.Array | pa.ChunkedArray)), default=len(joined))
+    assert len(joined) == rows, "a row has nothing to join"
+    return joined
+
+
+def in_threads(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Results in the order of the items, made on every core: Arrow and numpy leave the interpreter free meanwhile."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(work, items)
 
 
 def header(frame: pd.DataFrame, wanted: Sequence[str]) -> tuple[pd.DataFrame, list[Problem]]:
@@ -163,8 +205,9 @@ def _plain(name: str) -> str:
 
 # what may have happened to an id on the way: two ids that are equal after the change are the same image's
 _CHANGES: dict[str, Callable[[str], str]] = {
-    "SUB025": str.strip,
-    "SUB024": lambda name: name.lstrip("0"),
+    "SUB025": lambda name: re.sub(rf"\s*({PAIR.strip()}|^|$)\s*", r"\1", name),
+    "SUB008": lambda name: name.strip(QUOTES),
+    "SUB024": lambda name: re.sub(rf"(^|{PAIR})0+", r"\1", name),
     "SUB026": lambda name: re.sub(r"\.0*$", "", name),
     "SUB027": lambda name: PurePosixPath(name).stem,
     "SUB028": str.casefold,
@@ -259,9 +302,10 @@ def _no_number(word: str) -> str:
 
 def row_sums(frame: pd.DataFrame, key: str, total: NDArray[np.float64]) -> Iterator[Problem]:
     """Find rows whose probabilities do not sum to 1; rows with a NaN were found before."""
-    off = np.abs(total - 1) > ROW_SUM
-    if off.any():
-        yield from at("SUB035", off, frame, key, seen=f"sums from {total[off].min():.6g} to {total[off].max():.6g}")
+    gap = np.abs(total - 1)
+    for code, off in (("SUB035", gap > ROW_SUM), ("SUB037", (gap > STRICT_SUM) & (gap <= ROW_SUM))):
+        if off.any():
+            yield from at(code, off, frame, key, seen=f"sums from {total[off].min():.6g} to {total[off].max():.6g}")
 
 
 def labels(frame: pd.DataFrame, key: str, column: str, classes: Sequence[str], *, names: bool = True) -> Iterator[Problem]:
@@ -317,6 +361,8 @@ def _no_class(word: str, known: set[str], spellings: set[str]) -> str:
         return "SUB030"
     if _spelling(word) in spellings:
         return "SUB042"
+    if plain.strip(QUOTES) != plain and _spelling(plain.strip(QUOTES)) in spellings:
+        return "SUB008"
     if (whole := re.fullmatch(r"([+-]?\d+)\.0*", plain)) and _spelling(whole[1]) in spellings:
         return "SUB041"
     if plain.casefold() in _NAN:

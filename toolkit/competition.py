@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from toolkit import csvs, patterns
+from toolkit import csvs, longform, patterns
 from toolkit.errors import CompetitionError, few
 from toolkit.metrics import METRICS, Metric
 from toolkit.predictions import Predictions
@@ -42,7 +42,12 @@ class Images:
 
 @dataclass(frozen=True)
 class Competition:
-    """The workspace file: frozen, checked at birth, with `root` the folder it stands in. Relative paths start there."""
+    """The workspace file: frozen, checked at birth, with `root` the folder it stands in. Relative paths start there.
+
+    `sample_id` is the id column of the sample submission and the test table, where it has another name than in train.csv;
+    `max_mb` the largest submission that the platform takes (10⁶ bytes; 0: not said);
+    `upload` where it goes, as in `kaggle:titanic`.
+    """
 
     root: Path
     name: str
@@ -56,13 +61,19 @@ class Competition:
     per_id: Literal["", "mean", "max"] = ""
     sample: str = "sample_submission.csv"
     format: str = ""
+    sample_id: str = ""
+    max_mb: float = 0.0
+    upload: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "sample_id", self.sample_id or self.id)
         names = [target.name for target in self.targets]
         if not names or len(set(names)) != len(names):
             raise CompetitionError(f"{FILE}: targets must be present and have different names, got {few(names)}")
         if self.metric not in METRICS:
             raise CompetitionError(f"{FILE}: unknown metric {self.metric!r}", hint=f"Use one of: {', '.join(METRICS)}.")
+        if not 0 <= self.max_mb < float("inf"):
+            raise CompetitionError(f"{FILE}: max_mb is a number of megabytes, not {self.max_mb}")
         if self.per_id not in ("", "mean", "max"):
             raise CompetitionError(f'{FILE}: per_id is "mean" or "max", not {self.per_id!r}')
 
@@ -127,7 +138,7 @@ class Competition:
         folder = self.path(where.folder)
         if not folder.is_dir():
             raise CompetitionError(f"the {part} images' folder {folder} does not exist", hint=f"Set [{part}] images in {FILE}.")
-        found = find_images(frame, self.id, folder, where.pattern, f"[{part}]")
+        found = find_images(frame, self.id if part == "train" else self.sample_id, folder, where.pattern, f"[{part}]")
         if found and not any(path.exists() for _, path in found):
             raise CompetitionError(
                 f"none of the {len(found):,} {part} images is there; the first would be {found[0][1]}",
@@ -142,7 +153,10 @@ class Competition:
     def _table(self, part: Part) -> pd.DataFrame:
         table = self.test.table or self.sample if part == "test" else self.train.table
         several = bool(self.per_id) and table != self.sample
-        return csvs.read(self.path(table), columns=[self.id], unique="" if several else self.id)
+        key = self.sample_id if part == "test" else self.id
+        if table == self.sample and self.format in longform.NAMES:
+            return longform.once(csvs.read(self.path(table), columns=[key]), key, self.format, self.targets[0].classes)
+        return csvs.read(self.path(table), columns=[key], unique="" if several else key)
 
     def to_toml(self) -> str:
         """The file's text; reading it back gives an equal competition."""
@@ -153,7 +167,10 @@ class Competition:
             lines += ["", f"[{part}]"] + ([f"table = {_quote(where.table)}"] if where.table else [])
             lines += [f"images = {_quote(where.folder)}", f"pattern = {_quote(where.pattern)}"]
         lines += ["", "[submission]", f"sample = {_quote(self.sample)}"]
-        lines += [f"{key} = {_quote(value)}" for key, value in (("format", self.format), ("per_id", self.per_id)) if value]
+        other = self.sample_id if self.sample_id != self.id else ""
+        said = (("id", other), ("format", self.format), ("per_id", self.per_id), ("upload", self.upload))
+        lines += [f"{key} = {_quote(value)}" for key, value in said if value]
+        lines += [f"max_mb = {self.max_mb!r}"] if self.max_mb else []
         for target in self.targets:
             lines += [
                 "",
@@ -202,6 +219,8 @@ class Competition:
             CompetitionError: there is none up to the root.
         """
         here = (start or Path.cwd()).absolute()
+        if not here.is_dir():
+            raise CompetitionError(f"{here} does not exist")
         for folder in (here, *here.parents):
             if (folder / FILE).is_file():
                 return cls.read(folder)
@@ -249,8 +268,8 @@ def _fields(raw: dict[str, Any]) -> dict[str, Any]:
         for part in ("train", "test")
     }
     targets = tuple(Target(name=name, **{"classes": (), **keys}) for name, keys in raw["targets"].items())
-    rest = raw.get("columns", {}) | raw.get("submission", {})
-    return {"name": raw["name"], "metric": raw["metric"], "targets": targets, **images, **rest}
+    asked = {"sample_id" if key == "id" else key: value for key, value in raw.get("submission", {}).items()}
+    return {"name": raw["name"], "metric": raw["metric"], "targets": targets, **images, **raw.get("columns", {}), **asked}
 
 
 def _check_keys(raw: Any, known: dict[str, Any], where: str = "") -> None:
@@ -268,7 +287,14 @@ def _check_keys(raw: Any, known: dict[str, Any], where: str = "") -> None:
 
 
 _COMPARE = "Compare it with the README, or run `toolkit init` again."
-_KINDS = {str: "text in quotes", int: "a whole number", list: "a list", dict: "a table"}
+_NUMBER = (int, float)
+_KINDS: dict[Any, str] = {
+    _NUMBER: "a number",
+    str: "text in quotes",
+    int: "a whole number",
+    list: "a list",
+    dict: "a table",
+}
 _IMAGES = {"table": str, "images": str, "pattern": str}
 _KEYS: dict[str, Any] = {
     "schema": int,
@@ -277,7 +303,7 @@ _KEYS: dict[str, Any] = {
     "columns": {"id": str, "group": str, "extra": str},
     "train": _IMAGES,
     "test": _IMAGES,
-    "submission": {"sample": str, "format": str, "per_id": str},
+    "submission": {"sample": str, "id": str, "format": str, "per_id": str, "max_mb": _NUMBER, "upload": str},
     "targets": dict,
 }
 _TARGET_KEYS: dict[str, Any] = {

@@ -29,6 +29,7 @@ class Wishes:
     test_images: str = ""
     pattern: str = ""
     id: str = ""
+    sample_id: str = ""
     target: tuple[str, ...] = ()
     factor: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     group: str = ""
@@ -73,17 +74,18 @@ class Findings:
 
 @dataclass(frozen=True)
 class Tables:
-    """The two tables, their id column, and the columns of train that are used otherwise (files, groups, extra rows)."""
+    """The two tables, their id columns, and the columns of train that are used otherwise (files, groups, extra rows)."""
 
     train: pd.DataFrame
     sample: pd.DataFrame
     key: str
+    sample_key: str
     used: frozenset[str] = frozenset()
 
     @property
     def asked(self) -> list[str]:
         """The sample's columns that are to be filled."""
-        return [str(name) for name in self.sample.columns if name != self.key]
+        return [str(name) for name in self.sample.columns if name != self.sample_key]
 
     @property
     def free(self) -> list[str]:

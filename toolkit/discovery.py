@@ -110,16 +110,16 @@ def discover(root: Path, wishes: Wishes) -> Discovery:
 def _describe(
     root: Path, train: _Source, test: _Source | None, sample: _Source, images: Index, wishes: Wishes, findings: Findings
 ) -> Competition:
-    key = _id(train, sample, wishes, findings)
+    key, sample_key = _ids(train, sample, wishes, findings)
     for flag, name in (("--group", wishes.group), ("--extra", wishes.extra)):
         if name and name not in train.frame.columns:
             findings.ask(flag, f"{train.path.name} has no column {name!r}", train.frame.columns)
     train_match = _match("train", train, key, images, root, wishes, findings)
-    listing = test if test is not None and test is not sample and key in test.frame.columns else None
+    listing = test if test is not None and test is not sample and sample_key in test.frame.columns else None
     like = train_match.pattern if train_match else ""
-    test_match = _match("test", listing or sample, key, images, root, wishes, findings, like=like)
+    test_match = _match("test", listing or sample, sample_key, images, root, wishes, findings, like=like)
     used = frozenset({wishes.group, wishes.extra, *(patterns.columns(train_match.pattern) if train_match else ())})
-    targets = deduction.targets(Tables(train.frame, sample.frame, key, used), wishes, findings) if key else ()
+    targets = deduction.targets(Tables(train.frame, sample.frame, key, sample_key, used), wishes, findings) if key else ()
     if key:
         _several_images(key, train, (train_match, test_match), wishes, findings)
     if not key or not targets or train_match is None or test_match is None:
@@ -135,6 +135,7 @@ def _describe(
         train=_images(train_match, train, root),
         test=_images(test_match, listing, root),
         id=key,
+        sample_id=sample_key,
         group=wishes.group,
         extra=wishes.extra,
         per_id=wishes.per_id,
@@ -213,29 +214,54 @@ def _from_folders(
     return _Source(root / MADE, frame), text.getvalue()
 
 
-def _id(train: _Source, sample: _Source, wishes: Wishes, findings: Findings) -> str:
-    """The column that names a row in both tables: without repeats or gaps, in train.csv too unless nothing else is there."""
+def _ids(train: _Source, sample: _Source, wishes: Wishes, findings: Findings) -> tuple[str, str]:
+    """The columns that name a row, of train.csv and of the sample: one that both have, or one of each; "" if it is asked."""
     both = [str(name) for name in sample.frame.columns if name in train.frame.columns]
-    if wishes.id:
-        lacking = [s.path.name for s in (train, sample) if wishes.id not in s.frame.columns]
-        if lacking:
-            findings.ask("--id", f"{' and '.join(lacking)} has no column {wishes.id!r}", both)
-            return ""
-        found = [wishes.id]
-    else:
-        unique = [n for n in both if sample.frame[n].is_unique and (sample.frame[n] != "").all()]
-        found = [n for n in unique if train.frame[n].is_unique] or unique
-    if len(found) != 1:
-        which = "several columns could name a row" if found else "no column names every row"
-        say = f"{which} in both {train.path.name} ({few(train.frame.columns, limit=8)}) and {sample.path.name} "
-        findings.ask("--id", say + f"({few(sample.frame.columns, limit=8)})", found)
-        return ""
-    csvs.read(sample.path, columns=found, unique=found[0])
+    key, sample_key = wishes.id, wishes.sample_id or (wishes.id if wishes.id in both else "")
+    if not key and not sample_key:
+        unique = [name for name in both if _names_rows(sample, name)]
+        shared = [name for name in unique if train.frame[name].is_unique] or unique
+        if len(shared) > 1:
+            where = f"both {_columns_of(train)} and {_columns_of(sample)}"
+            findings.ask("--id", f"several columns could name a row in {where}", shared)
+            return "", ""
+        key = sample_key = shared[0] if shared else ""
+    key = key or _only("--id", train, [name for name in map(str, train.frame.columns) if _names_rows(train, name)], findings)
+    theirs = [name for name in map(str, sample.frame.columns) if name not in both and _names_rows(sample, name)]
+    sample_key = sample_key or _only("--sample-id", sample, theirs, findings)
+    for flag, source, name in (("--id", train, key), ("--sample-id" if wishes.sample_id else "--id", sample, sample_key)):
+        if name and name not in source.frame.columns:
+            findings.ask(flag, f"{source.path.name} has no column {name!r}", both or source.frame.columns)
+            return "", ""
+    if not key or not sample_key:
+        return "", ""
+    csvs.read(sample.path, columns=[sample_key], unique=sample_key)
+    other = f"{sample_key} in " if sample_key != key else ""
     findings.say(
-        f"id column: {found[0]} - in {train.path.name} ({len(train.frame):,} rows) "
-        f"and {sample.path.name} ({len(sample.frame):,} rows)"
+        f"id column: {key} - in {train.path.name} ({len(train.frame):,} rows) "
+        f"and {other}{sample.path.name} ({len(sample.frame):,} rows)"
     )
-    return found[0]
+    return key, sample_key
+
+
+def _names_rows(source: _Source, column: str) -> bool:
+    cells = source.frame[column]
+    return bool(cells.is_unique and (cells != "").all())
+
+
+def _only(flag: str, source: _Source, columns: list[str], findings: Findings) -> str:
+    """The one column that can name a row, or the one of them that calls itself an id."""
+    named = [name for name in columns if re.search(r"(^|[\W_])[iI][dD]$|[a-z]I[dD]$", name)]
+    for found in (columns, named):
+        if len(found) == 1:
+            return found[0]
+    which = "several columns could name a row" if columns else "no column names every row"
+    findings.ask(flag, f"{which} in {_columns_of(source)}", columns)
+    return ""
+
+
+def _columns_of(source: _Source) -> str:
+    return f"{source.path.name} ({few(source.frame.columns, limit=8)})"
 
 
 def _match(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolkit import checks
+from toolkit import checks, longform
 from toolkit.checks import Problem
 from toolkit.competition import FILE, Competition, Target
 from toolkit.errors import CompetitionError, SubmissionError, few
@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Column:
-    """What one column of a submission holds: a target, or a `part` of it (a factor or a class), or its `k` best labels."""
+    """What one column of a submission holds: a target, or a `part` of it (a factor or a class), or its `k` best labels.
+
+    In the long form it holds the probability of the class that column `by` names, or that the id ends in.
+    """
 
     name: str
     target: Target
     part: str = ""
     k: int = 0
+    by: str = ""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -42,7 +46,8 @@ class Format:
 
     `plan` says what each value column of the sample holds, or raises CompetitionError; `suits` says whether the sample's
     cells and the metric speak for it; `cells` is one column's text (an Arrow array); `faults` finds what is wrong in the
-    columns that are there. `values` says that hard votes, which have labels only, cannot be written so.
+    columns that are there. `values` says that hard votes, which have labels only, cannot be written so. In the long form `rows`
+    gives the id (an Arrow array [N]) and class number (int64 [N], -1 where there is none) that each row stands for.
     """
 
     summary: str
@@ -51,6 +56,7 @@ class Format:
     cells: Callable[[Column, Predictions], Any]
     faults: Callable[[pd.DataFrame, str, Columns], Iterator[Problem]]
     values: bool
+    rows: Callable[[pd.DataFrame, str, Columns], tuple[Any, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,10 +82,10 @@ def plan(name: str, sample: pd.DataFrame, competition: Competition) -> Plan:
 
 
 def _require_id(sample: pd.DataFrame, competition: Competition) -> None:
-    if competition.id not in sample.columns or len(sample.columns) < 2:
+    if competition.sample_id not in sample.columns or len(sample.columns) < 2:
         raise CompetitionError(
-            f"the sample submission needs column {competition.id!r} and another; it has {few(sample.columns, limit=12)}",
-            hint=f"Set id under [columns] in {FILE}.",
+            f"the sample submission needs column {competition.sample_id!r} and another; it has {few(sample.columns, limit=12)}",
+            hint=f"Set id under [submission] in {FILE}.",
         )
 
 
@@ -113,7 +119,7 @@ def infer_format(sample: pd.DataFrame, competition: Competition) -> str:
 
 
 def _values(sample: pd.DataFrame, competition: Competition) -> list[str]:
-    return [str(name) for name in sample.columns if name != competition.id]
+    return [str(name) for name in sample.columns if name != competition.sample_id]
 
 
 def _seen(sample: pd.DataFrame, columns: Columns) -> dict[str, list[str]]:
@@ -174,6 +180,59 @@ def _single(sample: pd.DataFrame, competition: Competition, k: int) -> Columns:
     return tuple(Column(c.name, c.target, c.part, k or shown) for c in columns)
 
 
+def _long(sample: pd.DataFrame, competition: Competition, _: int) -> Columns:
+    """A column of class names and one of numbers; every id has a row for each class."""
+    names = _values(sample, competition)
+    target = _only_target(competition)
+    by = [name for name in names if set(sample[name]) == set(target.classes)]
+    if len(names) != 2 or len(by) != 1:
+        raise CompetitionError(f"the sample's columns {few(names)} are not one of class names and one of numbers")
+    value = next(name for name in names if name != by[0])
+    columns = (Column(value, target, by=by[0]),)
+    _require_every_pair(*_long_rows(sample, competition.sample_id, columns), target)
+    return columns
+
+
+def _joined(sample: pd.DataFrame, competition: Competition, _: int) -> Columns:
+    """One column of numbers; every id has a row `id_class` for each class."""
+    names = _values(sample, competition)
+    target = _only_target(competition)
+    if len(names) != 1:
+        raise CompetitionError(f"the sample's columns {few(names)} are not a single one of numbers")
+    columns = (Column(names[0], target),)
+    if (_joined_rows(sample.head(9), competition.sample_id, columns)[1] < 0).any():  # before a million ids are taken apart
+        raise CompetitionError(f"the sample's ids do not end in the classes of {target.name!r}")
+    _require_every_pair(*_joined_rows(sample, competition.sample_id, columns), target)
+    return columns
+
+
+def _only_target(competition: Competition) -> Target:
+    if len(competition.targets) > 1:
+        raise CompetitionError("the long form holds one target")
+    return competition.targets[0]
+
+
+def _require_every_pair(ids: Any, places: Any, target: Target) -> None:
+    import pyarrow.compute as pc
+
+    names = pc.dictionary_encode(ids)
+    count = len(names.dictionary)
+    pairs = np.unique(names.indices.to_numpy(zero_copy_only=False).astype(np.int64) * len(target.classes) + places)
+    if (places < 0).any() or len(pairs) != len(places) or len(pairs) != count * len(target.classes):
+        raise CompetitionError(f"the sample has not one row for each id and class of {target.name!r}")
+
+
+def _long_rows(frame: pd.DataFrame, key: str, columns: Columns) -> tuple[Any, Any]:
+    return checks.text(frame[key]), longform.numbers(checks.text(frame[columns[0].by]), columns[0].target.classes)
+
+
+def _joined_rows(frame: pd.DataFrame, key: str, columns: Columns) -> tuple[Any, Any]:
+    import pyarrow as pa
+
+    ids, places = longform.split(checks.text(frame[key]).to_pylist(), columns[0].target.classes)
+    return pa.array(ids, pa.large_string()), places
+
+
 def _suits_labels(sample: pd.DataFrame, columns: Columns, competition: Competition) -> bool:
     if competition.score.accepts == "probabilities" and all(c.target.task == "binary" for c in columns):
         return False
@@ -204,6 +263,10 @@ def _suits_topk(sample: pd.DataFrame, columns: Columns, _: Competition) -> bool:
     return all(set(" ".join(seen[c.name]).split()) <= set(c.classes) for c in columns)
 
 
+def _always(_sample: pd.DataFrame, _columns: Columns, _competition: Competition) -> bool:
+    return True  # a sample with every pair of id and class is no coincidence
+
+
 def _never(_sample: pd.DataFrame, _columns: Columns, _competition: Competition) -> bool:
     return False  # whose index is meant cannot be seen: it must be asked for
 
@@ -218,31 +281,50 @@ def _indices(column: Column, table: Predictions) -> Any:
 
 def _label_cells(column: Column, table: Predictions) -> Any:
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     names = pa.array(column.classes, pa.large_string())
     if not table.multilabel:
         return names.take(pa.array(_indices(column, table)))
+    return _lists(column, table, table.classes)
+
+
+def _lists(column: Column, table: Predictions, names: Sequence[str]) -> Any:
+    """Cells that list the name of each class that a row has."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     kind = pa.large_string()
     none = pa.scalar(None, kind)
-    pairs = zip(table.classes, table.decided.T, strict=True)
+    pairs = zip(names, table.decided.T, strict=True)
     each = [pc.if_else(pa.array(np.ascontiguousarray(yes)), pa.scalar(name, kind), none) for name, yes in pairs]
-    return checks.join(*each, by=column.target.separator)
+    separator = column.target.separator
+    started = pa.array([""] * len(table), kind)  # so that a row without a class has something to join
+    return pc.utf8_slice_codeunits(checks.join(started, *each, by=separator), start=len(separator))
 
 
 def _index_cells(column: Column, table: Predictions) -> Any:
     import pyarrow as pa
 
+    if table.multilabel:
+        return _lists(column, table, _places(column))
     return pa.array(_indices(column, table)).cast(pa.large_string())
 
 
+def _places(column: Column) -> list[str]:
+    return [str(place) for place in range(len(column.classes))]
+
+
 def _number_cells(column: Column, table: Predictions) -> Any:
-    """The shortest text that reads back to the same float32; adding 0 turns -0 into 0."""
+    """The numbers of the column's class as text."""
+    assert table.values is not None
+    return as_text(table.values[:, table.classes.index(column.part)])
+
+
+def as_text(numbers: Any) -> Any:
+    """The shortest text (an Arrow array [N]) that reads back to the same float32; adding 0 turns -0 into 0."""
     import pyarrow as pa
 
-    assert table.values is not None
-    numbers = table.values[:, table.classes.index(column.part)].astype(np.float32) + np.float32(0)
-    return pa.array(numbers).cast(pa.large_string())
+    return pa.array(numbers.astype(np.float32) + np.float32(0)).cast(pa.large_string())
 
 
 def _flag_cells(column: Column, table: Predictions) -> Any:
@@ -277,18 +359,40 @@ def _label_faults(frame: pd.DataFrame, key: str, columns: Columns) -> Iterator[P
 
 def _index_faults(frame: pd.DataFrame, key: str, columns: Columns) -> Iterator[Problem]:
     for c in columns:
-        yield from checks.labels(frame, key, c.name, [str(i) for i in range(len(c.classes))])
+        if c.target.multilabel:
+            yield from checks.lists(frame, key, c.name, _places(c), c.target.separator)
+        else:
+            yield from checks.labels(frame, key, c.name, _places(c))
 
 
 def _number_faults(frame: pd.DataFrame, key: str, columns: Columns) -> Iterator[Problem]:
     sums: dict[str, Any] = {}
-    for c in columns:
-        numbers, problems = checks.probabilities(frame, key, c.name)
+    read = checks.in_threads(lambda c: checks.probabilities(frame, key, c.name), columns)
+    for c, (numbers, problems) in zip(columns, read, strict=True):
         yield from problems
         sums[c.target.name] = sums.get(c.target.name, 0.0) + numbers
     for target in {c.target.name: c.target for c in columns}.values():
         if not target.multilabel and sum(c.target is target for c in columns) == len(target.classes):
             yield from checks.row_sums(frame, key, sums[target.name])
+
+
+def _long_faults(frame: pd.DataFrame, key: str, columns: Columns) -> Iterator[Problem]:
+    import pandas as pd
+
+    for c in columns:
+        if c.by and c.by not in frame.columns:
+            continue
+        if c.by:
+            yield from checks.labels(frame, key, c.by, c.classes)
+        numbers, problems = checks.probabilities(frame, key, c.name)
+        yield from problems
+        if c.target.multilabel or key not in frame.columns:
+            continue
+        ids, places = (_long_rows if c.by else _joined_rows)(frame, key, columns)
+        rows, names = pd.factorize(np.array(ids.to_pylist(), dtype=object))
+        whole = np.bincount(rows, minlength=len(names)) == len(c.classes)
+        sums = np.bincount(rows, weights=numbers, minlength=len(names))
+        yield from checks.row_sums(frame, key, np.where(whole & (places >= 0).all(), sums, 1.0)[rows])
 
 
 def _flag_faults(frame: pd.DataFrame, key: str, columns: Columns) -> Iterator[Problem]:
@@ -326,17 +430,25 @@ FORMATS: dict[str, Format] = {
         "a column with the k most probable labels separated by spaces, best first",
         _single, _suits_topk, _topk_cells, _topk_faults, values=True,
     ),
+    "long": Format(
+        "a row per id and class: a column of class names and one with the probability",
+        _long, _always, _number_cells, _long_faults, values=True, rows=_long_rows,
+    ),
+    "joined": Format(
+        "a row `id_class` per id and class, with the probability",
+        _joined, _always, _number_cells, _long_faults, values=True, rows=_joined_rows,
+    ),
 }  # fmt: skip
 
 
-def cells(fitted: Plan, predictions: dict[str, Predictions]) -> dict[str, Any]:
-    """The text of every value column (Arrow arrays [N]); predictions must hold the same N rows for every target.
+def ready(fitted: Plan, predictions: Mapping[str, Predictions]) -> dict[str, Predictions]:
+    """The predictions of every target that the format needs, with the competition's order of classes.
 
     Raises:
         SubmissionError: a target without predictions, or labels where numbers are needed.
         AlignmentError: predictions over other classes than the competition's.
     """
-    columns = {}
+    tables = {}
     for column in fitted.columns:
         target = column.target
         if target.name not in predictions:
@@ -349,5 +461,12 @@ def cells(fitted: Plan, predictions: dict[str, Predictions]) -> dict[str, Any]:
                 f"format {fitted.name!r} needs numbers, and the hard vote on {target.name!r} left only labels",
                 hint="Run `toolkit ensemble` again with --vote soft.",
             )
-        columns[column.name] = fitted.format.cells(column, table.with_classes(target.classes))
-    return columns
+        tables[target.name] = table.with_classes(target.classes)
+    return tables
+
+
+def cells(fitted: Plan, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
+    """The text of every value column (Arrow arrays [N]); predictions must hold the same N rows for every target."""
+    tables = ready(fitted, predictions)
+    made = checks.in_threads(lambda column: fitted.format.cells(column, tables[column.target.name]), fitted.columns)
+    return {column.name: cells for column, cells in zip(fitted.columns, made, strict=True)}

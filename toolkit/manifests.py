@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,37 +39,77 @@ def path_of(output: Path) -> Path:
 
 
 def describe(
-    root: Path, *, sample: Path, predictions: Path, meta: Mapping[str, Any], form: str, rows: int, command: Sequence[str]
+    root: Path,
+    *,
+    sample: Path,
+    predictions: Path,
+    meta: Mapping[str, Any],
+    form: str,
+    rows: int,
+    command: Sequence[str],
+    tables: Mapping[str, Path] | None = None,
+    scores: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All but the output's own digest: inputs of the workspace `root`, how they were combined, versions, command line.
+    """All but the output's own digest: inputs of the workspace `root`, how they were combined, scores, versions, command line.
+
+    `tables` are further inputs by what they are: the training table, the split, out-of-fold tables; those that are there count.
 
     Raises:
         DataError: an input cannot be read.
     """
-    from datetime import UTC, datetime
-
     return {
         "schema": SCHEMA,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": now(),
         "format": form,
         "rows": rows,
         "competition": _file(root / FILE, root),
         "sample": _file(sample, root),
         "predictions": _file(predictions, root) | {"meta": dict(meta)},
+        "exports": [_export(model) for model in meta.get("models", ()) if model.get("path")],
+        "tables": {what: _file(path, root) for what, path in (tables or {}).items() if path.is_file()},
+        "scores": dict(scores or {}),
         "versions": versions(),
         "command": [_argument(word, root) for word in command],
         "git": git_commit(root),
     }
 
 
-def write(output: Path, description: Mapping[str, Any], problems: Sequence[Problem], root: Path) -> Path:
-    """Write the manifest of a submission that stands complete at `output`; it comes last.
+def foreign(path: Path, root: Path, *, source: str, form: str, rows: int, problems: Sequence[Problem]) -> dict[str, Any]:
+    """The manifest of a submission made elsewhere: who made it, and what it is.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    head = {"schema": SCHEMA, "created": now(), "from": source, "format": form, "rows": rows}
+    return head | {"output": _file(path, root), "warnings": [str(problem) for problem in problems]}
+
+
+def now() -> str:
+    """The time in UTC, to the millisecond."""
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _export(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The file's digest covers the card as well, the graph's does not."""
+    return {key: model.get(key) for key in ("path", "sha256", "digest")}
+
+
+def write(output: Path, description: Mapping[str, Any], problems: Sequence[Problem], root: Path) -> dict[str, Any]:
+    """Write the manifest of a submission that stands complete at `output` and return it; it comes last.
 
     Raises:
         StoreError: the manifest cannot be written.
     """
     document = dict(description) | {"output": _file(output, root), "warnings": [str(problem) for problem in problems]}
-    return files.write_text(path_of(output), json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    files.write_text(path_of(output), text(document))
+    return document
+
+
+def text(document: Mapping[str, Any]) -> str:
+    """A manifest as it is written."""
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -159,4 +200,7 @@ def portable(path: Path, root: Path) -> str:
 
 def _argument(word: str, root: Path) -> str:
     option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
-    return option + equals + (portable(Path(value), root) if Path(value).is_absolute() else value)
+    if Path(value).is_absolute():
+        return option + equals + portable(Path(value), root)
+    value = re.sub(r"(?i)((?:token|key|secret|password)\w*[=:\s]+)\S+", r"\1***", value)
+    return option + equals + re.sub(r"(?<![\w./])/(?!/)(?:[^\s/]+/)+", "", value)

@@ -99,7 +99,7 @@ class Predictions:
         """The given rows, in that order."""
         return replace(
             self,
-            ids=tuple(self.ids[i] for i in rows),
+            ids=tuple(map(self.ids.__getitem__, rows.tolist())),
             values=None if self.values is None else self.values[rows],
             labels=None if self.labels is None else self.labels[rows],
         )
@@ -110,14 +110,15 @@ class Predictions:
         Raises:
             AlignmentError: an id has no row here; rows that were not asked for are left out without a word.
         """
-        place = {name: i for i, name in enumerate(self.ids)}
-        missing = [name for name in ids if name not in place]
-        if missing:
+        if tuple(ids) == self.ids:
+            return self
+        place = dict(zip(self.ids, range(len(self.ids)), strict=True))
+        if missing := [name for name in ids if name not in place]:
             raise AlignmentError(
                 f"target {self.target!r}: {len(missing):,} of {len(ids):,} ids have no predictions: {few(missing)}",
                 hint="Ids are compared as text: '7' and '007' differ.",
             )
-        return self.take(np.array([place[name] for name in ids], dtype=np.int64))
+        return self.take(np.fromiter(map(place.__getitem__, ids), dtype=np.int64, count=len(ids)))
 
     def with_classes(self, classes: Sequence[str]) -> Predictions:
         """The same table with its columns in another order of the same classes.

@@ -7,20 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit import checks, csvs, delimited, files, formats, manifests, tables
+import numpy as np
+
+from toolkit import checks, csvs, delimited, evidence, files, formats, ledger, longform, manifests, sense, tables
 from toolkit.checks import Problem
 from toolkit.competition import Competition
 from toolkit.errors import SubmissionError, few
-from toolkit.formats import infer_format
+from toolkit.formats import Plan, infer_format
 from toolkit.predictions import Predictions
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What `submit` did: the files it wrote, what they were made of and the warnings."""
+    """What `submit` did: the files it wrote, what they were made of, the warnings, its name in the ledger and its scores.
+
+    `changed` is the share of rows that differ from the last submission, None for the first one.
+    """
 
     path: Path
     manifest: Path
@@ -28,6 +34,18 @@ class Receipt:
     format: str
     rows: int
     warnings: tuple[Problem, ...]
+    id: str
+    scores: Mapping[str, Any]
+    changed: float | None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The receipt as plain values, for machines."""
+        return {
+            "ok": True, "id": self.id, "path": str(self.path), "manifest": str(self.manifest), "format": self.format,
+            "rows": self.rows, "scores": dict(self.scores), "changed": self.changed, "predictions": self.meta.get("name", ""),
+            "problems": [problem.record for problem in self.warnings],
+        }  # fmt: skip
 
 
 def render(
@@ -48,19 +66,44 @@ def render(
     import pyarrow as pa
 
     fitted = formats.plan(form, sample, competition)
-    needed = {column.target.name for column in fitted.columns} & set(predictions)
-    shown = checks.text(sample[competition.id]).to_pylist()
-    for name in needed:
-        known = set(predictions[name].ids)
-        shown = [id_ for id_ in shown if id_ in known]
-    columns = formats.cells(fitted, {name: _rows(predictions[name], shown) for name in needed})
-    columns[competition.id] = pa.array(shown, pa.large_string())
+    ready = formats.ready(fitted, predictions)
+    if fitted.format.rows:
+        return _long(fitted, ready, sample, competition)
+    shown = checks.text(sample[competition.sample_id])
+    places = {name: _places(table, shown) for name, table in ready.items()}
+    there = np.logical_and.reduce([place >= 0 for place in places.values()])
+    columns = formats.cells(fitted, {name: _rows(table, places[name][there]) for name, table in ready.items()})
+    columns[competition.sample_id] = shown if there.all() else shown.filter(pa.array(there))
     frame: pd.DataFrame = pa.table({name: columns[name] for name in map(str, sample.columns)}).to_pandas()
     return frame
 
 
-def _rows(table: Predictions, ids: list[str]) -> Predictions:
-    return table if list(table.ids) == ids else table.align(ids)
+def _long(fitted: Plan, ready: Mapping[str, Predictions], sample: pd.DataFrame, competition: Competition) -> pd.DataFrame:
+    """The sample's own rows with their numbers: each stands for an id and a class."""
+    import pandas as pd
+
+    assert fitted.format.rows is not None
+    column = fitted.columns[0]
+    values = ready[column.target.name].values
+    ids, classes = fitted.format.rows(sample, competition.sample_id, fitted.columns)
+    places = _places(ready[column.target.name], ids)
+    there = places >= 0
+    assert values is not None
+    cells = formats.as_text(values[places[there], classes[there]])
+    return sample[there].reset_index(drop=True).assign(**{column.name: pd.Series(cells.to_pandas(), dtype="str")})
+
+
+def _places(table: Predictions, ids: Any) -> NDArray[np.int64]:
+    """The row of each id in a table, int64 [N], -1 where it has none; Arrow's hashing takes a fifth of a dictionary's time."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found = pc.index_in(ids, value_set=pa.array(table.ids, pa.large_string()))
+    return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+def _rows(table: Predictions, places: NDArray[np.int64]) -> Predictions:
+    return table if np.array_equal(places, np.arange(len(table))) else table.take(places)
 
 
 def check(
@@ -75,11 +118,23 @@ def check(
         CompetitionError: the format does not fit the sample.
     """
     fitted = formats.plan(form, sample, competition)
+    key = competition.sample_id
     frame, problems = checks.header(frame, [str(name) for name in sample.columns])
-    problems += checks.ids(frame, sample, competition.id)
+    by = fitted.columns[0].by
+    if not by:
+        problems += checks.ids(frame, sample, key)
+    elif {by, key} <= set(frame.columns):
+        problems += checks.ids(_paired(frame, key, by), _paired(sample, key, by), key)
     present = tuple(column for column in fitted.columns if column.name in frame.columns)
-    problems += fitted.format.faults(frame, competition.id, present)
+    problems += fitted.format.faults(frame, key, present)
+    problems += sense.same_as_sample(frame, sample, key)
+    problems += sense.ties(frame, fitted, competition.score)
     return tuple(sorted(problems, key=lambda problem: problem.code))
+
+
+def _paired(frame: pd.DataFrame, key: str, by: str) -> pd.DataFrame:
+    """The table with `class, id` for the id: what names a row of the long form."""
+    return frame.assign(**{key: frame[by] + checks.PAIR + frame[key]})
 
 
 def check_file(path: Path, sample: pd.DataFrame, competition: Competition, form: str) -> tuple[Problem, ...]:
@@ -92,7 +147,28 @@ def check_file(path: Path, sample: pd.DataFrame, competition: Competition, form:
     frame, problems = delimited.read(path)
     if frame is not None:
         problems += check(frame, sample, competition, form)
+        problems += _size(path.stat().st_size, competition)
     return tuple(sorted(problems, key=lambda problem: problem.code))
+
+
+def _size(size: int, competition: Competition) -> Iterator[Problem]:
+    if competition.max_mb and size > competition.max_mb * 1e6:
+        yield Problem("SUB009", seen=f"{size / 1e6:,.1f} MB, {competition.max_mb:g} are allowed")
+
+
+def read_sample(competition: Competition, path: Path | None = None) -> tuple[pd.DataFrame, str]:
+    """The sample submission as text, and the format that it asks for.
+
+    Raises:
+        CompetitionError: it cannot be read, names a row twice, or leaves the format open.
+    """
+    path = path or competition.path(competition.sample)
+    key = competition.sample_id
+    wanted = csvs.read(path, columns=[key])
+    whole = bool(wanted[key].is_unique and (wanted[key] != "").all())
+    if not whole and (competition.format or infer_format(wanted, competition)) not in longform.NAMES:
+        csvs.read(path, unique=key)  # says which ids
+    return wanted, infer_format(wanted, competition)
 
 
 def examine(competition: Competition, path: Path, *, sample: Path | None = None) -> tuple[str, tuple[Problem, ...]]:
@@ -102,15 +178,104 @@ def examine(competition: Competition, path: Path, *, sample: Path | None = None)
         SubmissionError: the file has errors; it carries all problems.
         CompetitionError: the sample cannot be read, or its format cannot be told.
     """
-    wanted = csvs.read(sample or competition.path(competition.sample), columns=[competition.id], unique=competition.id)
-    form = infer_format(wanted, competition)
+    wanted, form = read_sample(competition, sample)
     problems = check_file(path, wanted, competition, form)
     refuse(path, problems)
-    return form, problems
+    fitted = formats.plan(form, wanted, competition)
+    frame, _ = delimited.read(path)
+    assert frame is not None
+    ours = sense.read(frame, fitted, competition.sample_id)
+    every = [{"member": table.stem} for table in sorted(competition.path("oof").glob("*.parquet"))]
+    found = evidence.gather(competition, {"models": every})
+    _, doubts = _doubts(competition, fitted, wanted, ours, found)
+    return form, tuple(sorted((*problems, *doubts), key=lambda problem: problem.code))
 
 
-def write(path: Path, frame: pd.DataFrame, problems: Sequence[Problem], manifest: Mapping[str, Any], root: Path) -> Path:
-    """Write a checked submission as CSV (UTF-8, \\n, minimal quotes), then its manifest; each is whole or not there.
+@dataclass(frozen=True)
+class Move:
+    """How many rows of one question went from one class (or set of classes) to another."""
+
+    question: str
+    before: str
+    after: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Diff:
+    """How two submissions differ over the ids that both have: rows, those that changed, by class, and the ids."""
+
+    rows: int
+    changed: int
+    moves: tuple[Move, ...]
+    ids: tuple[str, ...]
+
+    @property
+    def share(self) -> float:
+        """Rows that changed, over all."""
+        return self.changed / max(1, self.rows)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The difference as plain values, for machines."""
+        counts = {"ok": True, "rows": self.rows, "changed": self.changed, "share": self.share}
+        return counts | {"moves": [vars(move) for move in self.moves], "ids": list(self.ids)}
+
+
+def diff(competition: Competition, first: str, second: str) -> Diff:
+    """Compare two kept submissions, named as `ledger.find` takes them; the most frequent change first.
+
+    Raises:
+        SubmissionError: no such submission, or one whose file cannot be read.
+        CompetitionError: the sample cannot be read.
+    """
+    wanted, form = read_sample(competition)
+    fitted = formats.plan(form, wanted, competition)
+    entry = ledger.find(competition, second)
+    found = []
+    for kept in (ledger.find(competition, first), entry):
+        frame, problems = delimited.read(kept.path)
+        if frame is None or competition.sample_id not in frame.columns:
+            raise SubmissionError(f"{kept.path} cannot be read", problems=problems)
+        found.append(sense.read(frame, fitted, competition.sample_id))
+    _, changed, ids = sense.differing(*found)
+    moves = [Move(*move) for move in sense.moves(*found)]
+    return Diff(len(ids), int(changed.sum()), tuple(moves), tuple(name for name, hit in zip(ids, changed, strict=True) if hit))
+
+
+def _doubts(
+    competition: Competition, fitted: Plan, sample: pd.DataFrame, ours: list[sense.Answers], found: evidence.Evidence
+) -> tuple[float | None, list[Problem]]:
+    """What speaks against answers that are valid, and the share of them that differ from the last submission's."""
+    problems = list(found.problems)
+    expected = {answers.name: answers for answers in sense.by_question(fitted, found.predictions)}
+    for answers in ours:
+        if answers.name in expected:
+            problems += sense.shifted(answers, expected[answers.name])
+            problems += sense.unsure(answers, expected[answers.name])
+    problems += sense.on_disk(competition, sample)
+    kept = ledger.entries(competition)
+    changed = compare(competition, fitted, ours, kept[-1]) if kept else None
+    if changed is not None and changed[0] > sense.CHANGED:
+        problems.append(Problem("SUB074", int(changed[1].sum()), seen=f"{changed[0]:.1%} against {kept[-1].id}"))
+    return (changed[0] if changed else None), problems
+
+
+def compare(
+    competition: Competition, fitted: Plan, ours: list[sense.Answers], other: ledger.Entry
+) -> tuple[float, NDArray[np.bool_], list[str]] | None:
+    """The share of rows whose answers differ from a kept submission's, which, and their ids; None if it is unreadable."""
+    frame, _ = delimited.read(other.path)
+    key = competition.sample_id
+    if frame is None or not ours or not {key, *(c.name for c in fitted.columns)} <= set(frame.columns):
+        return None
+    return sense.differing(ours, sense.read(frame, fitted, key))
+
+
+def write(
+    path: Path, frame: pd.DataFrame, problems: Sequence[Problem], manifest: Mapping[str, Any], root: Path
+) -> dict[str, Any]:
+    """Write a checked submission as CSV (UTF-8, \\n, minimal quotes), then its manifest, returned; each is whole or not there.
 
     Raises:
         SubmissionError: `problems`, which the error carries, hold an error; nothing is touched.
@@ -152,15 +317,53 @@ def submit(
     path = output or competition.path("submission.csv")
     _refuse_inputs(path, competition, [made, sample_path])
     table = tables.read_table(made)
-    wanted = csvs.read(sample_path, columns=[competition.id], unique=competition.id)
-    form = infer_format(wanted, competition)
+    wanted, form = read_sample(competition, sample)
+    fitted = formats.plan(form, wanted, competition)
     frame = render(table.predictions, wanted, competition, form)
-    problems = (*check(frame, wanted, competition, form), *_origin(competition, table, wanted))
+    found = evidence.gather(competition, table.meta)
+    ours = sense.by_question(fitted, table.predictions)
+    changed, doubts = _doubts(competition, fitted, wanted, ours, found)
+    problems = [*check(frame, wanted, competition, form), *_origin(competition, table, fitted, wanted, len(frame)), *doubts]
+    problems += _size(delimited.size(frame), competition)
     refuse(path, problems)
-    manifest = manifests.describe(
-        competition.root, sample=sample_path, predictions=made, meta=table.meta, form=form, rows=len(frame), command=command
-    )
-    return Receipt(path, write(path, frame, problems, manifest, competition.root), table.meta, form, len(frame), problems)
+    described = manifests.describe(
+        competition.root, sample=sample_path, predictions=made, meta=table.meta, form=form, rows=len(frame), command=command,
+        tables=inputs(competition, found), scores=found.scores,
+    )  # fmt: skip
+    manifest = write(path, frame, problems, described, competition.root)
+    name, again = _keep(competition, path, manifest)
+    warnings = tuple(sorted((*problems, *again), key=lambda problem: problem.code))
+    return Receipt(path, manifests.path_of(path), table.meta, form, len(frame), warnings, name, found.scores, changed)
+
+
+def inputs(competition: Competition, found: evidence.Evidence) -> dict[str, Path]:
+    """What a submission depends on besides predictions, sample and competition file."""
+    given = {"train": competition.path(competition.train.table), "split": competition.path("split.csv")}
+    given |= {"test": competition.path(competition.test.table)} if competition.test.table else {}
+    return given | {f"oof/{path.stem}": path for path in found.paths}
+
+
+def _keep(competition: Competition, path: Path, manifest: Mapping[str, Any]) -> tuple[str, list[Problem]]:
+    """The name in the ledger, and a warning if the same file is there already."""
+    before = {entry.id: entry for entry in ledger.entries(competition)}
+    name = ledger.keep(competition, path, manifest)
+    again = [Problem("SUB075", seen=f"{name} of {before[name].created:%Y-%m-%d %H:%M}")] if name in before else []
+    return name, again
+
+
+def adopt(competition: Competition, path: Path, source: str) -> tuple[str, tuple[Problem, ...]]:
+    """Take a submission made elsewhere into the ledger, once it has no errors; its name there and the warnings.
+
+    Raises:
+        SubmissionError: the file has errors; it carries all problems.
+        StoreError: the ledger cannot be written.
+    """
+    form, problems = examine(competition, path)
+    frame, _ = delimited.read(path)
+    rows = 0 if frame is None else len(frame)
+    manifest = manifests.foreign(path, competition.root, source=source, form=form, rows=rows, problems=problems)
+    name, again = _keep(competition, path, manifest)
+    return name, (*problems, *again)
 
 
 def last_made(competition: Competition) -> Path:
@@ -205,10 +408,17 @@ def _refuse_inputs(path: Path, competition: Competition, inputs: list[Path]) -> 
         raise SubmissionError(f"{taken[0]} is an input and would be replaced", hint="Give another --output.")
 
 
-def _origin(competition: Competition, table: tables.Table, sample: pd.DataFrame) -> Iterator[Problem]:
+def _origin(competition: Competition, table: tables.Table, fitted: Plan, sample: pd.DataFrame, used: int) -> Iterator[Problem]:
     """What can be wrong with the predictions themselves: exports that changed, rows too many, images that were not read."""
     yield from manifests.stale(competition.root, table.meta)
-    wanted = set(checks.text(sample[competition.id]).to_pylist())
-    ids = next(iter(table.predictions.values())).ids
-    yield from checks.of_ids("SUB062", [name for name in ids if name not in wanted])
+    first = next(iter(table.predictions.values()))
+    if fitted.format.rows or used < len(first):  # else every one of them was written
+        asked = (fitted.format.rows or _plain_rows)(sample, competition.sample_id, fitted.columns)[0]
+        found = _places(first, asked)
+        surplus = np.delete(np.arange(len(first)), found[found >= 0])
+        yield from checks.of_ids("SUB062", [first.ids[i] for i in surplus])
     yield from checks.of_ids("SUB063", [str(bad["id"]) for bad in table.meta.get("bad_images", ())])
+
+
+def _plain_rows(sample: pd.DataFrame, key: str, _: formats.Columns) -> tuple[Any, None]:
+    return checks.text(sample[key]), None

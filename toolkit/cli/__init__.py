@@ -28,6 +28,9 @@ STAGES: dict[str, dict[str, str]] = {
     },
     "Submit": {
         "submit": "Check the predictions against the sample submission and write submission.csv.",
+        "verify": "Compare a submission and all it was made of with its manifest.",
+        "submissions": "List the submissions kept in submissions/ with their scores.",
+        "bundle": "Pack an ensemble into one folder that predicts a hidden test set without network.",
     },
 }
 

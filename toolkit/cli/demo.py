@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -20,6 +19,4 @@ def command(folder: Path) -> None:
     from toolkit.cli.summaries import demo
     from toolkit.demo import run
 
-    with ExitStack() as stack:
-        done = run(folder, say=click.echo, progress=lambda what: stack.enter_context(bar(what)))
-    click.echo(demo(done, folder))
+    click.echo(demo(run(folder, say=click.echo, bar=bar), folder))

@@ -19,8 +19,11 @@ from toolkit.cli import options
     "--fold", type=click.IntRange(0), help="The fold it did not train on; leave out for a model trained on everything."
 )
 @click.option("--size", type=click.IntRange(1), help="Input side in pixels; default timm's for the model.")
+@click.option("--resize", type=click.Choice(["crop", "squash"]), help="Cut the centre, or resize whole; default timm's.")
+@click.option("--interpolation", type=click.Choice(["bilinear", "bicubic"]), help="Default timm's for the model.")
 @click.option("--mean", type=(float, float, float), help="Normalisation in units of pixel / 255; default timm's.")
 @click.option("--std", type=(float, float, float), help="Normalisation in units of pixel / 255; default timm's.")
+@click.option("--force", is_flag=True, help="Replace an export that is there.")
 @options.workspace
 def command(competition: Any, checkpoint: Path, **choices: Any) -> None:
     """Turn a checkpoint into a self-contained .onnx with a card, proved equal to the model.

@@ -37,6 +37,9 @@ def _path(flag: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., 
 @_path("--test-images", "The folder of test images.")
 @click.option("--pattern", default="", help="How a row names its file: '{id}.png', '{patient_id}/{image_id}.*'.")
 @click.option("--id", default="", metavar="COLUMN", help="The column that names a row.")
+@click.option(
+    "--sample-id", default="", metavar="COLUMN", help="That of the sample submission, where it has another name there."
+)
 @click.option("--target", multiple=True, metavar="COLUMN", help="A column of labels; repeat it for several.")
 @click.option(
     "--factor", multiple=True, metavar="COLUMN=A,B,..", help="A factor of a joint target, with its classes in order; repeat it."

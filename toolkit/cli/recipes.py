@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from toolkit.cli import Explaining
-from toolkit.competition import Competition
+from toolkit.competition import FILE, Competition
 
 
 class Recipe(Explaining):
@@ -23,7 +23,12 @@ class Recipe(Explaining):
 def common(workspace: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The options of every recipe: --workspace (with its default), --fold, --device, --fresh, --smoke."""
     options = (
-        click.option("--workspace", type=click.Path(path_type=Path), default=workspace, show_default=True),
+        click.option(
+            "--workspace",
+            type=click.Path(path_type=Path),
+            callback=lambda _context, _parameter, said: said or here(workspace),
+            help=f"Where the competition is.  [default: the workspace around the current folder, else {workspace}]",
+        ),
         click.option("--fold", "folds", type=click.IntRange(0), multiple=True, help="Only this fold; may be repeated."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
         click.option("--fresh", is_flag=True, help="Train again what is finished."),
@@ -36,6 +41,13 @@ def common(workspace: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         return body
 
     return decorate
+
+
+def here(otherwise: str) -> Path:
+    """The workspace that holds the current folder; `otherwise` where there is none."""
+    folder = Path.cwd()
+    found = next((parent for parent in (folder, *folder.parents) if (parent / FILE).is_file()), None)
+    return found or Path(otherwise)
 
 
 @contextmanager

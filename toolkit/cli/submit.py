@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.cli import options
+from toolkit.cli import options, summaries
 
 if TYPE_CHECKING:
     from toolkit.competition import Competition
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
+_Said = tuple[dict[str, Any], str]
 
 
 @click.command()
@@ -21,18 +22,34 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--output", type=_FILE, help="The file to write.  [default: submission.csv in the workspace]")
 @click.option("--sample", type=_FILE, help="The sample submission.  [default: that of competition.toml]")
 @click.option("--check-only", "foreign", type=_FILE, metavar="FILE", help="Check a file made elsewhere and write nothing.")
+@click.option("--upload", default="", metavar="PLATFORM", help="Send it: kaggle, kaggle:titanic, command:'send {file}'.")
+@click.option("--message", "-m", default="", help="What the platform is told of it.  [default: the predictions' name]")
+@options.as_json
 @options.workspace
-def command(competition: Competition, name: str, output: Path | None, sample: Path | None, foreign: Path | None) -> None:
+def command(
+    competition: Competition,
+    name: str,
+    output: Path | None,
+    sample: Path | None,
+    foreign: Path | None,
+    upload: str,
+    message: str,
+) -> _Said:
     """Check the predictions against the sample submission and write submission.csv."""
-    from toolkit import manifests, submissions
+    from toolkit import submissions, uploading
 
     if foreign:
-        if name or output:
-            raise click.UsageError("--check-only writes nothing and takes no predictions: leave out --name and --output.")
+        if name or output or upload:
+            raise click.UsageError(
+                "--check-only writes nothing and takes no predictions: leave out --name, --output, --upload."
+            )
         form, problems = submissions.examine(competition, foreign, sample=sample)
-        head, tail = [f"Checked {foreign} as format {form}"], ["No errors: it can be submitted."]
-    else:
-        done = submissions.submit(competition, name=name, output=output, sample=sample, command=["toolkit", *sys.argv[1:]])
-        head, problems = manifests.summary(done.meta), done.warnings
-        tail = [f"Wrote {done.path}: {done.rows:,} rows, format {done.format}", f"Wrote {done.manifest}: what it was made of"]
-    click.echo("\n".join([*head, *map(str, problems), *tail]))
+        record = {"ok": True, "format": form, "problems": [problem.record for problem in problems]}
+        said = [f"Checked {foreign} as format {form}", *map(str, problems), "No errors: it can be submitted."]
+        return record, "\n".join(said)
+    where = uploading.address(upload, competition.upload) if upload else ""
+    words = uploading.recorded(["toolkit", *sys.argv[1:]])
+    done = submissions.submit(competition, name=name, output=output, sample=sample, command=words)
+    reply = uploading.upload(where, done.path, message or str(done.meta.get("name", ""))) if where else ""
+    said = [summaries.submission(done), *(["Uploaded:", reply] if where else [])]
+    return done.record | {"upload": reply}, "\n".join(said)

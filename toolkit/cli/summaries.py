@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from toolkit.errors import few
 
 if TYPE_CHECKING:
     from toolkit.cards import Card
     from toolkit.demo import Demo
     from toolkit.ensembling import Ensemble
+    from toolkit.ledger import Entry
+    from toolkit.submissions import Diff, Receipt
 
 
 def ensemble(made: Ensemble, *, asked: str) -> str:
@@ -36,6 +41,7 @@ def ensemble(made: Ensemble, *, asked: str) -> str:
         lines += [f"          {image.why}" for image in outcome.bad]
     rows = len(next(iter(made.predictions.values())))
     lines.append(f"Wrote     {shown(made.path)} ({rows:,} rows × {', '.join(made.predictions)})")
+    lines += [f"Note      {note}" for note in made.notes]
     lines.append("Next      toolkit submit")
     if made.meta["limit"]:
         lines.append(f"Note      --limit {made.meta['limit']}: not every test row is there, so this cannot be submitted")
@@ -97,3 +103,49 @@ def demo(done: Demo, folder: Path) -> str:
         "  toolkit submit",
     ]
     return "\n".join(lines)
+
+
+def submission(done: Receipt) -> str:
+    """What was submitted: predictions, score out of fold, change since the last one, warnings, files, name in the ledger."""
+    from toolkit import manifests
+
+    lines = manifests.summary(done.meta)
+    if done.scores:
+        low, high = done.scores["interval"] or (None, None)
+        sure = f" (95 % {low:.4f} to {high:.4f})" if low is not None else ""
+        rows = done.scores["rows"]
+        value = f"{done.scores['metric']} {done.scores['out_of_fold']:.4f}"
+        lines.append(f"Out of fold {value}{sure}, {rows:,} rows, without views")
+    if done.changed is not None:
+        lines.append(f"{done.changed:.1%} of rows answer otherwise than the last submission")
+    lines += map(str, done.warnings)
+    lines.append(f"Wrote {done.path}: {done.rows:,} rows, format {done.format}")
+    lines.append(f"Wrote {done.manifest}: what it was made of")
+    lines.append(f"Kept as {done.id}: `toolkit submissions score {done.id} SCORE` once the platform has scored it")
+    return "\n".join(lines)
+
+
+def kept(entries: Sequence[Entry], link: float | None, warning: str) -> str:
+    """The ledger as a table, the correlation of its scores, and the warning."""
+    if not entries:
+        return "No submission was written yet."
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.5f}"
+
+    rows: list[tuple[str, ...]] = [("id", "written (UTC)", "of", "out of fold", "public", "private")]
+    rows += [
+        (e.id, f"{e.created:%Y-%m-%d %H:%M}", e.source, *map(number, (e.out_of_fold, e.public, e.private))) for e in entries
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if link is not None:
+        lines.append(f"Rank correlation of out of fold and public: {link:+.2f}")
+    return "\n".join([*lines, *([warning] if warning else [])])
+
+
+def diff(found: Diff, first: str, second: str) -> str:
+    """How many rows two submissions answer otherwise, and from which class to which."""
+    lines = [f"{found.changed:,} of {found.rows:,} rows differ ({found.share:.1%}) between {first} and {second}"]
+    lines += [f"{move.count:>9,}  {move.question}: {move.before} → {move.after}" for move in found.moves]
+    return "\n".join(lines + ([f"ids: {few(found.ids)}"] if found.ids else []))

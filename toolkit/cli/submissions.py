@@ -1,0 +1,83 @@
+"""`toolkit submissions`: what was submitted, what it scored, and how two submissions differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolkit.cli import options, summaries
+
+if TYPE_CHECKING:
+    from toolkit.competition import Competition
+
+_Said = tuple[dict[str, Any], str]
+
+
+@click.group(invoke_without_command=True)
+@click.option("--json", "machine", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def command(ctx: click.Context, *, machine: bool) -> None:
+    """List the submissions kept in submissions/ with their scores.
+
+    \b
+    toolkit submissions                      out of fold, public and private scores, and whether they agree
+    toolkit submissions score 3f0a91bc 0.912
+    toolkit submissions diff 3f0a91bc last
+    toolkit submissions add theirs.csv --from Mina
+    """
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(_list, machine=machine)
+
+
+@options.as_json
+@options.workspace
+def _list(competition: Competition) -> _Said:
+    from toolkit import ledger
+
+    every = ledger.entries(competition)
+    link, warning = ledger.correlation(every), ledger.warning(competition, every)
+    record = {"ok": True, "submissions": [entry.record for entry in every], "correlation": link, "warning": warning}
+    return record, summaries.kept(every, link, warning)
+
+
+@command.command()
+@click.argument("name", metavar="ID")
+@click.argument("value", type=float, metavar="SCORE")
+@click.option("--private", "board", flag_value="private", default="public", help="It is the private board's score.")
+@options.as_json
+@options.workspace
+def score(competition: Competition, name: str, value: float, board: Any) -> _Said:
+    """Note what the platform gave a submission.  ID may be shortened, or `last`."""
+    from toolkit import ledger
+
+    entry = ledger.score(competition, name, value, board)
+    return {"ok": True} | entry.record, f"{entry.id}: {board} score {value:g}"
+
+
+@command.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@options.as_json
+@options.workspace
+def diff(competition: Competition, first: str, second: str) -> _Said:
+    """Show how many rows two submissions answer otherwise, by class."""
+    from toolkit import submissions
+
+    found = submissions.diff(competition, first, second)
+    return found.record, summaries.diff(found, first, second)
+
+
+@command.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--from", "source", required=True, metavar="NAME", help="Who made it.")
+@options.as_json
+@options.workspace
+def add(competition: Competition, file: Path, source: str) -> _Said:
+    """Check a teammate's submission and keep it."""
+    from toolkit import submissions
+
+    name, problems = submissions.adopt(competition, file, source)
+    record = {"ok": True, "id": name, "problems": [problem.record for problem in problems]}
+    return record, "\n".join([*map(str, problems), f"Kept as {name}"])
