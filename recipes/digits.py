@@ -82,7 +82,11 @@ def train_fold(config: Config, fold: Fold) -> nn.Module:
         fold,
         epochs=config.epochs,
         prepare=lambda pixels: normalise(augment(pixels.float(), config), MEAN, STD),
-        loss=lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=config.smoothing),
+        loss=lambda logits, labels: (
+            F.cross_entropy(logits, labels, label_smoothing=config.smoothing)
+            if labels.ndim == 1
+            else F.binary_cross_entropy_with_logits(logits, labels.float())
+        ),
         optimiser=optimiser,
         schedule=torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=steps, pct_start=0.2),
         ema=config.ema,

@@ -87,6 +87,23 @@ def test_export_of_a_timm_state_dict_takes_pixels_from_timm(workspace):
     assert said.split == Split.read(workspace / "split.csv").digest
 
 
+def test_export_keeps_what_is_there_and_takes_pixels_that_are_said(workspace):
+    import timm
+
+    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), workspace / "best.pth")
+    one = ("export", "best.pth", "--model", "test_resnet", "--member", "m")
+    assert invoke(*one, "--resize", "squash", "--size", "96", "--interpolation", "bicubic").exit_code == 0
+    pixels = graphs.read(workspace / "folds" / "m.all.onnx").card.preprocess
+    assert (pixels.size, pixels.resize, pixels.shorter, pixels.interpolation) == ((96, 96), "squash", None, "bicubic")
+    again = invoke(*one)
+    assert again.exit_code == 1
+    assert "--force" in again.stderr
+    assert invoke(*one, "--force").exit_code == 0
+    absent = invoke(*one, "--fold", "7")
+    assert absent.exit_code == 1
+    assert "folds 0 to 1" in absent.stderr
+
+
 def test_evaluation_pixels_of_such_an_export_are_timms(workspace):
     import timm
     from PIL import Image
@@ -95,7 +112,7 @@ def test_evaluation_pixels_of_such_an_export_are_timms(workspace):
     from toolkit.images import load
 
     model = timm.create_model("test_resnet", num_classes=3)
-    said = _card(Competition.read(workspace), model, "m", 0, None, None, None)
+    said = _card(Competition.read(workspace), model, "m", 0)
     config = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**config, is_training=False)
     path = workspace / "photo.png"

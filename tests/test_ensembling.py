@@ -91,6 +91,18 @@ def test_combining_in_chunks_changes_nothing(workspace, folds, monkeypatch):
     assert np.array_equal(run(workspace, tta="flip").predictions["label"].values, whole)
 
 
+def test_another_split_and_hard_votes_for_numbers_are_noted(workspace, folds):
+    assert run(workspace).notes == ()
+    split = Split.read(workspace / "split.csv")
+    Split(split.ids, split.labels, split.groups, 1 - split.folds).write(workspace / "split.csv")
+    (workspace / "competition.toml").write_text(
+        (workspace / "competition.toml").read_text().replace('format = "labels"', 'format = "probabilities"')
+    )
+    other, hard = run(workspace, vote="hard").notes
+    assert "tiny was trained on another split" in other
+    assert "--vote soft" in hard
+
+
 def test_limit(workspace, folds):
     made = run(workspace, limit=3)
     assert made.predictions["label"].ids == ("9000", "9001", "9002")

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import importlib.util
 import inspect
+import shutil
 import sys
 from pathlib import Path
 
@@ -79,6 +80,33 @@ def test_a_recipe_has_the_parts_that_readers_look_for(path):
         p.name for p in recipe.main.params
     }
     assert len(path.read_text().splitlines()) <= 150
+
+
+def test_a_recipe_works_in_the_workspace_around_the_current_folder(tiny, tmp_path, monkeypatch):
+    from toolkit.cli.recipes import here
+
+    monkeypatch.chdir(tiny / "data")
+    assert here("exports/digits") == tiny
+    monkeypatch.chdir(tmp_path)
+    assert here("exports/digits") == Path("exports/digits")
+
+
+def test_a_split_that_does_not_fit_the_competition_is_refused(tiny, tmp_path):
+    from toolkit import splitting
+    from toolkit.errors import SplitError
+
+    root = shutil.copytree(tiny, tmp_path / "copy")
+    table = root / "data" / "train.csv"
+    text = table.read_text()
+    table.write_text(text + "9999,1\n")
+    with pytest.raises(SplitError, match="'9999'"):
+        splitting.load(Competition.read(root))
+    lines = text.splitlines()
+    table.write_text("\n".join(["id,label,person", *(f"{line},{i // 2}" for i, line in enumerate(lines[1:]))]) + "\n")
+    toml = root / "competition.toml"
+    toml.write_text(toml.read_text().replace("[columns]\n", '[columns]\ngroup = "person"\n'))
+    with pytest.raises(SplitError, match="'person'"):
+        splitting.load(Competition.read(root))
 
 
 @every_recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,9 +68,9 @@ def build(checkpoint: Checkpoint, architecture: Mapping[str, Any] | None = None)
     try:
         model: torch.nn.Module = timm.create_model(**chosen, pretrained=False)
     except (RuntimeError, TypeError, ValueError) as error:
-        similar = timm.list_models(f"*{chosen['model_name'].split('.')[0][:6]}*")[:5]
+        close = difflib.get_close_matches(chosen["model_name"], timm.list_models(), n=5)
         raise ModelError(
-            f"timm cannot make {chosen['model_name']!r}: {error}", hint=f"Similar names: {', '.join(similar)}"
+            f"timm cannot make {chosen['model_name']!r}: {error}", hint=f"Similar names: {', '.join(close)}." if close else ""
         ) from error
     expected, found = model.state_dict(), checkpoint.state
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
@@ -108,9 +109,8 @@ def _read_pickle(path: Path) -> Checkpoint:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{path} cannot be read as plain weights: {first}",
+            f"{path} cannot be read as plain weights ({type(error).__name__})",
             hint="Only tensors and plain values are read: a pickle can run code. Save model.state_dict() as .safetensors.",
         ) from error
     for key in ("state_dict_ema", "state_dict", "model_state_dict", "model"):  # timm, Lightning, common loops

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit import checkpoints, images
-from toolkit.cards import Card, Output, Preprocess
+from toolkit import checkpoints, images, splitting
+from toolkit.cards import Activation, Card, Interpolation, Output, Preprocess, Resize
 from toolkit.competition import Competition
 from toolkit.errors import ImageError, ModelError
 from toolkit.exporting import export
@@ -31,8 +31,11 @@ def convert(
     member: str | None = None,
     fold: int | None = None,
     size: int | None = None,
+    resize: Resize | None = None,
+    interpolation: Interpolation | None = None,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
+    force: bool = False,
 ) -> tuple[Path, Card]:
     """Export a recipe's checkpoint, or a timm model's state dict, into the workspace; the path and the card.
 
@@ -40,7 +43,8 @@ def convert(
     timm's configuration of the model, unless given.
 
     Raises:
-        ModelError: the checkpoint cannot be read or does not fit the network.
+        ModelError: the checkpoint cannot be read or does not fit the network, the split has no such fold, or the export is
+            there and `force` is not set.
         ParityError: the export differs from the model.
         ImageError: the workspace has no readable image to prove parity on.
     """
@@ -49,15 +53,21 @@ def convert(
         network, card = checkpoints.build(found), found.card
         changes: dict[str, Any] = {"member": member, "fold": fold}
         card = replace(card, **{key: value for key, value in changes.items() if value is not None})
-        if size or mean or std:
-            raise ModelError(f"{checkpoint} says its own size, mean and std", hint="Leave --size, --mean and --std out.")
+        if size or resize or interpolation or mean or std:
+            raise ModelError(
+                f"{checkpoint} says its own pixels", hint="Leave --size, --resize, --interpolation, --mean and --std out."
+            )
     else:
         if model is None:
             raise ModelError(f"{checkpoint} does not say which network it belongs to", hint="Name it: --model resnet18")
         width = sum(len(target.classes) for target in competition.targets)
         network = checkpoints.build(found, {"model_name": model, "num_classes": width})
-        card = _card(competition, network, member or model.replace(".", "_"), fold, size, mean, std)
+        card = _card(competition, network, member or model.replace(".", "_"), fold)
+        card = replace(card, preprocess=_changed(card.preprocess, size, resize, interpolation))
+        card = replace(card, mean=mean or card.mean, std=std or card.std)
     path = output or competition.path("folds", f"{card.title}.onnx")
+    if path.exists() and not force:
+        raise ModelError(f"{path} exists", hint="Use --force to replace it, or --member and --fold to name another.")
     return path, export(network, card, path, samples=samples(competition, card.preprocess))
 
 
@@ -80,37 +90,47 @@ def samples(competition: Competition, preprocess: Preprocess) -> NDArray[np.uint
     return np.stack(found)
 
 
-def _card(
-    competition: Competition,
-    network: torch.nn.Module,
-    member: str,
-    fold: int | None,
-    size: int | None,
-    mean: tuple[float, float, float] | None,
-    std: tuple[float, float, float] | None,
-) -> Card:
+def _changed(pixels: Preprocess, size: int | None, resize: Resize | None, interpolation: Interpolation | None) -> Preprocess:
+    """What timm does, with what was said otherwise; a new size keeps timm's share of the image that the crop takes."""
+    side = (size, size) if size else pixels.size
+    share = (pixels.shorter or max(pixels.size)) / max(pixels.size)
+    how = resize or pixels.resize
+    shorter = int(np.floor(max(side) * share)) if how == "crop" else None
+    return replace(pixels, size=side, resize=how, shorter=shorter, interpolation=interpolation or pixels.interpolation)
+
+
+def _card(competition: Competition, network: torch.nn.Module, member: str, fold: int | None) -> Card:
     """The card of a bare timm model: classes from the workspace, pixels as timm evaluates it."""
     import timm.data
 
     config = timm.data.resolve_model_data_config(network)
-    side = (size, size) if size else tuple(config["input_size"][1:])
+    side = tuple(config["input_size"][1:])
     crop = float(config["crop_pct"]) if config.get("crop_mode", "center") == "center" else 1.0
-    shorter = int(np.floor(max(side) / crop))
     if config["interpolation"] not in ("bilinear", "bicubic"):
         raise ModelError(f"timm evaluates this model with {config['interpolation']!r} resizing, which is not supported")
     outputs, start = [], 0
     for target in competition.targets:
-        activation = "sigmoid" if target.multilabel else "softmax"
-        outputs.append(Output(target.name, target.classes, activation, start))  # type: ignore[arg-type]
+        activation: Activation = "sigmoid" if target.multilabel else "softmax"
+        outputs.append(Output(target.name, target.classes, activation, start))
         start += len(target.classes)
-    split = competition.path("split.csv")
     return Card(
         member=member,
         fold=fold,
         outputs=tuple(outputs),
-        preprocess=Preprocess(side, "crop", shorter, interpolation=config["interpolation"]),
-        mean=mean or tuple(config["mean"]),
-        std=std or tuple(config["std"]),
-        split=Split.read(split).digest if fold is not None and split.exists() else "",
+        preprocess=Preprocess(side, "crop", int(np.floor(max(side) / crop)), interpolation=config["interpolation"]),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        split=_split_of(competition, fold),
         metric=competition.metric,
     )
+
+
+def _split_of(competition: Competition, fold: int | None) -> str:
+    """The digest of the workspace's split, which must have the fold; nothing where no fold or no split is there."""
+    path = competition.path(splitting.TABLE)
+    if fold is None or not path.exists():
+        return ""
+    split = Split.read(path)
+    if fold >= split.count:
+        raise ModelError(f"--fold {fold}: {path} has folds 0 to {split.count - 1}")
+    return split.digest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,11 @@ SETS = ("none", "hflip", "flip")
 INTERRUPTED = (130, -2)  # the recipe's exit code when Ctrl-C reached it, or the signal itself
 
 Say = Callable[[str], None]
+Bar = Callable[[str], AbstractContextManager[Progress]]
+
+
+def _no_bar(_what: str) -> AbstractContextManager[Progress]:
+    return nullcontext(lambda _done, _total: None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +41,7 @@ class Demo:
     receipt: submissions.Receipt
 
 
-def run(root: Path, *, say: Say, progress: Callable[[str], Progress] | None = None) -> Demo:
+def run(root: Path, *, say: Say, bar: Bar = _no_bar) -> Demo:
     """Make the workspace (or go on with one that is there), train, compare views, predict, check, write.
 
     Raises:
@@ -50,16 +56,15 @@ def run(root: Path, *, say: Say, progress: Callable[[str], Progress] | None = No
     _train(root)
     paths = find_exports(["folds/*.onnx"], base=root)
     say("4. Do mirrored views help? Each fold model judges them on the images it did not see")
-    found = _compare(competition, paths, progress)
+    found = _compare(competition, paths, bar)
     chosen = max(SETS, key=lambda name: (competition.score.gain(found[name]), -SETS.index(name)))
     say(f"   {', '.join(f'{name} {score:.4f}' for name, score in found.items())}: --tta {chosen}")
     say(f"5. Predict: toolkit ensemble folds/*.onnx --tta {chosen}")
-    report = progress("Predicting") if progress else None
     other = next(name for name in ("flip", "none") if name != chosen)
-    made = {  # the chosen one last, since `toolkit submit` takes what was made last
-        name: ensembling.run(competition, paths, tta=name, name=file, progress=report)
-        for name, file in ((other, f"tta-{other}"), (chosen, "ensemble"))
-    }
+    made = {}
+    for name, file in ((other, f"tta-{other}"), (chosen, "ensemble")):  # `toolkit submit` takes what was made last
+        with bar("Predicting") as progress:
+            made[name] = ensembling.run(competition, paths, tta=name, name=file, progress=progress)
     say("6. Check and write: toolkit submit")
     receipt = submissions.submit(competition, name="ensemble", command=["toolkit", "demo", str(root)])
     kept = csvs.read(competition.path(digits.TRUTH), columns=["id", "label"], unique="id")
@@ -86,15 +91,15 @@ def _train(root: Path) -> None:
         raise TrainingError(f"recipes/digits.py ended with exit code {done.returncode}; its last lines say why")
 
 
-def _compare(competition: Competition, paths: Sequence[Path], progress: Callable[[str], Progress] | None) -> dict[str, float]:
+def _compare(competition: Competition, paths: Sequence[Path], bar: Bar) -> dict[str, float]:
     """The joined out-of-fold score of every set of views."""
     exports = read_exports(paths, competition)
     split, truth = digits.make_split(competition), competition.truth()
     largest = max(SETS, key=lambda name: len(VIEW_SETS[name]))
     found = {}
     for name in (largest, *(name for name in SETS if name != largest)):  # the largest fills the store for the others
-        report = progress(f"Out of fold, {name}") if progress else None
-        tables = ensembling.out_of_fold(competition, exports, split, tta=name, progress=report)
+        with bar(f"Out of fold, {name}") as progress:
+            tables = ensembling.out_of_fold(competition, exports, split, tta=name, progress=progress)
         found[name] = _joined(tables, truth, competition)
     return {name: found[name] for name in SETS}
 

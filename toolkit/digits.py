@@ -59,7 +59,7 @@ def make_split(competition: Competition) -> Split:
     path = competition.path(SPLIT)
     if not path.exists():
         splitting.for_competition(competition).write(path)
-    return Split.read(path)
+    return splitting.load(competition)
 
 
 def _fill(root: Path) -> None:

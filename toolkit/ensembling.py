@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit import files, tables, voting
+from toolkit import files, splitting, tables, voting
 from toolkit.competition import FILE, Competition, Target
 from toolkit.errors import DataError, ImageError, ModelError
 from toolkit.folds import Split
+from toolkit.formats import FORMATS
 from toolkit.graphs import Export
 from toolkit.inference import BadImage, Item, Opener, Outcome, Progress, predict
 from toolkit.members import output_of, read_exports, share
@@ -37,6 +38,7 @@ class Ensemble:
     path: Path
     meta: Mapping[str, Any]
     outcome: Outcome
+    notes: tuple[str, ...] = ()
 
 
 def run(
@@ -103,7 +105,7 @@ def run(
     }
     predictions = {target: table for target, (table, _) in combined.items()}
     path = tables.write_table(competition.path("predictions", f"{name}.parquet"), predictions, meta)
-    return Ensemble(predictions, path, meta, outcome)
+    return Ensemble(predictions, path, meta, outcome, tuple(_notes(competition, exports, vote)))
 
 
 def combine(
@@ -193,6 +195,17 @@ def out_of_fold(
     return {name: concat(found) for name, found in parts.items()}
 
 
+def _notes(competition: Competition, exports: Sequence[Export], vote: str) -> Iterator[str]:
+    """What does not forbid an ensemble, but may surprise whoever made it."""
+    path = competition.path(splitting.TABLE)
+    here = Split.read(path).digest if path.exists() else ""
+    other = sorted({export.card.member for export in exports if here and export.card.split not in ("", here)})
+    if other:
+        yield f"{', '.join(other)} was trained on another split than {path.name}: out-of-fold scores do not compare row by row"
+    if vote == "hard" and competition.format in FORMATS and FORMATS[competition.format].values:
+        yield f"hard votes leave labels only, and the submission format {competition.format!r} needs numbers: use --vote soft"
+
+
 def _member_rows(export: Export, target: Target, outcome: Outcome, rows: NDArray[np.int64], views: Sequence[str]) -> F64:
     """One fold model's probabilities of some items, its classes put in the competition's order."""
     output = output_of(export, target.name)
@@ -265,6 +278,7 @@ def _origin(export: Export, weight: float, competition: Competition) -> dict[str
         "sha256": export.sha256,
         "weight": weight,
         "score": export.card.score,
+        "metric": export.card.metric,
     }
 
 

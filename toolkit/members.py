@@ -34,7 +34,9 @@ def find_exports(patterns: Sequence[str], *, base: Path | None = None) -> list[P
         else:
             matches = sorted((base / name for name in glob.glob(pattern, root_dir=base)), key=_natural)
         if not matches:
-            raise ModelError(f"{pattern} matches no .onnx file", hint="Train first: python recipes/<recipe>.py")
+            there = sorted(file.name for file in Path(pattern if path.is_dir() else path.parent).glob("*.onnx"))
+            hint = f"There are: {few(there)}." if there else "Train first: python recipes/<recipe>.py"
+            raise ModelError(f"{pattern} matches no .onnx file", hint=hint)
         found |= dict.fromkeys(matches)
     if not found:
         raise ModelError("no models were named", hint="For example: toolkit ensemble folds/*.onnx --tta flip")

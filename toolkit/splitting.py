@@ -68,6 +68,29 @@ def create(
     return split
 
 
+def load(competition: Competition) -> Split:
+    """The workspace's split.csv, which must hold the ids of train.csv and keep the competition's groups whole.
+
+    Raises:
+        SplitError: it is missing, covers other ids, or was made from other groups.
+        CompetitionError: train.csv cannot be read.
+    """
+    path = competition.path(TABLE)
+    split = Split.read(path)
+    known = list(dict.fromkeys(competition.rows[competition.id]))
+    if other := set(known) ^ set(split.ids):
+        raise SplitError(f"{path} and {competition.train.table} hold different ids: {few(sorted(other))}", hint=_AGAIN)
+    if competition.group:
+        groups = dict(zip(known, _groups(competition, known), strict=True))
+        moved = [name for name, group in zip(split.ids, split.groups, strict=True) if groups[name] != group]
+        if moved:
+            raise SplitError(f"{path} was not made from the groups in column {competition.group!r}: {few(moved)}", hint=_AGAIN)
+    return split
+
+
+_AGAIN = "Make it again: toolkit split --force (models trained on the old one have to be trained again)."
+
+
 def stratify_on(truths: Sequence[Predictions]) -> tuple[NDArray[Any], tuple[str, ...]]:
     """The labels to balance and their names: int64 [N] of a target or a combination of several, or bool [N, C]."""
     if any(truth.multilabel for truth in truths):
