@@ -41,6 +41,21 @@ def test_ensemble_then_submit_exactly_so(workspace, folds):
     assert "0 computed, 88 from the store" in again.stdout
 
 
+def test_the_blends_weights_are_taken_when_asked(workspace, folds):
+    (workspace / "blend.json").write_text('{"schema": 1, "targets": {"label": {"members": {"tiny": 1.0}}}}')
+    assert invoke("ensemble", "folds", "--blend").exit_code == 0
+    both = invoke("ensemble", "folds", "--blend", "--weights", "1,1")
+    assert both.exit_code == 2
+    (workspace / "blend.json").write_text('{"schema": 1, "targets": {"label": {"members": {"gone": 1.0}}}}')
+    gone = invoke("ensemble", "folds", "--blend")
+    assert gone.exit_code == 1
+    assert "'gone'" in gone.stderr
+    (workspace / "blend.json").unlink()
+    missing = invoke("ensemble", "folds", "--blend")
+    assert missing.exit_code == 1
+    assert "toolkit blend" in missing.stderr
+
+
 def test_it_works_from_inside_and_from_elsewhere(workspace, folds, monkeypatch, tmp_path):
     monkeypatch.chdir(folds)
     assert invoke("ensemble", "*.onnx").exit_code == 0

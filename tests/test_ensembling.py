@@ -20,6 +20,7 @@ from toolkit.folds import Split
 from toolkit.images import load
 from toolkit.members import find_exports, read_exports, share
 from toolkit.views import VIEW_SETS
+from toolkit.voting import VOTES
 
 
 def run(root, patterns=("folds/*.onnx",), **choices):
@@ -101,6 +102,28 @@ def test_another_split_and_hard_votes_for_numbers_are_noted(workspace, folds):
     other, hard = run(workspace, vote="hard").notes
     assert "tiny was trained on another split" in other
     assert "--vote soft" in hard
+
+
+def test_ranks_see_the_whole_table_and_are_scores(workspace, folds, monkeypatch):
+    from scipy.stats import rankdata
+
+    from toolkit.metrics import METRICS
+
+    monkeypatch.setattr(ensembling, "ROWS", 3)
+    found = run(workspace, vote="rank").predictions["label"]
+    singles = [run(workspace, weights=f"tiny.fold{fold}=1").predictions["label"].values for fold in range(2)]
+    assert found.kind == "scores"
+    np.testing.assert_allclose(found.values, np.mean([rankdata(p, axis=0) / 11 for p in singles], axis=0), atol=1e-12)
+    truth = replace(found, kind="labels", values=None, labels=np.arange(11) % 3)
+    assert 0 <= found.score(METRICS["roc_auc"], truth) <= 1
+    with pytest.raises(DataError, match="needs probabilities"):
+        found.score(METRICS["log_loss"], truth)
+
+
+@pytest.mark.parametrize("vote", VOTES)
+def test_every_vote_is_offered(workspace, folds, vote):
+    made = run(workspace, tta="hflip", vote=vote)
+    assert len(made.predictions["label"]) == 11
 
 
 def test_limit(workspace, folds):

@@ -16,8 +16,8 @@ PACKAGE = ROOT / "toolkit"
 ORDER = [
     *("errors", "quiet", "files", "csvs"),
     *("metrics", "cards", "predictions", "patterns", "targets", "longform", "competition", "folds", "splitting"),
-    *("views", "voting", "blending", "calibration", "selection"),
-    *("pixels", "images", "graphs", "sharing", "sessions", "tables", "store"),
+    *("views", "voting", "objectives", "optima", "blending", "calibration", "selection"),
+    *("pixels", "images", "graphs", "sharing", "sessions", "tables", "fitting", "store"),
     *("checks", "delimited", "formats", "manifests", "ledger", "sense", "evidence", "submissions"),
     *("checkpoints", "exporting", "conversion", "inference", "members", "ensembling", "verifying"),
     *("uploading", "plaincsv", "shards", "bundled", "offline", "wheels", "bundling"),

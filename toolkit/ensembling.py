@@ -127,14 +127,15 @@ def combine(
         ModelError: NaN or infinite logits.
         DataError: an unknown vote.
     """
+    step = max(len(ids), 1) if vote in voting.WHOLE_TABLE else ROWS
     found: list[voting.Vote] = []
     per_id: dict[str, list[int]] = {name: [] for name in ids}
     for place, item in enumerate(outcome.items):
         if item.id in per_id:
             per_id[item.id].append(place)
     good = [name for name in ids if per_id[name]]
-    for start in range(0, len(good), ROWS):
-        groups = [per_id[name] for name in good[start : start + ROWS]]
+    for start in range(0, len(good), step):
+        groups = [per_id[name] for name in good[start : start + step]]
         rows = np.concatenate([np.array(group) for group in groups])
         stack = np.stack([_member_rows(export, target, outcome, rows, views) for export in exports])
         if len(rows) > len(groups):
@@ -227,8 +228,14 @@ def _with_prior(
     competition: Competition, target: Target, ids: Sequence[str], good: list[str], found: list[voting.Vote]
 ) -> Predictions:
     """The votes as predictions over all ids; rows that have no usable image say what the training labels say."""
-    hard = bool(found) and found[0].labels is not None
-    missing = [name for name in ids if name not in set(good)]
+    kind = found[0].kind if found else "probabilities"
+    hard = kind == "labels"
+    there = set(good)
+    missing = [name for name in ids if name not in there]
+    if missing and kind == "scores":
+        raise DataError(
+            f"{len(missing):,} rows have no usable image, and ranks have no prior to stand in for them", hint="Use --vote soft."
+        )
     parts: list[Any] = [part.labels if hard else part.values for part in found]
     if missing:
         truth = competition.truth()[target.name].with_classes(target.classes).decided
@@ -237,7 +244,6 @@ def _with_prior(
             prior = prior >= 0.5 if target.multilabel else prior.argmax()
         parts.append(np.stack([prior] * len(missing)))
     every = np.concatenate(parts) if parts else np.zeros((0, len(target.classes)))
-    kind: Literal["labels", "probabilities"] = "labels" if hard else "probabilities"
     table = Predictions(
         target.name,
         kind,

@@ -234,7 +234,7 @@ def _joined_rows(frame: pd.DataFrame, key: str, columns: Columns) -> tuple[Any, 
 
 
 def _suits_labels(sample: pd.DataFrame, columns: Columns, competition: Competition) -> bool:
-    if competition.score.accepts == "probabilities" and all(c.target.task == "binary" for c in columns):
+    if competition.score.accepts != "labels" and all(c.target.task == "binary" for c in columns):
         return False
     seen = _seen(sample, columns)
     words = {
@@ -246,11 +246,11 @@ def _suits_labels(sample: pd.DataFrame, columns: Columns, competition: Competiti
 
 def _suits_probability(sample: pd.DataFrame, columns: Columns, competition: Competition) -> bool:
     numeric = not any(checks.probabilities(sample[[c.name]].loc[sample[c.name] != ""], "", c.name)[1] for c in columns)
-    return competition.score.accepts == "probabilities" and numeric
+    return competition.score.accepts != "labels" and numeric
 
 
 def _suits_probabilities(_: pd.DataFrame, columns: Columns, competition: Competition) -> bool:
-    return competition.score.accepts == "probabilities" or not any(c.target.multilabel for c in columns)
+    return competition.score.accepts != "labels" or not any(c.target.multilabel for c in columns)
 
 
 def _suits_flags(sample: pd.DataFrame, columns: Columns, competition: Competition) -> bool:

@@ -19,13 +19,14 @@ class Metric:
     """A score: `score(truth, predicted)` with its direction and the input that it accepts.
 
     Multiclass and binary truth is int64 [N] (class indices); multilabel truth is bool [N, C]. `predicted` is float64
-    [N, C] when `accepts` is "probabilities", else labels of the truth's own shape.
+    [N, C] when `accepts` is "probabilities" or "scores" (anything that orders the rows of a class), else labels of the truth's
+    own shape.
     """
 
     name: str
     score: Callable[[Array, Array], float]
     higher_is_better: bool
-    accepts: Literal["labels", "probabilities"]
+    accepts: Literal["labels", "probabilities", "scores"]
 
     def gain(self, score: float) -> float:
         """The score turned so that larger is better, whatever the metric's direction."""
@@ -95,5 +96,5 @@ METRICS: dict[str, Metric] = {
     "accuracy": Metric("accuracy", accuracy, higher_is_better=True, accepts="labels"),
     "macro_f1": Metric("macro_f1", macro_f1, higher_is_better=True, accepts="labels"),
     "log_loss": Metric("log_loss", log_loss, higher_is_better=False, accepts="probabilities"),
-    "roc_auc": Metric("roc_auc", roc_auc, higher_is_better=True, accepts="probabilities"),
+    "roc_auc": Metric("roc_auc", roc_auc, higher_is_better=True, accepts="scores"),
 }

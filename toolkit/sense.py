@@ -89,7 +89,7 @@ def ties(frame: pd.DataFrame, fitted: Plan, metric: Metric) -> Iterator[Problem]
 
 def by_rank(metric: Metric) -> bool:
     """Whether a metric sees only the order of the probabilities: it does not change when they are cubed."""
-    if metric.accepts != "probabilities":
+    if metric.accepts == "labels":
         return False
     p = np.array([0.1, 0.2, 0.35, 0.6, 0.7, 0.9])
     truth = np.array([0, 1, 0, 1, 0, 1])

@@ -23,6 +23,10 @@ STAGES: dict[str, dict[str, str]] = {
         "export": "Turn a checkpoint into a self-contained .onnx with a card, proved equal to the model.",
         "inspect": "Print what exports say about themselves.",
     },
+    "Judge": {
+        "score": "Score out-of-fold tables on the competition's metric, with a 95 % interval and fold by fold.",
+        "blend": "Learn members' weights from out-of-fold tables and write blend.json: the mean unless more is certain.",
+    },
     "Predict": {
         "ensemble": "Predict the test images with every fold model and view, and combine them by vote.",
     },

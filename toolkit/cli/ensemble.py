@@ -17,6 +17,7 @@ from toolkit.voting import VOTES
 @click.option("--tta", type=click.Choice(list(VIEW_SETS)), default="none", show_default=True, help="Set of views (ttach).")
 @click.option("--vote", type=click.Choice(list(VOTES)), default="soft", show_default=True, help="How fold models combine.")
 @click.option("--weights", default="", help="A number per model (0.2,0.8), names (b4=0.7,vit=0.3), or score.")
+@click.option("--blend", is_flag=True, help="The weights that `toolkit blend` wrote to blend.json.")
 @click.option("--members", default="", help="Use these members only (b4,vit).")
 @click.option("--device", type=click.Choice(["auto", *PROVIDERS]), default="auto", show_default=True)
 @click.option("--batch-size", "batch", type=click.IntRange(1), help="Images a model takes at a time.")
@@ -30,7 +31,7 @@ from toolkit.voting import VOTES
     help="Stop without predictions, or give such rows the class prior and list them.",
 )
 @options.workspace
-def command(competition: Any, models: tuple[str, ...], members: str, **choices: Any) -> None:
+def command(competition: Any, models: tuple[str, ...], members: str, *, blend: bool, **choices: Any) -> None:
     """Predict the test images with every fold model and view, and combine them by vote.
 
     MODELS are .onnx files, folders, or globs (quoted or not). Every image is decoded once for all of them, and what was
@@ -40,11 +41,15 @@ def command(competition: Any, models: tuple[str, ...], members: str, **choices: 
     toolkit ensemble folds/*.onnx --tta flip
     toolkit ensemble folds --members b4,vit --weights b4=0.7,vit=0.3 --vote hard
     """
-    from toolkit import ensembling
+    from toolkit import ensembling, fitting
     from toolkit.cli.progress import bar
     from toolkit.cli.summaries import ensemble
     from toolkit.members import find_exports
 
+    if blend and choices["weights"]:
+        raise click.UsageError("--blend and --weights both say the weights: leave one of them out.")
+    if blend:
+        choices["weights"] = fitting.given(competition)
     chosen = [name for name in members.split(",") if name]
     with bar("Predicting") as progress:
         made = ensembling.run(competition, find_exports(models), members=chosen, progress=progress, **choices)
