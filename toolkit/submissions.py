@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -316,8 +317,10 @@ def submit(
     sample_path = sample or competition.path(competition.sample)
     path = output or competition.path("submission.csv")
     _refuse_inputs(path, competition, [made, sample_path])
-    table = tables.read_table(made)
-    wanted, form = read_sample(competition, sample)
+    with ThreadPoolExecutor(1) as pool:  # most of either is spent in Arrow, outside the interpreter
+        reading = pool.submit(tables.read_table, made)
+        wanted, form = read_sample(competition, sample)
+        table = reading.result()
     fitted = formats.plan(form, wanted, competition)
     frame = render(table.predictions, wanted, competition, form)
     found = evidence.gather(competition, table.meta)

@@ -88,8 +88,8 @@ def _target(table: pa.Table, ids: tuple[str, ...], said: Mapping[str, Any]) -> P
         place = {c: i for i, c in enumerate(classes)}
         found = np.array([place[cell] for cell in table.column(name).to_pylist()], dtype=np.int64)
         return Predictions(name, kind, ids, classes, labels=found)
-    stacked = [table.column(f"{name}/{c}").to_numpy() for c in classes]
-    grid = np.stack(stacked, axis=1) if ids else np.zeros((0, len(classes)))
+    # stacked by column and turned: writing rows across 18 columns took five times as long
+    grid = np.stack([table.column(f"{name}/{c}").to_numpy() for c in classes]).T if ids else np.zeros((0, len(classes)))
     filled = {"labels": grid} if kind == "labels" else {"values": grid}
     return Predictions(name, kind, ids, classes, multilabel=multilabel, **filled)
 
