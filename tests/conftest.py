@@ -59,6 +59,24 @@ def make_workspace(root: Path, *, train: int = 24, test: int = 11, classes=CLASS
     return root
 
 
+def few_digits(root: Path, per_class: int) -> Path:
+    """The digits workspace with a few training images of each class, in two folds."""
+    import csv
+
+    from toolkit import digits
+    from toolkit.competition import Competition
+    from toolkit.folds import make
+
+    digits.make_workspace(root)
+    table = root / "data" / "train.csv"
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    kept = [row for digit in range(10) for row in [r for r in rows if r["label"] == str(digit)][:per_class]]
+    table.write_text("id,label\n" + "".join(f"{row['id']},{row['label']}\n" for row in kept))
+    truth = Competition.read(root).truth()["label"]
+    make(truth.ids, truth.labels, truth.classes, folds=2).write(root / "split.csv")
+    return root
+
+
 def network(seed: int, classes: int = 3, *, sharp: float = 1.0):
     """A small network with BatchNorm (statistics moved off their start) and Dropout, in eval mode."""
     import torch

@@ -8,8 +8,9 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import few_digits
 
-from toolkit import demo, diagnosis, digits, folds, submissions
+from toolkit import demo, diagnosis, digits, submissions
 from toolkit.cli import cli
 from toolkit.competition import Competition
 from toolkit.errors import TrainingError
@@ -19,15 +20,7 @@ from toolkit.tables import read_table
 @pytest.fixture(scope="module")
 def shortened(tmp_path_factory):
     """Two hundred of the digits in two folds: the demo goes on with a workspace that is there."""
-    root = tmp_path_factory.mktemp("demo") / "digits"
-    digits.make_workspace(root)
-    table = root / "data" / "train.csv"
-    rows = list(csv.DictReader(table.read_text().splitlines()))
-    kept = [row for digit in range(10) for row in [r for r in rows if r["label"] == str(digit)][:20]]
-    table.write_text("id,label\n" + "".join(f"{row['id']},{row['label']}\n" for row in kept))
-    truth = Competition.read(root).truth()["label"]
-    folds.make(truth.ids, truth.labels, truth.classes, folds=2).write(root / "split.csv")
-    return root
+    return few_digits(tmp_path_factory.mktemp("demo") / "digits", 20)
 
 
 @pytest.fixture(scope="module")

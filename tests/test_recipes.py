@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import csv
 import dataclasses
 import importlib.util
 import inspect
@@ -15,8 +14,9 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import few_digits
 
-from toolkit import digits, ensembling, folds, graphs, tables
+from toolkit import ensembling, graphs, tables
 from toolkit.competition import Competition
 from toolkit.folds import Split
 
@@ -47,15 +47,7 @@ def imported(path):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """Sixty of the digits in two folds."""
-    root = tmp_path_factory.mktemp("recipes") / "digits"
-    digits.make_workspace(root)
-    table = root / "data" / "train.csv"
-    rows = list(csv.DictReader(table.read_text().splitlines()))
-    kept = [row for digit in range(10) for row in [r for r in rows if r["label"] == str(digit)][:6]]
-    table.write_text("id,label\n" + "".join(f"{row['id']},{row['label']}\n" for row in kept))
-    truth = Competition.read(root).truth()["label"]
-    folds.make(truth.ids, truth.labels, truth.classes, folds=2).write(root / "split.csv")
-    return root
+    return few_digits(tmp_path_factory.mktemp("recipes") / "digits", 6)
 
 
 def run(path, workspace, *options):

@@ -87,21 +87,13 @@ def run(
         target.name: combine(competition, target, exports, outcome, ids, views=view_set, vote=vote, share=given)
         for target in competition.targets
     }
-    meta = {
+    meta = _meta(competition, exports, given, outcome, view_set) | {
         "name": name,
-        "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "vote": vote,
         "view_set": tta,
-        "views": {export.card.member: list(view_set) for export in exports},
-        "models": [_origin(export, weight, competition) for export, weight in zip(exports, given, strict=True)],
-        "pixels": outcome.pixels,
-        "device": outcome.device,
-        "split": sorted({export.card.split for export in exports} - {""}),
         "ties": {target: ties for target, (_, ties) in combined.items()},
         "limit": limit,
         "on_bad_image": on_bad_image,
-        "bad_images": [{"id": bad.id, "path": _relative(bad.path, competition), "why": bad.why} for bad in outcome.bad],
-        "competition": {"sha256": files.sha256(competition.path(FILE))},
     }
     predictions = {target: table for target, (table, _) in combined.items()}
     path = tables.write_table(competition.path("predictions", f"{name}.parquet"), predictions, meta)
@@ -196,6 +188,22 @@ def out_of_fold(
     return {name: concat(found) for name, found in parts.items()}
 
 
+def _meta(
+    competition: Competition, exports: Sequence[Export], weights: Sequence[float], outcome: Outcome, view_set: Sequence[str]
+) -> dict[str, Any]:
+    """What predictions were made of: models and their weights, views, pixels, device, split, images that could not be used."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "views": {export.card.member: list(view_set) for export in exports},
+        "models": [_origin(export, weight, competition) for export, weight in zip(exports, weights, strict=True)],
+        "pixels": outcome.pixels,
+        "device": outcome.device,
+        "split": sorted({export.card.split for export in exports} - {""}),
+        "bad_images": [{"id": bad.id, "path": _relative(bad.path, competition), "why": bad.why} for bad in outcome.bad],
+        "competition": {"sha256": files.sha256(competition.path(FILE))},
+    }
+
+
 def _notes(competition: Competition, exports: Sequence[Export], vote: str) -> Iterator[str]:
     """What does not forbid an ensemble, but may surprise whoever made it."""
     path = competition.path(splitting.TABLE)
@@ -269,8 +277,9 @@ def _views_for(exports: Sequence[Export], tta: str) -> tuple[str, ...]:
 
 def _bad_images(bad: Sequence[BadImage]) -> ImageError:
     shown = "\n  ".join(image.why for image in bad)
+    count = f"{len(bad):,} image{'s' if len(bad) > 1 else ''}"
     return ImageError(
-        f"{len(bad):,} images cannot be used; the others are finished and kept, nothing was written:\n  {shown}",
+        f"{count} cannot be used; the others are finished and kept, nothing was written:\n  {shown}",
         hint="Mend them and run the same command again, or use --on-bad-image prior to give them the class prior.",
     )
 
