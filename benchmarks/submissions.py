@@ -12,8 +12,11 @@ import click
 import numpy as np
 
 CODE = """import resource, sys
-from toolkit.cli import cli
-cli.main(sys.argv[1:], standalone_mode=False)
+from toolkit.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(used.ru_maxrss, used.ru_utime + used.ru_stime, "torch" in sys.modules)
 """
