@@ -317,22 +317,24 @@ def submit(
     sample_path = sample or competition.path(competition.sample)
     path = output or competition.path("submission.csv")
     _refuse_inputs(path, competition, [made, sample_path])
-    with ThreadPoolExecutor(1) as pool:  # most of either is spent in Arrow, outside the interpreter
-        reading = pool.submit(tables.read_table, made)
+    with ThreadPoolExecutor(1) as aside:  # most of what runs beside each other is spent in Arrow and hashing, outside the interpreter
+        reading = aside.submit(tables.read_table, made)
         wanted, form = read_sample(competition, sample)
         table = reading.result()
-    fitted = formats.plan(form, wanted, competition)
-    frame = render(table.predictions, wanted, competition, form)
-    found = evidence.gather(competition, table.meta)
-    ours = sense.by_question(fitted, table.predictions)
-    changed, doubts = _doubts(competition, fitted, wanted, ours, found)
-    problems = [*check(frame, wanted, competition, form), *_origin(competition, table, fitted, wanted, len(frame)), *doubts]
-    problems += _size(delimited.size(frame), competition)
-    refuse(path, problems)
-    described = manifests.describe(
-        competition.root, sample=sample_path, predictions=made, meta=table.meta, form=form, rows=len(frame), command=command,
-        tables=inputs(competition, found), scores=found.scores,
-    )  # fmt: skip
+        fitted = formats.plan(form, wanted, competition)
+        frame = render(table.predictions, wanted, competition, form)
+        found = evidence.gather(competition, table.meta)
+        describing = aside.submit(
+            manifests.describe,
+            competition.root, sample=sample_path, predictions=made, meta=table.meta, form=form, rows=len(frame), command=command,
+            tables=inputs(competition, found), scores=found.scores,
+        )  # fmt: skip
+        ours = sense.by_question(fitted, table.predictions)
+        changed, doubts = _doubts(competition, fitted, wanted, ours, found)
+        problems = [*check(frame, wanted, competition, form), *_origin(competition, table, fitted, wanted, len(frame)), *doubts]
+        problems += _size(delimited.size(frame), competition)
+        refuse(path, problems)
+        described = describing.result()
     manifest = write(path, frame, problems, described, competition.root)
     name, again = _keep(competition, path, manifest)
     warnings = tuple(sorted((*problems, *again), key=lambda problem: problem.code))
