@@ -182,7 +182,10 @@ def test_check_only_writes_nothing(zoo):
     assert done.exit_code == 1
     assert "SUB024" in done.output
     assert "SUB040" in done.output
-    assert run("--check-only", zoo / "nowhere.csv").exit_code == 1
+    absent = run("--check-only", zoo / "nowhere.csv")
+    assert absent.exit_code == 1
+    assert "nowhere.csv is not there" in absent.output
+    assert "SUB" not in absent.output
     assert run("--check-only", good, "--name", "x").exit_code == 2
     assert sorted(zoo.rglob("*")) == before
 

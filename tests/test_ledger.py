@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,12 +42,39 @@ def test_each_submission_is_kept_once_under_the_name_of_its_content(two):
     assert first.changed is None
     assert second.changed == pytest.approx(1 / 3)
     written = manifests.read(kept / f"{second.id}.json")
+    bytes_then = (kept / f"{second.id}.csv").stat().st_ino
     again = submissions.submit(competition)
     assert again.id == second.id
     assert [problem.code for problem in again.warnings] == ["SUB075"]
     assert again.changed == 0
     assert len(ledger.entries(competition)) == 2
-    assert manifests.read(kept / f"{second.id}.json") == written  # the first time it was sent
+    dated = manifests.read(kept / f"{second.id}.json")
+    assert dated == written | {"created": dated["created"]}  # made again: `last` is what was made last
+    assert dated["created"] > written["created"]
+    assert (kept / f"{second.id}.csv").stat().st_ino == bytes_then
+
+
+def test_a_copy_of_our_own_from_a_teammate_changes_nothing(two, tmp_path):
+    competition, first, _ = two
+    theirs = shutil.copy(competition.path("submissions", f"{first.id}.csv"), tmp_path / "theirs.csv")
+    before = {entry.id: entry.manifest for entry in ledger.entries(competition)}
+    assert submissions.adopt(competition, Path(theirs), "Mina")[0] == first.id
+    assert {entry.id: entry.manifest for entry in ledger.entries(competition)} == before
+
+
+def test_uploads_are_remembered(two):
+    competition, first, _ = two
+    ledger.sent(competition, first.id, "kaggle:titanic", "Successfully submitted")
+    ledger.sent(competition, first.id, "kaggle:titanic", "again")
+    one, other = ledger.entries(competition)
+    assert [(upload["to"], upload["reply"]) for upload in one.uploads] == [
+        ("kaggle:titanic", "Successfully submitted"),
+        ("kaggle:titanic", "again"),
+    ]
+    assert not other.uploads
+    competition.path("submissions", "uploads.json").write_text('{"x": 1}')
+    with pytest.raises(DataError, match=r"uploads.json cannot be read"):
+        ledger.entries(competition)
 
 
 def test_names_that_begin_alike_are_made_longer(two, monkeypatch):

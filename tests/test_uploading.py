@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from kaggle_server import serving
 
-from toolkit import uploading
+from toolkit import ledger, uploading
 from toolkit.cli import cli
 from toolkit.competition import Competition
 from toolkit.errors import UploadError
@@ -216,6 +216,10 @@ def test_submit_uploads_what_it_wrote(ready, client):
     done = submit("--upload", "kaggle:other", "-m", "five folds", "--json")
     assert json.loads(done.output)["upload"].endswith("Successfully submitted to Titanic")
     assert json.loads(words.read_text())[2:] == ["other", "-f", str(written), "--message=five folds"]
+    (kept,) = ledger.entries(competition)
+    assert [upload["to"] for upload in kept.uploads] == ["kaggle:titanic", "kaggle:other"]
+    assert kept.uploads[0]["reply"].endswith("Successfully submitted to Titanic")
+    assert "kaggle:other 20" in CliRunner().invoke(cli, ["submissions"]).output
 
 
 @pytest.mark.parametrize("name", MEANT)
@@ -227,6 +231,13 @@ def test_submit_ends_with_1_where_nothing_was_uploaded(name, ready, client):
     assert re.search(f"^Error: .*submission.csv was not uploaded: .*{MEANT[name][0]}", done.output, re.MULTILINE)
     assert "Hint: " in done.output
     assert (ready / "submission.csv").is_file()
+    (kept,) = ledger.entries(Competition.read(ready))
+    assert not kept.uploads
+    assert f"{kept.id}" in done.output  # what was written is said, although the upload failed
+    done = json.loads(submit("--upload", "kaggle:titanic", "--json").output)
+    assert (done["ok"], done["id"]) == (False, kept.id)
+    assert [problem["code"] for problem in done["problems"]] == ["SUB075"]
+    assert "was not uploaded" in done["error"]
 
 
 def test_submit_says_before_it_writes_that_nobody_told_it_where_to(ready, client):

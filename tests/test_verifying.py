@@ -105,7 +105,7 @@ def test_a_changed_input_is_named(competition, name):
     CHANGES[name](competition.path(name))
     done = run()
     assert done.exit_code == 1
-    assert f"inputs of submission.csv changed: '{name}'" in done.output
+    assert f"of what submission.csv was made of, this changed: {name!r}" in done.output
     record = json.loads(run("--json").output)
     assert record["ok"] is False
     assert name in record["error"]

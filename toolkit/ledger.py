@@ -21,6 +21,7 @@ from toolkit.errors import DataError, SubmissionError, few
 
 FOLDER = "submissions"
 SCORES = "scores.json"
+UPLOADS = "uploads.json"
 SHORT = 8  # hex digits of the content's digest that name a submission
 FEW = 3  # fewer pairs of scores have no correlation worth a number
 
@@ -29,13 +30,17 @@ Board = Literal["public", "private"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One kept submission: its name, file, manifest, and the scores that the platform gave it, where known."""
+    """One kept submission: its name, file, manifest, the scores that the platform gave it, where known, and its uploads.
+
+    An upload says `to`, `at` (UTC) and the platform's `reply`.
+    """
 
     id: str
     path: Path
     manifest: Mapping[str, Any]
     public: float | None = None
     private: float | None = None
+    uploads: tuple[Mapping[str, str], ...] = ()
 
     @property
     def created(self) -> datetime:
@@ -57,7 +62,8 @@ class Entry:
     def record(self) -> dict[str, Any]:
         """The entry as plain values, for machines."""
         scores = {"out_of_fold": self.out_of_fold, "public": self.public, "private": self.private}
-        return {"id": self.id, "created": self.manifest["created"], "source": self.source} | scores
+        head = {"id": self.id, "created": self.manifest["created"], "source": self.source}
+        return head | scores | {"uploads": [dict(upload) for upload in self.uploads]}
 
     @property
     def noise(self) -> float:
@@ -73,14 +79,19 @@ def entries(competition: Competition) -> list[Entry]:
         DataError: a manifest or the scores cannot be read.
     """
     folder = competition.path(FOLDER)
-    scores = _scores(folder)
+    scores, uploads = _scores(folder), _uploads(folder)
     known = [path for path in sorted(folder.glob("*.csv")) if manifests.path_of(path).is_file()]
-    found = [Entry(path.stem, path, manifests.read(manifests.path_of(path)), **scores.get(path.stem, {})) for path in known]
+    found = [
+        Entry(name, path, manifests.read(manifests.path_of(path)), **scores.get(name, {}), uploads=tuple(uploads.get(name, ())))
+        for name, path in ((path.stem, path) for path in known)
+    ]
     return sorted(found, key=lambda entry: (entry.created, entry.id))
 
 
 def keep(competition: Competition, path: Path, manifest: Mapping[str, Any]) -> str:
     """Copy a submission and its manifest into the ledger, the manifest last; the same bytes are kept once.
+
+    Made again, they are dated anew; a teammate's copy of what is here changes nothing.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -92,7 +103,9 @@ def keep(competition: Competition, path: Path, manifest: Mapping[str, Any]) -> s
     kept = folder / f"{name}.csv"
     if not manifests.path_of(kept).is_file():
         files.write(kept, lambda file: _copy(path, file))
-        files.write_text(manifests.path_of(kept), manifests.text(manifest))
+    elif manifest.get("from"):
+        return name
+    files.write_text(manifests.path_of(kept), manifests.text(manifest))
     return name
 
 
@@ -153,15 +166,44 @@ def score(competition: Competition, name: str, value: float, board: Board) -> En
     return find(competition, entry.id)
 
 
+def sent(competition: Competition, name: str, where: str, reply: str) -> None:
+    """Note that a submission was uploaded.
+
+    Raises:
+        StoreError: the note cannot be written.
+        DataError: the notes cannot be read.
+    """
+    folder = competition.path(FOLDER)
+    uploads = _uploads(folder)
+    uploads.setdefault(name, []).append({"to": where, "at": manifests.now(), "reply": reply})
+    files.write_text(folder / UPLOADS, json.dumps(uploads, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _uploads(folder: Path) -> dict[str, list[dict[str, str]]]:
+    raw = _notes(folder / UPLOADS, "Mend it, or delete it: it only says what was uploaded when.")
+    try:
+        return {name: [{key: str(one[key]) for key in ("to", "at", "reply")} for one in found] for name, found in raw.items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder / UPLOADS} cannot be read: {error!r}", hint="Mend it, or delete it.") from error
+
+
 def _scores(folder: Path) -> dict[str, dict[str, float]]:
-    path = folder / SCORES
+    raw = _notes(folder / SCORES, "Mend it, or delete it and note the scores again.")
+    try:
+        return {name: {b: float(found[b]) for b in ("public", "private") if b in found} for name, found in raw.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder / SCORES} cannot be read: {error}", hint="Mend it, or delete it.") from error
+
+
+def _notes(path: Path, cure: str) -> dict[str, Any]:
+    """What a file of notes says, nothing where there is none."""
     if not path.exists():
         return {}
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        return {name: {b: float(found[b]) for b in ("public", "private") if b in found} for name, found in raw.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} cannot be read: {error}", hint="Mend it, or delete it and note the scores again.") from error
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return dict(raw)
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} cannot be read: {error}", hint=cure) from error
 
 
 def correlation(every: Sequence[Entry], board: Board = "public") -> float | None:

@@ -176,9 +176,11 @@ def examine(competition: Competition, path: Path, *, sample: Path | None = None)
     """The format of the competition and the warnings about a file made elsewhere; nothing is written.
 
     Raises:
-        SubmissionError: the file has errors; it carries all problems.
+        SubmissionError: there is no such file, or it has errors; it carries all problems.
         CompetitionError: the sample cannot be read, or its format cannot be told.
     """
+    if not path.is_file():
+        raise SubmissionError(f"{path} is not there", hint="Name the CSV file that is to be checked.")
     wanted, form = read_sample(competition, sample)
     problems = check_file(path, wanted, competition, form)
     refuse(path, problems)
@@ -317,7 +319,9 @@ def submit(
     sample_path = sample or competition.path(competition.sample)
     path = output or competition.path("submission.csv")
     _refuse_inputs(path, competition, [made, sample_path])
-    with ThreadPoolExecutor(1) as aside:  # most of what runs beside each other is spent in Arrow and hashing, outside the interpreter
+    with ThreadPoolExecutor(
+        1
+    ) as aside:  # most of what runs beside each other is spent in Arrow and hashing, outside the interpreter
         reading = aside.submit(tables.read_table, made)
         wanted, form = read_sample(competition, sample)
         table = reading.result()
@@ -325,9 +329,8 @@ def submit(
         frame = render(table.predictions, wanted, competition, form)
         found = evidence.gather(competition, table.meta)
         describing = aside.submit(
-            manifests.describe,
-            competition.root, sample=sample_path, predictions=made, meta=table.meta, form=form, rows=len(frame), command=command,
-            tables=inputs(competition, found), scores=found.scores,
+            manifests.describe, competition.root, sample=sample_path, predictions=made, meta=table.meta, form=form,
+            rows=len(frame), command=command, tables=inputs(competition, found), scores=found.scores,
         )  # fmt: skip
         ours = sense.by_question(fitted, table.predictions)
         changed, doubts = _doubts(competition, fitted, wanted, ours, found)

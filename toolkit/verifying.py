@@ -70,7 +70,7 @@ def verify(competition: Competition, path: Path, *, rebuild: bool = False) -> Ve
         if verdict.changed:
             names = few((found.path for found in verdict.changed), limit=12)
             hint = "Try --rebuild: it tells whether the file would change."
-            raise SubmissionError(f"{len(verdict.changed)} inputs of {path.name} changed: {names}", hint=hint)
+            raise SubmissionError(f"of what {path.name} was made of, this changed: {names}", hint=hint)
         return verdict
     ours = _rebuilt(competition, manifest)
     if ours != path.read_bytes():

@@ -25,21 +25,30 @@ def workspace(body: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def as_json(body: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command whose body returns (plain values, text) a `--json`: it prints the values, or an error as values."""
+    """Give a command a `--json`: its body returns (plain values, text), or yields several, each shown when it is there.
+
+    With `--json` the values are printed as one object at the end; an error joins what was done before it.
+    """
     import json
 
     @click.option("--json", "machine", is_flag=True, help="Print one JSON object, also for errors.")
     @wraps(body)
     def wrapped(*args: Any, machine: bool, **kwargs: Any) -> None:
+        whole: dict[str, Any] = {}
         try:
-            record, text = body(*args, **kwargs)
+            found = body(*args, **kwargs)
+            for record, text in [found] if isinstance(found, tuple) else found:
+                whole |= record
+                if not machine:
+                    click.echo(text)
         except ToolkitError as error:
             if not machine:
                 raise
-            problems = [problem.record for problem in getattr(error, "problems", ())]
-            record = {"ok": False, "error": error.message, "hint": error.hint, "problems": problems}
-            click.echo(json.dumps(record, ensure_ascii=False))
-            raise click.exceptions.Exit(1) from error
-        click.echo(json.dumps(record, ensure_ascii=False) if machine else text)
+            problems = whole.get("problems", []) + [problem.record for problem in getattr(error, "problems", ())]
+            whole |= {"ok": False, "error": error.message, "hint": error.hint, "problems": problems}
+        if machine:
+            click.echo(json.dumps(whole, ensure_ascii=False))
+        if "error" in whole:
+            raise click.exceptions.Exit(1)
 
     return wrapped

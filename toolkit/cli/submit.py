@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from toolkit.competition import Competition
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
-_Said = tuple[dict[str, Any], str]
+_Said = Iterator[tuple[dict[str, Any], str]]
 
 
 @click.command()
@@ -36,7 +37,7 @@ def command(
     message: str,
 ) -> _Said:
     """Check the predictions against the sample submission and write submission.csv."""
-    from toolkit import submissions, uploading
+    from toolkit import ledger, submissions, uploading
 
     if foreign:
         if name or output or upload:
@@ -46,10 +47,13 @@ def command(
         form, problems = submissions.examine(competition, foreign, sample=sample)
         record = {"ok": True, "format": form, "problems": [problem.record for problem in problems]}
         said = [f"Checked {foreign} as format {form}", *map(str, problems), "No errors: it can be submitted."]
-        return record, "\n".join(said)
+        yield record, "\n".join(said)
+        return
     where = uploading.address(upload, competition.upload) if upload else ""
     words = uploading.recorded(["toolkit", *sys.argv[1:]])
     done = submissions.submit(competition, name=name, output=output, sample=sample, command=words)
-    reply = uploading.upload(where, done.path, message or str(done.meta.get("name", ""))) if where else ""
-    said = [summaries.submission(done), *(["Uploaded:", reply] if where else [])]
-    return done.record | {"upload": reply}, "\n".join(said)
+    yield done.record | {"upload": ""}, summaries.submission(done)
+    if where:
+        reply = uploading.upload(where, done.path, message or str(done.meta.get("name", "")))
+        ledger.sent(competition, done.id, uploading.recorded([where])[0], reply)
+        yield {"upload": reply}, f"Uploaded:\n{reply}"

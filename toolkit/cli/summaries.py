@@ -133,10 +133,10 @@ def kept(entries: Sequence[Entry], link: float | None, warning: str) -> str:
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.5f}"
 
-    rows: list[tuple[str, ...]] = [("id", "written (UTC)", "of", "out of fold", "public", "private")]
-    rows += [
-        (e.id, f"{e.created:%Y-%m-%d %H:%M}", e.source, *map(number, (e.out_of_fold, e.public, e.private))) for e in entries
-    ]
+    rows: list[tuple[str, ...]] = [("id", "written (UTC)", "of", "out of fold", "public", "private", "uploaded")]
+    for e in entries:
+        sent = f"{e.uploads[-1]['to']} {e.uploads[-1]['at'][:16].replace('T', ' ')}" if e.uploads else ""
+        rows.append((e.id, f"{e.created:%Y-%m-%d %H:%M}", e.source, *map(number, (e.out_of_fold, e.public, e.private)), sent))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if link is not None:
