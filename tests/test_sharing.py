@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import card, network
 
-from toolkit import graphs, sessions, sharing
+from toolkit import graphs, ortsessions, sharing, units
 from toolkit.exporting import export
 from toolkit.sessions import PROVIDERS, open_session
 
@@ -78,7 +78,7 @@ def test_the_trunk_runs_once_for_all_heads(heads):
         def get_inputs(self):
             return unit.trunk.get_inputs()
 
-    session.units = [sessions._Unit(Counted(), unit.cut, unit.heads)]
+    session.units = [units.Unit(Counted(), unit.cut, unit.heads)]
     session.run(PIXELS[:8], "id")
     assert len(calls) == 1
     assert list(session.run(PIXELS[:8], "id", [heads[1].digest])) == [heads[1].digest]
@@ -108,7 +108,7 @@ def test_the_gpus_code_gives_the_same_on_the_cpus_memory(heads):
     """IO binding, trunks and padding as on a GPU, with tensors in main memory."""
     PROVIDERS["bound"] = PROVIDERS["cpu"]
     try:
-        bound = sessions._Gpu({e.digest: e.path for e in heads}, "bound", 8, memory="cpu")
+        bound = ortsessions.Gpu({e.digest: e.path for e in heads}, "bound", 8, memory="cpu")
     finally:
         del PROVIDERS["bound"]
     plain = open_session({e.digest: e.path for e in heads}, device="cpu", batch=8)

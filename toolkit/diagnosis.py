@@ -158,4 +158,5 @@ def _providers() -> Iterator[Finding]:
             except (DeviceError, ModelError) as error:
                 wanted = gpu_count() > 0 and name == "cuda"
                 cure = 'pip install "onnxruntime-gpu[cuda,cudnn]"' if wanted else ""
+                cure = error.hint if name == "openvino" else cure
                 yield Finding(f"--device {name}", "broken" if wanted else "absent", error.message, cure)
