@@ -292,7 +292,7 @@ def test_cuda_that_is_not_there_is_an_error(workspace, folds):
     ("arguments", "code", "words"),
     [
         (["ensemble"], 2, "Missing argument"),
-        (["ensemble", "folds", "--tta", "spin"], 2, "'none'"),
+        (["ensemble", "folds", "--tta", "spin"], 2, "unknown view 'spin'"),
         (["ensemble", "folds", "--weights", "1,2,3"], 1, "3 numbers for 2 models"),
         (["ensemble", "folds", "--members", "huge"], 1, "'huge'"),
         (["ensmble"], 2, "Did you mean 'ensemble'"),
@@ -335,7 +335,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(workspace, folds):
     for name in ids[11:]:
         draw(rng, 0, 24, 24).save(workspace / "test" / f"{name}.png")
     (workspace / "sample_submission.csv").write_text("id,label\n" + "".join(f"{name},ant\n" for name in ids))
-    command = [sys.executable, "-m", "toolkit", "ensemble", "folds/*.onnx", "--tta", "d4"]
+    command = [sys.executable, "-m", "toolkit", "ensemble", "folds/*.onnx", "--tta", "d4", "--no-tta-check"]
     process = subprocess.Popen(command, cwd=workspace, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 150
     while not list(workspace.rglob("*.seg")) and time.monotonic() < deadline:

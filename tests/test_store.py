@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from toolkit import files
 from toolkit.errors import StoreError
-from toolkit.store import SEGMENT_ROWS, Store, TableKey, as_digests
+from toolkit.indexes import as_digests
+from toolkit.store import SEGMENT_ROWS, Store, TableKey
 
 KEY = TableKey("model", "pixels", "id", "engine")
 
@@ -102,6 +103,12 @@ def test_temporary_files_are_never_read_and_old_ones_are_swept(tmp_path):
     assert (old.exists(), young.exists()) == (False, True)
 
 
+def one(index, path):
+    """What the index knows of one file; numpy drops the trailing zeros of an S16."""
+    (digest,), (sure,) = index.known([path])
+    return bytes(digest).ljust(16, b"\0") if sure else None
+
+
 def test_the_index_knows_unchanged_files_and_no_others(tmp_path):
     image = tmp_path / "a.png"
     image.write_bytes(b"one")
@@ -112,14 +119,14 @@ def test_the_index_knows_unchanged_files_and_no_others(tmp_path):
     store.images.learn(image, image.stat(), digest)
     store.images.save()
     index = Store(tmp_path / "store").images
-    assert index.known(image) == digest
+    assert one(index, image) == digest
     image.write_bytes(b"two")
-    assert index.known(image) is None
+    assert one(index, image) is None
     image.write_bytes(b"three")
     os.utime(image, (past, past))
-    assert index.known(image) is None
+    assert one(index, image) is None
     image.unlink()
-    assert index.known(image) is None
+    assert one(index, image) is None
 
 
 def test_a_file_modified_just_now_is_read_again_next_time(tmp_path):
@@ -127,12 +134,12 @@ def test_a_file_modified_just_now_is_read_again_next_time(tmp_path):
     image.write_bytes(b"one")
     store = Store(tmp_path / "store")
     store.images.learn(image, image.stat(), b"0" * 16)
-    assert store.images.known(image) is None
+    assert one(store.images, image) is None
 
 
 def test_a_damaged_index_only_costs_time(tmp_path):
     (tmp_path / "images.npz").write_bytes(b"garbage")
-    assert Store(tmp_path).images.known(tmp_path) is None
+    assert one(Store(tmp_path).images, tmp_path) is None
 
 
 def test_kill_while_adding_leaves_whole_segments(tmp_path):
@@ -153,7 +160,7 @@ for i in range(10_000):
         process.kill()
         process.wait()
         table = Store(tmp_path).table(KEY)
-        held = sum(len(segment.keys) for segment in table._segments)
+        held = len(table)
         assert held >= 50
         assert held % 50 == 0
         assert np.array_equal(table.gather(digests(held)), rows(held))

@@ -315,3 +315,34 @@ def test_an_unknown_vote_names_the_known_ones():
     with pytest.raises(DataError) as caught:
         vote(np.full((1, 1, 2), 0.5), how="loud")
     assert all(name in caught.value.hint for name in VOTES)
+
+
+@pytest.mark.parametrize("how", VOTES)
+@given(stack=stacks(), data=st.data())
+def test_members_that_come_twice_count_as_members_of_double_weight(how, stack, data):
+    weights = weights_for(stack, data)
+    twice, doubled = np.concatenate([stack, stack[:1]]), [2 * weights[0], *weights[1:]]
+    one = vote(twice, how=how, weights=[*weights, weights[0]])
+    np.testing.assert_allclose(outcome(one), outcome(vote(stack, how=how, weights=doubled)), atol=1e-12)
+    everyone = vote(np.concatenate([stack, stack]), how=how, weights=[*weights, *weights])
+    np.testing.assert_allclose(outcome(everyone), outcome(vote(stack, how=how, weights=weights)), atol=1e-12)
+
+
+@pytest.mark.parametrize("how", ROW_WISE)
+@given(members=st.integers(1, 6), classes=st.integers(2, 5), data=st.data())
+def test_members_that_are_all_certain_of_one_class_are_believed(how, members, classes, data):
+    label = data.draw(st.integers(0, classes - 1))
+    result = vote(np.tile(np.eye(classes)[label], (members, 1, 1)), how=how)
+    if result.labels is not None:
+        assert result.labels.tolist() == [label]
+    else:
+        np.testing.assert_allclose(result.values[0], np.eye(classes)[label], atol=1e-12)
+
+
+@given(stack=stacks(classes=(3, 3)), data=st.data())
+def test_the_classes_are_alike_to_a_hard_vote_that_is_not_tied(stack, data):
+    order = np.array(data.draw(st.permutations(range(3))))
+    one, other = vote(stack, how="hard"), vote(stack[:, :, order], how="hard")
+    tops = np.sort(stack, axis=2)
+    clear = ~one.ties & (tops[:, :, 2] > tops[:, :, 1]).all(axis=0)
+    assert np.array_equal(one.labels[clear], order[other.labels[clear]])

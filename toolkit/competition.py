@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +47,7 @@ class Competition:
 
     `sample_id` is the id column of the sample submission and the test table, where it has another name than in train.csv;
     `max_mb` the largest submission that the platform takes (10⁶ bytes; 0: not said);
-    `upload` where it goes, as in `kaggle:titanic`.
+    `upload` where it goes, as in `kaggle:titanic`; `labels_fix` a table of corrected labels that training uses (see `fixes`).
     """
 
     root: Path
@@ -64,6 +65,7 @@ class Competition:
     sample_id: str = ""
     max_mb: float = 0.0
     upload: str = ""
+    labels_fix: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sample_id", self.sample_id or self.id)
@@ -72,6 +74,11 @@ class Competition:
             raise CompetitionError(f"{FILE}: targets must be present and have different names, got {few(names)}")
         if self.metric not in METRICS:
             raise CompetitionError(f"{FILE}: unknown metric {self.metric!r}", hint=f"Use one of: {', '.join(METRICS)}.")
+        if not self.score.multilabel and (several := [t.name for t in self.targets if t.multilabel]):
+            raise CompetitionError(
+                f"{FILE}: metric {self.metric!r} is for one class per row, target {few(several)} is multilabel",
+                hint=f"Use one of: {', '.join(name for name, metric in METRICS.items() if metric.multilabel)}.",
+            )
         if not 0 <= self.max_mb < float("inf"):
             raise CompetitionError(f"{FILE}: max_mb is a number of megabytes, not {self.max_mb}")
         if self.per_id not in ("", "mean", "max"):
@@ -133,13 +140,23 @@ class Competition:
         Raises:
             CompetitionError: the folder is missing, a pattern names an unknown column, or not a single file is there.
         """
+        return [(name, Path(file)) for name, file in self.image_files(part)]
+
+    def image_files(self, part: Part) -> list[tuple[str, str]]:
+        """As `images`, with files as text: a hundred thousand paths take half a second to make.
+
+        Raises:
+            CompetitionError: see `images`.
+        """
         where = self.train if part == "train" else self.test
-        frame = self._table(part)
+        key = self.id if part == "train" else self.sample_id
+        names = list(dict.fromkeys([key, *patterns.columns(where.pattern)]))
+        table = self._cells(part, names)
         folder = self.path(where.folder)
         if not folder.is_dir():
             raise CompetitionError(f"the {part} images' folder {folder} does not exist", hint=f"Set [{part}] images in {FILE}.")
-        found = find_images(frame, self.id if part == "train" else self.sample_id, folder, where.pattern, f"[{part}]")
-        if found and not any(path.exists() for _, path in found):
+        found = find_files(table, key, folder, where.pattern, f"[{part}]")
+        if found and not any(os.path.exists(path) for _, path in found):  # noqa: PTH110
             raise CompetitionError(
                 f"none of the {len(found):,} {part} images is there; the first would be {found[0][1]}",
                 hint=f"Set [{part}] images and pattern in {FILE}.",
@@ -149,6 +166,19 @@ class Competition:
                 f"pattern {where.pattern!r} gives several images for one id", hint=f'Set per_id = "mean" in {FILE}.'
             )
         return found
+
+    def _cells(self, part: Part, names: list[str]) -> Mapping[str, Sequence[str]]:
+        """Some columns of a part's table, those of them that it has; where it is an ordinary one, without loading pandas."""
+        table = self.test.table or self.sample if part == "test" else self.train.table
+        if table == self.sample and self.format in longform.NAMES:
+            frame = self._table(part)
+            return {str(name): list(frame[name]) for name in frame.columns}
+        several = bool(self.per_id) and table != self.sample
+        unique = "" if several else names[0]
+        if set(names) <= set(csvs.header(self.path(table))):
+            return csvs.cells(self.path(table), names, unique=unique)
+        frame = csvs.read(self.path(table), columns=names[:1], unique=unique)
+        return {str(name): list(frame[name]) for name in frame.columns}
 
     def _table(self, part: Part) -> pd.DataFrame:
         table = self.test.table or self.sample if part == "test" else self.train.table
@@ -166,6 +196,7 @@ class Competition:
         for part, where in (("train", self.train), ("test", self.test)):
             lines += ["", f"[{part}]"] + ([f"table = {_quote(where.table)}"] if where.table else [])
             lines += [f"images = {_quote(where.folder)}", f"pattern = {_quote(where.pattern)}"]
+            lines += [f"labels_fix = {_quote(self.labels_fix)}"] if self.labels_fix and part == "train" else []
         lines += ["", "[submission]", f"sample = {_quote(self.sample)}"]
         other = self.sample_id if self.sample_id != self.id else ""
         said = (("id", other), ("format", self.format), ("per_id", self.per_id), ("upload", self.upload))
@@ -239,19 +270,22 @@ def _places(ids: list[str]) -> Any:
     return np.array([place[name] for name in ids], dtype=np.int64)
 
 
-def find_images(frame: pd.DataFrame, id_column: str, folder: Path, pattern: str, where: str) -> list[tuple[str, Path]]:
+def find_files(
+    table: Mapping[str, Sequence[str]], id_column: str, folder: Path, pattern: str, where: str
+) -> list[tuple[str, str]]:
     """(id, file) of every image that a table's rows name; a pattern that matches nothing names one file that is not there.
 
     Raises:
         CompetitionError: the pattern names no column, or one that the table lacks.
     """
-    patterns.require(pattern, list(frame.columns), where)
-    find = patterns.finder(folder)
-    columns = {name: list(frame[name]) for name in patterns.columns(pattern)}
+    patterns.require(pattern, list(table), where)
+    find, fill, inside = patterns.finder(folder), patterns.filler(pattern), os.path.join(folder, "")  # noqa: PTH118
+    rows = zip(*(table[name] for name in patterns.columns(pattern)), strict=True)
     found = []
-    for name, cells in zip(frame[id_column], zip(*columns.values(), strict=True), strict=True):
-        pieces = patterns.fill(pattern, dict(zip(columns, cells, strict=True)))
-        found += [(name, folder / file) for file in find(pieces) or ["*".join(pieces)]]
+    for name, cells in zip(table[id_column], rows, strict=True):
+        pieces = fill(cells)
+        files = find(pieces) or ["*".join(pieces)]
+        found += [(name, file if file.startswith(os.sep) else inside + file) for file in files]
     return found
 
 
@@ -269,6 +303,7 @@ def _fields(raw: dict[str, Any]) -> dict[str, Any]:
     }
     targets = tuple(Target(name=name, **{"classes": (), **keys}) for name, keys in raw["targets"].items())
     asked = {"sample_id" if key == "id" else key: value for key, value in raw.get("submission", {}).items()}
+    asked |= {"labels_fix": raw["train"].get("labels_fix", "")}
     return {"name": raw["name"], "metric": raw["metric"], "targets": targets, **images, **raw.get("columns", {}), **asked}
 
 
@@ -301,7 +336,7 @@ _KEYS: dict[str, Any] = {
     "name": str,
     "metric": str,
     "columns": {"id": str, "group": str, "extra": str},
-    "train": _IMAGES,
+    "train": _IMAGES | {"labels_fix": str},
     "test": _IMAGES,
     "submission": {"sample": str, "id": str, "format": str, "per_id": str, "max_mb": _NUMBER, "upload": str},
     "targets": dict,

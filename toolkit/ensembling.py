@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,18 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit import files, splitting, tables, voting
+from toolkit.combining import Blend
 from toolkit.competition import FILE, Competition, Target
+from toolkit.deciding import Deciding, decided
 from toolkit.errors import DataError, ImageError, ModelError
 from toolkit.folds import Split
 from toolkit.formats import FORMATS
 from toolkit.graphs import Export
-from toolkit.inference import BadImage, Item, Opener, Outcome, Progress, predict
+from toolkit.indexes import Digests
+from toolkit.inference import BadImage, Item, Items, Opener, Outcome, Progress, predict
+from toolkit.keeping import Keeping
 from toolkit.members import output_of, read_exports, share
 from toolkit.predictions import Predictions, concat
 from toolkit.sessions import open_session
+from toolkit.staging import Fill, stage
 from toolkit.store import Store
-from toolkit.views import needs_square, views
+from toolkit.views import needs_square, per_member, views
 
+_WHOLE = "Leave --labels-only out: the labels are then those of the whole blend."
 ROWS = 4096  # rows combined at a time, so that memory does not grow with members × views × images
 
 OnBadImage = Literal["fail", "prior"]
@@ -48,56 +56,132 @@ def run(
     tta: str = "none",
     vote: str = "soft",
     weights: str = "",
+    blend: Mapping[str, Blend] | None = None,
     members: Sequence[str] = (),
     device: str = "auto",
+    precision: str = "fp32",
     batch: int | None = None,
     limit: int | None = None,
     name: str = "ensemble",
     on_bad_image: OnBadImage = "fail",
+    labels_only: bool = False,
+    deadline: float | None = None,
+    keeping: Keeping = Keeping(),  # noqa: B008 - frozen
+    said: Mapping[str, Any] | None = None,
+    announce: Callable[[str], object] | None = None,
+    fill: Fill | None = None,
     progress: Progress | None = None,
     opener: Opener = open_session,
 ) -> Ensemble:
     """Predict the test images with every export and view, combine, and write predictions/<name>.parquet.
+
+    A `blend` per target says weights, vote, temperatures and adjustment instead of `weights` and `vote`.
+    With `labels_only` the predictions are labels, and passes that cannot change one are left out (see `Deciding`). At the
+    `deadline`, in seconds from now, the models that are through are combined, and the others are named. What is `said` is kept
+    with the predictions.
 
     Raises:
         ModelError, CardError, DataError, DeviceError: see `read_exports`, `share`, `views` and `open_session`.
         ImageError: images that cannot be used (all are listed); the others stay in the store and no predictions are written.
         StoreError: the disk takes no more.
     """
-    exports = read_exports(paths, competition, members=members)
-    given = share(exports, weights, higher_is_better=competition.score.higher_is_better)
-    view_set = _views_for(exports, tta)
-    items = [Item(name, path) for name, path in competition.images("test")]
-    ids = list(dict.fromkeys(item.id for item in items))[:limit]
+    exports: Sequence[Export] = read_exports(paths, competition, members=members)
+    shares = _shares(competition, exports, weights, blend)
+    given = np.mean(list(shares.values()), axis=0).tolist() if blend else shares[""]
+    by_target = {name: dict(zip((e.digest for e in exports), one, strict=True)) for name, one in shares.items()}
+    vote = next(iter(blend.values())).vote if blend else vote
+    if labels_only and blend and (len(blend) > 1 or not all(one.plain for one in blend.values())):
+        raise DataError("labels alone cannot be decided early where temperatures or thresholds follow", hint=_WHOLE)
+    chosen = views_for(exports, tta)
+    names, found = zip(*competition.image_files("test"), strict=True)
+    ids = list(dict.fromkeys(names))[:limit]
     wanted = set(ids)
-    items = [item for item in items if item.id in wanted]
-    outcome = predict(
+    items = Items(names, found).take(np.flatnonzero([name in wanted for name in names]))
+    deciding = _deciding(competition, exports, chosen, given, items, ids, vote) if labels_only else None
+    store = Store(competition.path("store"), passing=keeping.what == "none")
+    staged = stage(
         exports,
-        {export.digest: view_set for export in exports},
+        chosen,
+        given,
         items,
-        Store(competition.path("store")),
+        store,
+        keeping=keeping,
+        deadline=deadline,
+        deciding=deciding,
+        announce=announce,
+        fill=fill,
         device=device,
+        precision=precision,
         batch=batch,
         progress=progress,
         opener=opener,
     )
+    outcome, exports, given = staged.outcome, staged.exports, staged.share
     if outcome.bad and on_bad_image == "fail":
         raise _bad_images(outcome.bad)
     combined = {
-        target.name: combine(competition, target, exports, outcome, ids, views=view_set, vote=vote, share=given)
-        for target in competition.targets
+        target.name: _settled(competition, number, staged.decided, ids)
+        if staged.decided
+        else combine(
+            competition,
+            target,
+            exports,
+            outcome,
+            ids,
+            views=chosen,
+            vote=vote,
+            share=[by_target[target.name][export.digest] for export in exports] if blend else given,
+            labels=labels_only,
+            blend=blend[target.name] if blend else None,
+        )
+        for number, target in enumerate(competition.targets)
     }
-    meta = _meta(competition, exports, given, outcome, view_set) | {
+    meta = _meta(competition, exports, given, outcome, chosen) | {
+        "stopping": _stopping(deciding),
+        "late": [_relative(export.path, competition) for export in staged.late],
+        "kept": {"what": keeping.what, "as": keeping.kept_as},
         "name": name,
         "vote": vote,
         "view_set": tta,
         "ties": {target: ties for target, (_, ties) in combined.items()},
         "limit": limit,
         "on_bad_image": on_bad_image,
+        **(said or {}),
     }
+    if blend:
+        meta |= _blended(competition, blend)
     predictions = {target: table for target, (table, _) in combined.items()}
     path = tables.write_table(competition.path("predictions", f"{name}.parquet"), predictions, meta)
-    return Ensemble(predictions, path, meta, outcome, tuple(_notes(competition, exports, vote)))
+    if keeping.what == "none":
+        store.forget()
+    return Ensemble(predictions, path, meta, outcome, tuple(_notes(competition, exports, vote, labels=labels_only)))
+
+
+def _deciding(
+    competition: Competition,
+    exports: Sequence[Export],
+    views: Mapping[str, Sequence[str]],
+    share: Sequence[float],
+    items: Items,
+    ids: Sequence[str],
+    vote: str,
+) -> Deciding:
+    return Deciding(exports, views, share, competition.targets, items, ids, vote, competition.per_id)
+
+
+def _settled(competition: Competition, target: int, decided: Deciding, ids: Sequence[str]) -> tuple[Predictions, int]:
+    """Labels that were decided before every pass was made; the number of ties."""
+    good, found = decided.outcome(target)
+    return _with_prior(competition, competition.targets[target], ids, good, [found]), int(found.ties.sum())
+
+
+def _stopping(deciding: Deciding | None) -> dict[str, Any] | None:
+    """How many passes the labels took, for those who read predictions: of how many, and how many per image."""
+    if deciding is None or deciding.off:
+        return None if deciding is None else {"off": deciding.off}
+    images = max(deciding.images, 1)
+    possible = deciding.possible
+    return {"passes": deciding.used, "possible": possible, "mean": deciding.used / images, "of": possible / images}
 
 
 def combine(
@@ -107,94 +191,162 @@ def combine(
     outcome: Outcome,
     ids: Sequence[str],
     *,
-    views: Sequence[str],
+    views: Mapping[str, Sequence[str]],
     vote: str = "soft",
     share: Sequence[float] | None = None,
+    labels: bool = False,
+    blend: Blend | None = None,
 ) -> tuple[Predictions, int]:
     """Views merged, then the images of a row, then one flat vote over fold models; the predictions and the number of ties.
 
-    Rows without a usable image get the class prior of the training labels.
+    Rows without a usable image get the class prior of the training labels. A `blend` cools each model by its member's
+    temperature before the vote, which it names, and adjusts what the vote says. With `labels` nothing but labels is given back.
 
     Raises:
         ModelError: NaN or infinite logits.
         DataError: an unknown vote.
     """
+    place = dict(zip(ids, range(len(ids)), strict=True))
+    row = np.array([place.get(name, -1) for name in outcome.items.ids], dtype=np.int64)
+    order = np.argsort(row, kind="stable")[int((row < 0).sum()) :]
+    rows, starts = np.unique(row[order], return_index=True)
     step = max(len(ids), 1) if vote in voting.WHOLE_TABLE else ROWS
-    found: list[voting.Vote] = []
-    per_id: dict[str, list[int]] = {name: [] for name in ids}
-    for place, item in enumerate(outcome.items):
-        if item.id in per_id:
-            per_id[item.id].append(place)
-    good = [name for name in ids if per_id[name]]
-    for start in range(0, len(good), step):
-        groups = [per_id[name] for name in good[start : start + step]]
-        rows = np.concatenate([np.array(group) for group in groups])
-        stack = np.stack([_member_rows(export, target, outcome, rows, views) for export in exports])
-        if len(rows) > len(groups):
-            stack = _per_row(stack, np.cumsum([0, *map(len, groups[:-1])]), competition.per_id, multilabel=target.multilabel)
-        found.append(voting.vote(stack, how=vote, weights=share, multilabel=target.multilabel))
+
+    def part(first: int) -> voting.Vote:
+        begin, end = starts[first], starts[first + step] if first + step < len(rows) else len(order)
+        some = starts[first : first + step] - begin
+        digests = outcome.digests[order[begin:end]]
+        stack = np.stack([_member_rows(export, target, outcome, digests, views[export.digest]) for export in exports])
+        if end - begin > len(some):
+            stack = voting.per_row(stack, some, competition.per_id, multilabel=target.multilabel)
+        return _voted(stack, exports, vote, share, blend, multilabel=target.multilabel)
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # numpy sorts and adds up without the GIL
+        found = list(pool.map(part, range(0, len(rows), step)))
+    good = [ids[i] for i in rows.tolist()]
+    if labels:
+        found = [voting.Vote(None, decided(part, multilabel=target.multilabel), part.ties, "labels") for part in found]
     ties = sum(int(part.ties.sum()) for part in found)
     return _with_prior(competition, target, ids, good, found), ties
 
 
+def _voted(
+    stack: F64,
+    exports: Sequence[Export],
+    vote: str,
+    share: Sequence[float] | None,
+    blend: Blend | None,
+    *,
+    multilabel: bool,
+) -> voting.Vote:
+    if blend is None:
+        return voting.vote(stack, how=vote, weights=share, multilabel=multilabel)
+    tables = zip(exports, stack, strict=True)
+    cold = [blend.cooled(export.card.member, table, multilabel=multilabel) for export, table in tables]
+    return blend.combine(np.stack(cold), share or [1.0] * len(cold), multilabel=multilabel)
+
+
+def _shares(
+    competition: Competition, exports: Sequence[Export], weights: str, blend: Mapping[str, Blend] | None
+) -> dict[str, list[float]]:
+    """The weights of the models in their order, by target where a blend says them, else under ""."""
+    better = competition.score.higher_is_better
+    if blend is None:
+        return {"": share(exports, weights, higher_is_better=better)}
+    return {name: share(exports, one.spec, higher_is_better=better) for name, one in blend.items()}
+
+
+def _blended(competition: Competition, blend: Mapping[str, Blend]) -> dict[str, Any]:
+    """What predictions say of the blend they were made with: all of it, and whether anything but a vote is in it."""
+    records = {name: one.record(competition.target(name).classes) for name, one in blend.items()}
+    beyond = {
+        "temperatures": any(bool((one.warm != 1).any()) for one in blend.values()),
+        "calibration": any(one.adjustment is not None for one in blend.values()),
+    }
+    return {"blend": records} | beyond
+
+
 def out_of_fold(
+    competition: Competition, exports: Sequence[Export], split: Split, *, tta: str = "none", **how: Any
+) -> dict[str, Predictions]:
+    """Every row predicted by the fold models that did not see it (per target, views merged), through the store.
+
+    `exports` are the folds of one member; the rows are those their folds hold out. `how` is what `unseen` takes.
+
+    Raises:
+        ModelError: see `unseen`.
+        ImageError: images that cannot be used; all are listed.
+    """
+    chosen = views_for(exports, tta)
+    parts: dict[str, list[Predictions]] = {target.name: [] for target in competition.targets}
+    for group, ids, outcome in unseen(competition, exports, split, chosen, **how):
+        if outcome.bad:
+            raise _bad_images(outcome.bad)
+        for target in competition.targets:
+            parts[target.name].append(combine(competition, target, group, outcome, ids, views=chosen)[0])
+    return {name: concat(found) for name, found in parts.items()}
+
+
+def unseen(
     competition: Competition,
     exports: Sequence[Export],
     split: Split,
+    views: Mapping[str, Sequence[str]],
     *,
-    tta: str = "none",
-    device: str = "auto",
-    batch: int | None = None,
+    limit: int | None = None,
     progress: Progress | None = None,
-    opener: Opener = open_session,
-) -> dict[str, Predictions]:
-    """Every row predicted by the one fold model that did not see it (per target, views merged), through the store.
+    **how: Any,
+) -> Iterator[tuple[list[Export], tuple[str, ...], Outcome]]:
+    """Fold by fold: the models (of one or several members) that did not see it, its ids, and what they say of its images.
 
-    `exports` are the folds of one member; the rows are those their folds hold out.
+    `views` are those wanted of each model, by its digest; `limit` draws about so many ids in all, as many of each fold;
+    `how` is what `predict` takes. Models without a fold are left out.
 
     Raises:
         ModelError: an export made from another split, or none with a fold.
-        ImageError: images that cannot be used; all are listed.
+        DeviceError, StoreError: see `predict`.
     """
-    paths: dict[str, list[Path]] = {}
-    for name, path in competition.images("train"):
-        paths.setdefault(name, []).append(path)
     scored = [export for export in exports if export.card.fold is not None]
     if not scored:
         raise ModelError("none of the models has a fold that it did not see")
-    view_set = _views_for(scored, tta)
-    store, total = Store(competition.path("store")), 0
-    parts: dict[str, list[Predictions]] = {target.name: [] for target in competition.targets}
-    rows = {export.digest: split.held_out(export.card.fold or 0) for export in scored}
-    count = sum(len(paths[name]) for ids in rows.values() for name in ids)
     for export in scored:
         if export.card.split != split.digest:
             raise ModelError(
                 f"{export.path} was trained on split {export.card.split}, this one is {split.digest}",
                 hint="Restore the split.csv it was trained with, or train again.",
             )
-        ids = rows[export.digest]
-        items = [Item(name, path) for name in ids for path in paths[name]]
-        before = total
-        total += len(items)
-        report = (lambda done, _all, before=before: progress(before + done, count)) if progress else None
-        outcome = predict(
-            [export], {export.digest: view_set}, items, store, device=device, batch=batch, progress=report, opener=opener
-        )
-        if outcome.bad:
-            raise _bad_images(outcome.bad)
-        for target in competition.targets:
-            parts[target.name].append(combine(competition, target, [export], outcome, ids, views=view_set)[0])
-    return {name: concat(found) for name, found in parts.items()}
+    paths: dict[str, list[Path]] = {}
+    for name, path in competition.images("train"):
+        paths.setdefault(name, []).append(path)
+    folds = sorted({export.card.fold or 0 for export in scored})
+    rows = {fold: _spread(split.held_out(fold), limit and -(-limit // len(folds))) for fold in folds}
+    items = {fold: [Item(name, path) for name in rows[fold] for path in paths[name]] for fold in folds}
+    done, count, store = 0, sum(map(len, items.values())), Store(competition.path("store"))
+    for fold in folds:
+        group = [export for export in scored if export.card.fold == fold]
+        report = (lambda now, _all, before=done: progress(before + now, count)) if progress else None
+        yield group, rows[fold], predict(group, views, items[fold], store, progress=report, **how)
+        done += len(items[fold])
+
+
+def _spread(ids: tuple[str, ...], limit: int | None) -> tuple[str, ...]:
+    """So many of the ids, always the same, drawn by chance: every n-th could follow a pattern in the data."""
+    if not limit or limit >= len(ids):
+        return ids
+    return tuple(ids[i] for i in np.sort(np.random.default_rng(0).permutation(len(ids))[:limit]))
 
 
 def _meta(
-    competition: Competition, exports: Sequence[Export], weights: Sequence[float], outcome: Outcome, view_set: Sequence[str]
+    competition: Competition,
+    exports: Sequence[Export],
+    weights: Sequence[float],
+    outcome: Outcome,
+    chosen: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
     """What predictions were made of: models and their weights, views, pixels, device, split, images that could not be used."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "views": {export.card.member: list(view_set) for export in exports},
+        "views": {export.card.member: list(chosen[export.digest]) for export in exports},
         "models": [_origin(export, weight, competition) for export, weight in zip(exports, weights, strict=True)],
         "pixels": outcome.pixels,
         "device": outcome.device,
@@ -204,32 +356,24 @@ def _meta(
     }
 
 
-def _notes(competition: Competition, exports: Sequence[Export], vote: str) -> Iterator[str]:
+def _notes(competition: Competition, exports: Sequence[Export], vote: str, *, labels: bool) -> Iterator[str]:
     """What does not forbid an ensemble, but may surprise whoever made it."""
     path = competition.path(splitting.TABLE)
     here = Split.read(path).digest if path.exists() else ""
     other = sorted({export.card.member for export in exports if here and export.card.split not in ("", here)})
     if other:
         yield f"{', '.join(other)} was trained on another split than {path.name}: out-of-fold scores do not compare row by row"
-    if vote == "hard" and competition.format in FORMATS and FORMATS[competition.format].values:
-        yield f"hard votes leave labels only, and the submission format {competition.format!r} needs numbers: use --vote soft"
+    if (labels or vote == "hard") and competition.format in FORMATS and FORMATS[competition.format].values:
+        what, cure = ("--labels-only leaves", "leave it out") if labels else ("hard votes leave", "use --vote soft")
+        yield f"{what} labels only, and the submission format {competition.format!r} needs numbers: {cure}"
 
 
-def _member_rows(export: Export, target: Target, outcome: Outcome, rows: NDArray[np.int64], views: Sequence[str]) -> F64:
-    """One fold model's probabilities of some items, its classes put in the competition's order."""
+def _member_rows(export: Export, target: Target, outcome: Outcome, digests: Digests, views: Sequence[str]) -> F64:
+    """One fold model's probabilities of some images, its classes put in the competition's order."""
     output = output_of(export, target.name)
-    values = outcome.probabilities(export, output, views, outcome.digests[rows])
+    values = outcome.probabilities(export, output, views, digests)
     order = [output.classes.index(name) for name in target.classes]
-    return values[:, order]
-
-
-def _per_row(stack: F64, starts: NDArray[np.int64], how: str, *, multilabel: bool) -> F64:
-    """Images (M, n, C) to rows (M, N, C): the mean or the (renormalised) maximum over each row's images."""
-    if how == "max":
-        merged = np.maximum.reduceat(stack, starts, axis=1)
-        return merged if multilabel else np.asarray(merged / merged.sum(axis=2, keepdims=True))
-    counts = np.diff([*starts.tolist(), stack.shape[1]])
-    return np.asarray(np.add.reduceat(stack, starts, axis=1) / counts[None, :, None])
+    return values if order == sorted(order) else values[:, order]
 
 
 def _with_prior(
@@ -264,15 +408,21 @@ def _with_prior(
     return table.align(ids)
 
 
-def _views_for(exports: Sequence[Export], tta: str) -> tuple[str, ...]:
-    wanted = views(tta)
+def views_for(exports: Sequence[Export], tta: str) -> dict[str, tuple[str, ...]]:
+    """The views of each model, by its digest: of one set, or of a set per member (`b4=flip,vit=none`).
+
+    Raises:
+        DataError: see `views.per_member`; quarter turns of inputs that are not square.
+    """
+    sets = per_member(tta, list(dict.fromkeys(export.card.member for export in exports)))
+    found = {export.digest: views(sets[export.card.member]) for export in exports}
     for export in exports:
         height, width = export.card.preprocess.size
-        if height != width and any(needs_square(view) for view in wanted):
+        if height != width and any(map(needs_square, found[export.digest])):
             raise DataError(
                 f"--tta {tta} turns images by 90°, {export.title} takes {height}×{width}", hint="Use --tta flip or hflip."
             )
-    return wanted
+    return found
 
 
 def _bad_images(bad: Sequence[BadImage]) -> ImageError:

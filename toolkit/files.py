@@ -6,7 +6,8 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -14,6 +15,7 @@ from typing import IO
 from toolkit.errors import DataError, StoreError
 
 PART = ".part-"  # the infix of every temporary name, so that orphans of a killed run can be recognised and swept
+ASIDE = ".making-"  # the beginning of the names of folders that are being filled
 
 
 def write(path: Path, fill: Callable[[IO[bytes]], object]) -> Path:
@@ -47,14 +49,14 @@ def write_text(path: Path, text: str) -> Path:
     return write(path, lambda file: file.write(text.encode()))
 
 
-def sweep(folder: Path) -> int:
-    """Remove temporary files that killed runs left in `folder`; one made in the last hour may be in use and stays."""
+def sweep(folder: Path, *, age: float = 3600) -> int:
+    """Remove temporary files that killed runs left in `folder`; one younger than `age` seconds may be in use and stays."""
     import time
 
     swept = 0
     for orphan in list(folder.rglob(f"*{PART}*")):
         with suppress(OSError):  # another run may be sweeping too
-            if orphan.is_file() and time.time() - orphan.stat().st_mtime > 3600:
+            if orphan.is_file() and time.time() - orphan.stat().st_mtime > age:
                 orphan.unlink()
                 swept += 1
     return swept
@@ -92,6 +94,27 @@ def explained(path: Path) -> Iterator[None]:
         }
         reason = error.strerror or str(error)
         raise StoreError(f"{path} cannot be written: {reason}", hint=cures.get(error.errno or 0, "")) from error
+
+
+@contextmanager
+def aside(root: Path, names: Sequence[str]) -> Iterator[Path]:
+    """A folder inside `root` to be filled; what has these names in it is then moved into `root`, in this order.
+
+    After an error or a kill none of them is there, so that the last one tells that all are.
+
+    Raises:
+        StoreError: `root` cannot be written.
+    """
+    folder = root / f"{ASIDE}{secrets.token_hex(4)}"
+    with explained(root):
+        folder.mkdir(parents=True)
+    try:
+        yield folder
+        with explained(root):
+            for name in names:
+                (folder / name).replace(root / name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit import csvs, files
+from toolkit import csvs, files, markup
 from toolkit.errors import SplitError, few
 from toolkit.targets import class_order
 
@@ -61,6 +61,15 @@ class Split:
     def count(self) -> int:
         """Number of folds K (1 for a single hold-out)."""
         return int(self.folds.max()) + 1
+
+    def _repr_html_(self) -> str:
+        """Rows of each class per fold, for notebooks."""
+        classes = class_order(set(self.labels))
+        folds = sorted(set(self.folds.tolist()))
+        counts = Counter(zip(self.labels, self.folds.tolist(), strict=True))
+        rows = [(name, *(counts[name, fold] for fold in folds)) for name in classes]
+        heads = ["never held out" if fold == EXTRA else f"fold {fold}" for fold in folds]
+        return markup.table(("class", *heads), rows, caption=f"split {self.digest}: {len(self.ids):,} rows")
 
     @cached_property
     def digest(self) -> str:
@@ -114,7 +123,7 @@ class Split:
         """
         if not path.exists():
             raise SplitError(f"{path} does not exist", hint="Run `toolkit split` first.")
-        frame = csvs.read(path, columns=["id", "label", "group", "fold"], unique="id")
+        frame = csvs.cells(path, ["id", "label", "group", "fold"], unique="id")
         try:
             folds = np.array([int(cell) for cell in frame["fold"]], dtype=np.int64)
         except ValueError as error:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit import graphs
 from toolkit.cards import Output
 from toolkit.competition import FILE, Competition
 from toolkit.errors import CardError, DataError, ModelError, few
 from toolkit.graphs import Export
+from toolkit.indexes import ExportIndex
 
 
 def find_exports(patterns: Sequence[str], *, base: Path | None = None) -> list[Path]:
@@ -50,7 +50,7 @@ def read_exports(paths: Sequence[Path], competition: Competition, *, members: Se
         ModelError: a file that is no export, two folds of one member that disagree, the same model twice, an unknown member.
         CardError: an export whose targets or classes are not the competition's.
     """
-    exports = [graphs.read(path) for path in paths]
+    exports = ExportIndex(competition.path("store", "exports.json")).read(paths)
     known = {export.card.member for export in exports}
     if unknown := [name for name in members if name not in known]:
         raise ModelError(f"no export belongs to member {few(unknown)}", hint=f"There are: {', '.join(sorted(known))}.")

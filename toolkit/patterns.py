@@ -42,6 +42,15 @@ def fill(pattern: str, row: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(_FIELD.sub(lambda found: row[found[1]], piece) for piece in pattern.split("*"))
 
 
+def filler(pattern: str) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
+    """As `fill` for many rows, each given as its cells of `columns(pattern)`; the pattern is read once."""
+    names = columns(pattern)
+    if "*" in pattern or len(_FIELD.findall(pattern)) > len(names):
+        return lambda row: fill(pattern, dict(zip(names, row, strict=True)))
+    template = "%s".join(piece.replace("%", "%%") for piece in _FIELD.split(pattern)[::2])
+    return lambda row: (template % row,)
+
+
 def finder(folder: Path) -> Callable[[tuple[str, ...]], list[str]]:
     """A function from a filled pattern to the names, relative to `folder` and sorted, of the files that it means.
 

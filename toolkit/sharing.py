@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.graphs import value_hashes
+from toolkit.graphs import renamed, value_hashes
 
 HEAVY = frozenset({"Conv", "MatMul", "Gemm"})  # a prefix without one of these is not worth a second session
 
@@ -30,21 +30,33 @@ def find_trunks(models: Mapping[str, Any]) -> tuple[list[Trunk], list[str]]:
     Values are compared by hash-consing: equal hashes mean the same operators on the same constants. Models are grouped by their
     first heavy operator, since a prefix that is common holds it.
     """
-    hashes = {digest: value_hashes(model.graph) for digest, model in models.items()}
     groups: dict[bytes, list[str]] = {}
     alone: list[str] = []
     for digest, model in models.items():
-        first = next((node for node in model.graph.node if node.op_type in HEAVY), None)
-        key = hashes[digest][first.output[0]] if first is not None else b""
+        key = _beginning(model.graph)
         (groups.setdefault(key, []) if key else alone).append(digest)
     trunks = []
     for group in groups.values():
-        trunk = _cut({d: models[d] for d in group}, {d: hashes[d] for d in group}) if len(group) > 1 else None
+        some = {d: models[d] for d in group}
+        trunk = _cut(some, {d: value_hashes(model.graph) for d, model in some.items()}) if len(group) > 1 else None
         if trunk is None:
             alone += group
         else:
             trunks.append(trunk)
     return trunks, [digest for digest in models if digest in set(alone)]
+
+
+def _beginning(graph: Any) -> bytes:
+    """The hash of the first heavy operator's result, b"" where there is none; weights behind it are not even hashed."""
+    import onnx
+
+    place = next((i for i, node in enumerate(graph.node) if node.op_type in HEAVY), None)
+    if place is None:
+        return b""
+    nodes = list(graph.node[: place + 1])
+    reads = {name for node in nodes for name in _reads(node)}
+    start = onnx.GraphProto(node=nodes, input=graph.input, initializer=[t for t in graph.initializer if t.name in reads])
+    return value_hashes(start)[nodes[-1].output[0]]
 
 
 def _cut(models: Mapping[str, Any], hashes: Mapping[str, Mapping[str, bytes]]) -> Trunk | None:
@@ -84,27 +96,23 @@ def _head(
     """What remains of a model behind the cut, its inputs renamed to the trunk's names."""
     import onnx
 
-    renamed = {}
+    names = {}
     for node in shared:
         for name in node.output:
             if hashes[name] in crossing:
-                renamed[name] = cut[list(crossing).index(hashes[name])]
+                names[name] = cut[list(crossing).index(hashes[name])]
     constants = [node for node in shared if not node.input]  # cheap to have twice, and no value to hand over
     shared_outputs = {name for node in shared for name in node.output}
     rest = []
     for node in model.graph.node:
         if all(name in shared_outputs for name in node.output):
             continue
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        for i, name in enumerate(copy.input):
-            copy.input[i] = renamed.get(name, name)
-        rest.append(copy)
+        rest.append(renamed(node, names))
     outputs = []
     for value in model.graph.output:
         copy = onnx.ValueInfoProto()
         copy.CopyFrom(value)
-        copy.name = renamed.get(value.name, value.name)
+        copy.name = names.get(value.name, value.name)
         outputs.append(copy)
     reads = {name for node in rest for name in _reads(node)} | {value.name for value in outputs}
     inputs = [types[name] for name in cut if name in reads] + [v for v in model.graph.input if v.name in reads]

@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,68 +19,114 @@ from numpy.typing import NDArray
 
 from toolkit import files
 from toolkit.errors import StoreError
+from toolkit.indexes import DIGEST, Digests, ImageIndex
 
 SEGMENT_ROWS = 4096
-DIGEST = np.dtype("S16")  # an image's content digest; numpy compares these as padded bytes, which sixteen of them are
+KEPT_AS = ("float32", "float16")  # how values lie on disk
 
-Digests = NDArray[Any]  # of dtype DIGEST
 F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class TableKey:
-    """What a table of logits was computed with: change any of these and it is another table."""
+    """What a table of logits was computed with and is kept as: change any of these and it is another table."""
 
     model: str
     pixels: str
     view: str
     engine: str
     precision: str = "fp32"
+    kept_as: str = "float32"
 
     @property
     def digest(self) -> str:
         """The folder's name."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
+        said = asdict(self)
+        if self.kept_as == "float32":  # tables of float32 had their names before there was another way
+            del said["kept_as"]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, eq=False)
-class _Segment:
-    """One complete file: its keys, and where its values start, to be mapped when they are wanted."""
+class Segment:
+    """One complete file: its keys, and where its values start, to be read when they are wanted."""
 
     path: Path
     keys: Digests
     offset: int
     width: int
+    dtype: np.dtype[Any]
 
-    def values(self, rows: NDArray[np.int64]) -> F32:
-        mapped = np.memmap(self.path, np.float32, "r", self.offset, (len(self.keys), self.width))
+    def values(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Some rows, as they are kept."""
+        first, count = int(rows[0]), len(rows)
+        step = self.width * self.dtype.itemsize
+        if np.array_equal(rows, np.arange(first, first + count)):
+            found = np.fromfile(self.path, self.dtype, count * self.width, offset=self.offset + first * step)
+            return found.reshape(count, self.width)
+        mapped = np.memmap(self.path, self.dtype, "r", self.offset, (len(self.keys), self.width))
         return np.array(mapped[rows])
+
+
+class _Lookup:
+    """Where each of a table's keys stands; tables with the same keys in the same order share one, and its last answer."""
+
+    def __init__(self, keys: Digests) -> None:
+        self.keys = keys
+        self._sorted: tuple[Digests, NDArray[np.int64]] | None = None
+        self._last: tuple[Digests, NDArray[np.int64]] = (np.array([], dtype=DIGEST), np.zeros(0, dtype=np.int64))
+
+    def find(self, digests: Digests) -> NDArray[np.int64]:
+        """The place of each digest among the keys, -1 where absent."""
+        asked, places = self._last
+        if asked is not digests:
+            places = self._find(digests)
+            self._last = (digests, places)
+        return places
+
+    def _find(self, digests: Digests) -> NDArray[np.int64]:
+        if not len(self.keys):
+            return np.full(len(digests), -1, dtype=np.int64)
+        if self._sorted is None:
+            self._sorted = np.unique(self.keys, return_index=True)
+        order, first = self._sorted
+        if len(digests) > 1:  # images are mostly asked for as they were added
+            start = first[min(int(np.searchsorted(order, digests[0])), len(order) - 1)]
+            if np.array_equal(self.keys[start : start + len(digests)], digests):
+                return np.arange(start, start + len(digests))
+        place = np.searchsorted(order, digests).clip(max=len(order) - 1)
+        return np.where(order[place] == digests, first[place], -1)
 
 
 @dataclass(eq=False)
 class Table:
-    """Raw logits of one model on one view: float32 (width,) per image digest. A key that is present is valid."""
+    """Raw logits of one model on one view: float32 (width,) per image digest. A key that is present is valid.
+
+    `also` is a folder of further segments that are read and never written.
+    """
 
     folder: Path
     key: TableKey
-    _segments: list[_Segment] = field(default_factory=list)
-    _order: Digests = field(default_factory=lambda: np.array([], dtype=DIGEST))  # all keys, sorted
-    _home: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))  # (segment, row) of each
-
-    _indexed: int = 0  # segments that the index covers
+    also: Path | None = None
+    lookups: dict[bytes, _Lookup] = field(default_factory=dict)  # by digest of the keys: tables are filled alike
+    segments: list[Segment] = field(default_factory=list)
+    _indexed: int = -1
 
     def __post_init__(self) -> None:
-        for path in sorted(self.folder.glob("*.seg")):
-            self._segments.append(_read_segment(path))
-        self._index()
+        for folder in (self.folder, *([self.also] if self.also else [])):
+            self.segments += [read_segment(path) for path in segment_paths(folder)]
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self._lookup.keys)
 
     def present(self, digests: Digests) -> NDArray[np.bool_]:
-        """Whether each digest had a row when the table was opened or last gathered from, bool [N].
+        """Whether each digest had a row when the table was opened or last refreshed, bool [N].
 
         Rows added since do not count: sorting a million keys again after every few hundred images would cost more than
         computing the rare duplicate image twice.
         """
-        return np.asarray(self._find(digests) >= 0)
+        return np.asarray(self._lookup.find(digests) >= 0)
 
     def gather(self, digests: Digests) -> F32:
         """The rows of these digests, float32 [N, width].
@@ -86,18 +134,17 @@ class Table:
         Raises:
             StoreError: a digest has no row.
         """
-        if self._indexed < len(self._segments):
-            self._index()
-        place = self._find(digests)
+        place = self._lookup.find(digests)
+        if (place < 0).any() and self._indexed < len(self.segments):
+            self.refresh()
+            place = self._lookup.find(digests)
         if (place < 0).any():
             raise StoreError(f"{int((place < 0).sum()):,} rows are not in the store", hint="Run the same command again.")
-        if not len(digests):
-            return np.zeros((0, self._segments[0].width if self._segments else 0), dtype=np.float32)
-        home = self._home[place]
-        found = np.empty((len(digests), self._segments[0].width), dtype=np.float32)
-        for number in np.unique(home[:, 0]):
-            here = np.flatnonzero(home[:, 0] == number)
-            found[here] = self._segments[number].values(home[here, 1])
+        found = np.empty((len(digests), self.segments[0].width if self.segments else 0), dtype=np.float32)
+        home = np.searchsorted(self._starts, place, side="right") - 1
+        for number in np.unique(home):
+            here = np.flatnonzero(home == number)
+            found[here] = self.segments[number].values(place[here] - self._starts[number])
         return found
 
     def add(self, digests: Digests, values: F32) -> None:
@@ -110,36 +157,39 @@ class Table:
             raise StoreError(f"{self.key.model[:12]} {self.key.view}: logits must be finite float32, a row per image")
         _, first = np.unique(digests, return_index=True)
         fresh = np.sort(first[~self.present(digests[first])])
+        kept = values if self.key.kept_as == "float32" else halved(values)
         for start in range(0, len(fresh), SEGMENT_ROWS):
             rows = fresh[start : start + SEGMENT_ROWS]
-            self._segments.append(_write_segment(self.folder, digests[rows], values[rows]))
+            name = f"{time.time_ns():020d}-{secrets.token_hex(4)}.seg"
+            self.segments.append(write_segment(self.folder / name, digests[rows], kept[rows]))
 
-    def _find(self, digests: Digests) -> NDArray[np.int64]:
-        """Place in the sorted keys, -1 where absent."""
-        if not len(self._order):
-            return np.full(len(digests), -1, dtype=np.int64)
-        place = np.searchsorted(self._order, digests).clip(max=len(self._order) - 1)
-        return np.where(self._order[place] == digests, place, -1)
-
-    def _index(self) -> None:
-        if not self._segments:
+    def refresh(self) -> None:
+        """Let rows that were added since count as present."""
+        if self._indexed == len(self.segments):
             return
-        keys = np.concatenate([segment.keys for segment in self._segments])
-        sizes = [len(segment.keys) for segment in self._segments]
-        numbers = np.repeat(np.arange(len(sizes)), sizes)
-        rows = np.concatenate([np.arange(size) for size in sizes])
-        self._order, first = np.unique(keys, return_index=True)
-        self._home = np.stack([numbers, rows], axis=1)[first]
-        self._indexed = len(self._segments)
+        sizes = [len(segment.keys) for segment in self.segments]
+        keys = np.concatenate([segment.keys for segment in self.segments]) if sizes else np.array([], dtype=DIGEST)
+        self._starts = np.cumsum([0, *sizes[:-1]])
+        self._indexed = len(sizes)
+        name = hashlib.blake2b(keys.tobytes(), digest_size=16).digest()
+        self._lookup = self.lookups.setdefault(name, _Lookup(keys))
 
 
 class Store:
-    """All tables of a workspace, and the index that knows an unchanged file's digest without reading it."""
+    """All tables of a workspace, and the index that knows an unchanged file's digest without reading it.
 
-    def __init__(self, root: Path) -> None:
+    While it is open, `exclusive` is refused to other processes, so that nobody removes what a run is using. With `passing`,
+    what is added goes to a place of its own, which `forget` empties.
+    """
+
+    def __init__(self, root: Path, *, passing: bool = False) -> None:
         self.root = root
+        self.passing = passing
+        self._lock: int | None = None  # so that there is one to close if taking it fails
+        self._lock = _lock(root, exclusive=False)
         files.sweep(root)
         self.images = ImageIndex(root / "images.npz")
+        self._lookups: dict[bytes, _Lookup] = {}
 
     def table(self, key: TableKey) -> Table:
         """The table of that key, empty if nothing was computed yet.
@@ -147,88 +197,91 @@ class Store:
         Raises:
             StoreError: it cannot be read, or made.
         """
-        folder = self.root / "tables" / key.digest
+        kept = self.root / "tables" / key.digest
+        folder = self.root / "passing" / key.digest if self.passing else kept
         if not (folder / "key.json").exists():
             files.write_text(folder / "key.json", json.dumps(asdict(key), indent=1))
-        return Table(folder, key)
+        return Table(folder, key, kept if self.passing else None, self._lookups)
 
-
-class ImageIndex:
-    """path → content digest, trusted while size and modification time are unchanged (as git's index does)."""
-
-    RACY = 2.0  # seconds: a file modified later than this before it was read may change again within one clock tick
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._known: dict[str, tuple[int, int, bytes]] = {}
-        self._changed = False
-        if path.exists():
-            self._load()
-
-    def known(self, path: Path) -> bytes | None:
-        """The digest of the file as it is now, or None if it has to be read."""
-        entry = self._known.get(str(path))
-        if entry is None:
-            return None
-        try:
-            stat = path.stat()
-        except OSError:
-            return None
-        return entry[2] if (stat.st_size, stat.st_mtime_ns) == entry[:2] else None
-
-    def learn(self, path: Path, stat: os.stat_result, digest: bytes) -> None:
-        """Remember a digest; `stat` was taken before the file was read."""
-        if time.time() - stat.st_mtime > self.RACY:
-            self._known[str(path)] = (stat.st_size, stat.st_mtime_ns, digest)
-            self._changed = True
-
-    def save(self) -> None:
-        """Write what was learned.
+    def require_space(self, size: int) -> None:
+        """Make sure that the disk takes `size` bytes more.
 
         Raises:
-            StoreError: the disk takes no more.
+            StoreError: it does not.
         """
-        if not self._changed:
-            return
-        paths = list(self._known)
-        stats = np.array([self._known[path][:2] for path in paths], dtype=np.int64)
-        digests = np.array([self._known[path][2] for path in paths], dtype=DIGEST)
-        names = np.frombuffer("\0".join(paths).encode("utf-8", "surrogateescape"), dtype=np.uint8)
-        files.write(self.path, lambda file: np.savez(file, names=names, stats=stats, digests=digests))
-        self._changed = False
+        folder = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise StoreError(
+                f"{self.root} would grow by {size / 1e9:,.1f} GB, and the disk has {free / 1e9:,.1f} GB left",
+                hint="Use --keep folds or --keep-as float16, free some space (`toolkit store prune`), or move the workspace.",
+            )
 
-    def _load(self) -> None:
-        try:
-            with np.load(self.path, allow_pickle=False) as saved:
-                names = saved["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
-                rows = zip(names, saved["stats"].tolist(), saved["digests"], strict=True)
-                self._known = {name: (size, when, _full(digest)) for name, (size, when), digest in rows}
-        except (OSError, ValueError, KeyError, EOFError):
-            self._known = {}  # it only saves time: a damaged index is made again
+    def forget(self) -> bool:
+        """Remove what lies in the passing place, unless another run may be using it; whether it is gone."""
+        self.close()
+        with suppress(StoreError), exclusive(self.root):
+            shutil.rmtree(self.root / "passing", ignore_errors=True)
+            return True
+        return False
 
+    def close(self) -> None:
+        """Let others remove tables again."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
-def as_digests(digests: Iterable[bytes]) -> Digests:
-    """Digests of sixteen bytes as an array that the tables can search."""
-    return np.array(list(digests), dtype=DIGEST)
-
-
-def _full(digest: bytes) -> bytes:
-    """Undo numpy, which drops trailing zero bytes of an S16 when it hands one out."""
-    return bytes(digest).ljust(16, b"\0")
+    def __del__(self) -> None:
+        self.close()
 
 
-def _write_segment(folder: Path, keys: Digests, values: F32) -> _Segment:
-    path = folder / f"{time.time_ns():020d}-{secrets.token_hex(4)}.seg"
+@contextmanager
+def exclusive(root: Path) -> Iterator[None]:
+    """Hold the store alone, so that segments can be removed.
+
+    Raises:
+        StoreError: another process is using it.
+    """
+    handle = _lock(root, exclusive=True)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def halved(values: F32) -> NDArray[np.float16]:
+    """Logits as float16; what is beyond its range becomes the largest it holds."""
+    limit = float(np.finfo(np.float16).max)
+    return np.asarray(values.clip(-limit, limit).astype(np.float16))
+
+
+def segment_paths(folder: Path) -> list[Path]:
+    """The complete segments of a table's folder, in the order of their making."""
+    return sorted(folder.glob("*.seg"))
+
+
+def write_segment(path: Path, keys: Digests, values: NDArray[Any]) -> Segment:
+    """Write rows as one segment, complete or not at all.
+
+    Raises:
+        StoreError: the disk takes no more.
+    """
 
     def fill(file: Any) -> None:
         np.save(file, keys)
         np.save(file, np.ascontiguousarray(values))
 
     files.write(path, fill)
-    return _read_segment(path)
+    return read_segment(path)
 
 
-def _read_segment(path: Path) -> _Segment:
+def read_segment(path: Path) -> Segment:
+    """The keys of a segment, and where its values lie.
+
+    Raises:
+        StoreError: it is damaged.
+    """
     try:
         with path.open("rb") as file:
             keys = np.load(file, allow_pickle=False)
@@ -236,10 +289,36 @@ def _read_segment(path: Path) -> _Segment:
             header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
             shape, _, dtype = header(file)
             offset = file.tell()
-        if keys.dtype != DIGEST or dtype != np.float32 or shape[0] != len(keys):
+            size = file.seek(0, os.SEEK_END)
+        if keys.dtype != DIGEST or dtype.name not in KEPT_AS or shape[0] != len(keys):
             raise ValueError("not a segment")
-        if path.stat().st_size != offset + 4 * shape[0] * shape[1]:
+        if size != offset + dtype.itemsize * shape[0] * shape[1]:
             raise ValueError("wrong size")
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise StoreError(f"{path} is damaged ({error})", hint="Delete that file; its rows are computed again.") from error
-    return _Segment(path, keys, offset, int(shape[1]))
+    return Segment(path, keys, offset, int(shape[1]), dtype)
+
+
+def rows_size(rows: int, widths: Sequence[int], kept_as: str) -> int:
+    """Bytes that `rows` images take in tables of these widths."""
+    return rows * sum(width * np.dtype(kept_as).itemsize + DIGEST.itemsize for width in widths)
+
+
+def _lock(root: Path, *, exclusive: bool) -> int | None:
+    """A lock on the store, held until the handle is closed or the process ends however; None where locks are not to be had."""
+    try:
+        import fcntl
+
+        root.mkdir(parents=True, exist_ok=True)
+        handle = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise StoreError(f"{root} is in use by another run", hint="Wait until it has ended, then try again.") from error
+    except OSError:  # a file system without locks
+        os.close(handle)
+        return None
+    return handle

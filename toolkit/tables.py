@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from toolkit import files
 from toolkit.errors import DataError, few
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SCHEMA = 1
-_KEY = b"toolkit"
+KEY = b"toolkit"  # of the metadata that says what the columns are
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,7 @@ def write_table(path: Path, predictions: Mapping[str, Predictions], meta: Mappin
         raise DataError(f"{path}: there are no predictions to write")
     if any(table.ids != tables[0].ids for table in tables):
         raise DataError("the targets of one table must have the same ids in the same order")
-    columns: dict[str, Any] = {"id": pa.array(tables[0].ids, pa.string())}
+    columns: dict[str, Any] = {"id": _text(tables[0].ids)}
     for table in tables:
         added = _columns(table)
         if clash := sorted(set(added) & set(columns)):
@@ -55,8 +56,10 @@ def write_table(path: Path, predictions: Mapping[str, Predictions], meta: Mappin
         columns |= added
     targets = [{"target": t.target, "kind": t.kind, "classes": list(t.classes), "multilabel": t.multilabel} for t in tables]
     text = json.dumps({"schema": SCHEMA, "targets": targets, "meta": meta}, ensure_ascii=False)
-    table = pa.table(columns).replace_schema_metadata({_KEY: text.encode()})
-    return files.write(path, lambda file: pq.write_table(table, file, compression="zstd", write_page_checksum=True))
+    table = pa.Table.from_arrays(list(columns.values()), names=list(columns)).replace_schema_metadata({KEY: text.encode()})
+    words = [name for name, column in columns.items() if column.type == pa.string()]  # numbers seldom repeat
+    said = {"compression": "zstd", "write_page_checksum": True, "use_dictionary": words}
+    return files.write(path, lambda file: pq.write_table(table, file, **said))
 
 
 def read_table(path: Path) -> Table:
@@ -96,10 +99,30 @@ def _target(table: pa.Table, ids: tuple[str, ...], said: Mapping[str, Any]) -> P
 
 def _columns(table: Predictions) -> dict[str, Any]:
     if table.labels is not None and not table.multilabel:
-        return {table.target: [table.classes[i] for i in table.labels]}
+        return {table.target: _text([table.classes[i] for i in table.labels.tolist()])}
     grid = table.values if table.labels is None else table.labels
     assert grid is not None
-    return {f"{table.target}/{name}": grid[:, i] for i, name in enumerate(table.classes)}
+    return {f"{table.target}/{name}": _numbers(grid[:, i]) for i, name in enumerate(table.classes)}
+
+
+def _text(cells: Sequence[str]) -> Any:
+    """An Arrow column, laid out here: pyarrow.array would load pandas to ask whether the cells are a Series."""
+    import pyarrow as pa
+
+    data = [cell.encode() for cell in cells]
+    ends = np.cumsum([0, *map(len, data)])
+    if ends[-1] >= 1 << 31:
+        return pa.array(cells, pa.string())
+    return pa.Array.from_buffers(pa.string(), len(data), [None, *map(pa.py_buffer, (ends.astype(np.int32), b"".join(data)))])
+
+
+def _numbers(cells: NDArray[Any]) -> Any:
+    import pyarrow as pa
+
+    if cells.dtype == bool:
+        bits = np.packbits(cells, bitorder="little")
+        return pa.Array.from_buffers(pa.bool_(), len(cells), [None, pa.py_buffer(bits)])
+    return pa.Array.from_buffers(pa.float64(), len(cells), [None, pa.py_buffer(np.ascontiguousarray(cells, np.float64))])
 
 
 def _open(path: Path, *, rows: bool = True) -> tuple[pa.Table, dict[str, Any]]:
@@ -108,9 +131,9 @@ def _open(path: Path, *, rows: bool = True) -> tuple[pa.Table, dict[str, Any]]:
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         metadata = file.schema_arrow.metadata or {}
         table = file.read() if rows else file.schema_arrow.empty_table()
-    if _KEY not in metadata:
+    if KEY not in metadata:
         raise DataError("it was not written by toolkit")
-    header = json.loads(metadata[_KEY])
+    header = json.loads(metadata[KEY])
     if header["schema"] > SCHEMA:
         raise DataError(f"it has schema {header['schema']}, this version reads up to {SCHEMA}", hint="Upgrade toolkit.")
     return table, header

@@ -58,6 +58,15 @@ def vote(
     return VOTES[how](stack[present], share[present] / _total(share[present]), multilabel)
 
 
+def per_row(stack: F64, starts: NDArray[np.int64], how: str, *, multilabel: bool) -> F64:
+    """Images [M, n, C] to rows [M, N, C], of which each begins at one of `starts`: the mean or the renormalised maximum."""
+    if how == "max":
+        merged = np.maximum.reduceat(stack, starts, axis=1)
+        return merged if multilabel else np.asarray(merged / merged.sum(axis=2, keepdims=True))
+    counts = np.diff([*starts.tolist(), stack.shape[1]])
+    return np.asarray(np.add.reduceat(stack, starts, axis=1) / counts[None, :, None])
+
+
 def soft(stack: F64, share: F64, multilabel: bool) -> Vote:
     """Weighted mean of the probabilities; multilabel: class by class."""
     if share.shape[2] == 1 or multilabel:

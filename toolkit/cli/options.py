@@ -8,7 +8,86 @@ from typing import Any
 
 import click
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import DataError, ToolkitError
+from toolkit.providers import PRECISIONS, PROVIDERS
+from toolkit.views import AUTO, views
+
+
+class _Views(click.ParamType[str]):
+    """A set of views; where a set is to be used also auto, or one per member, to be checked when the members are known."""
+
+    name = "views"
+
+    def __init__(self, *, single: bool) -> None:
+        self.single = single
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        try:
+            if self.single or (text != AUTO and "=" not in text):
+                views(text)
+        except DataError as error:
+            self.fail(f"{error.message}. {error.hint}", param, ctx)
+        return text
+
+
+VIEWS, SETS = _Views(single=False), _Views(single=True)
+
+
+def settled_views(competition: Any, paths: Any, asked: str, *, check: bool, how: dict[str, Any]) -> dict[str, Any]:
+    """What `ensembling.run` is told of views, after `auto` was replaced by a choice and sets that were named were checked."""
+    if asked == "none":
+        return {"tta": asked}
+    from toolkit import tta
+    from toolkit.cli.progress import bar
+
+    options = {name: how[name] for name in ("members", "device", "batch")}
+    with bar("Judging views") as progress:
+        settled = tta.resolve(competition, paths, asked, check=check, progress=progress, **options)
+    for line in settled.warnings:
+        click.echo(f"Warning: {line}", err=True)
+    return {"tta": settled.tta, "said": {"tta": settled.record}}
+
+
+def engine(body: Callable[..., Any]) -> Callable[..., Any]:
+    """Pass `device`, `precision` and `min_agreement`: where models run, in what, and how many labels that must leave."""
+
+    @click.option("--device", type=click.Choice([AUTO, *PROVIDERS]), default=AUTO, show_default=True, help="auto: the fastest.")
+    @click.option(
+        "--precision",
+        type=click.Choice([*PRECISIONS, AUTO]),
+        default="fp32",
+        show_default=True,
+        help="Less than fp32 is compared with it on held-out images first; auto: the fastest that passes.",
+    )
+    @click.option(
+        "--min-agreement",
+        type=click.FloatRange(0, 1),
+        default=0.99,
+        show_default=True,
+        help="The share of held-out images whose labels a reduced precision must leave as they are.",
+    )
+    @wraps(body)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return body(*args, **kwargs)
+
+    return wrapped
+
+
+def settled_engine(competition: Any, paths: Any, how: dict[str, Any]) -> dict[str, Any]:
+    """What `ensembling.run` is told of device and precision, after `auto` was replaced by a choice and a precision compared."""
+    from toolkit import engines
+    from toolkit.cli.progress import bar
+
+    if competition is None:
+        raise DataError(
+            "a reduced precision is compared with fp32 on a workspace's images, and this is none", hint="Use --precision fp32."
+        )
+    asked = {name: how[name] for name in ("device", "precision", "batch", "members", "min_agreement", "limit") if name in how}
+    with bar("Preparing models") as progress:
+        chosen = engines.settle(competition, paths, progress=progress, **asked)
+    said = {**how.get("said", {}), "engine": chosen.record}
+    return {"device": chosen.device, "precision": chosen.key, "opener": chosen.open, "fill": chosen.fill, "said": said}
 
 
 def workspace(body: Callable[..., Any]) -> Callable[..., Any]:
@@ -20,6 +99,23 @@ def workspace(body: Callable[..., Any]) -> Callable[..., Any]:
         from toolkit.competition import Competition
 
         return ctx.invoke(body, Competition.find(ctx.obj), *args, **kwargs)
+
+    return wrapped
+
+
+def workspace_if_any(body: Callable[..., Any]) -> Callable[..., Any]:
+    """As `workspace`, but None where there is none and none was named."""
+
+    @click.pass_context
+    @wraps(body)
+    def wrapped(ctx: click.Context, *args: Any, **kwargs: Any) -> Any:
+        from pathlib import Path
+
+        from toolkit.competition import FILE, Competition
+
+        here = Path.cwd()
+        there = ctx.obj is not None or any((folder / FILE).is_file() for folder in (here, *here.parents))
+        return ctx.invoke(body, Competition.find(ctx.obj) if there else None, *args, **kwargs)
 
     return wrapped
 
@@ -50,5 +146,67 @@ def as_json(body: Callable[..., Any]) -> Callable[..., Any]:
             click.echo(json.dumps(whole, ensure_ascii=False))
         if "error" in whole:
             raise click.exceptions.Exit(1)
+
+    return wrapped
+
+
+def passes(body: Callable[..., Any]) -> Callable[..., Any]:
+    """Pass `labels_only`, `deadline` (seconds or None) and `keeping`: which passes are made, until when, and what stays."""
+
+    @click.option("--labels-only", is_flag=True, help="Labels, no probabilities: passes that cannot change one are left out.")
+    @click.option("--deadline", default="", metavar="8h30m", help="When to stop: models that are through by then are combined.")
+    @click.option(
+        "--keep",
+        type=click.Choice(["views", "folds", "none"]),
+        default="views",
+        show_default=True,
+        help="What the store keeps: a row per view, one merged row per model, or nothing once the predictions are written.",
+    )
+    @click.option(
+        "--keep-as",
+        type=click.Choice(["float32", "float16"]),
+        default="float32",
+        show_default=True,
+        help="How; float16 takes half the space and rounds probabilities by up to 2.5e-4.",
+    )
+    @wraps(body)
+    def wrapped(*args: Any, deadline: str, keep: Any, keep_as: str, **kwargs: Any) -> Any:
+        from toolkit.keeping import Keeping
+        from toolkit.offline import seconds
+
+        limit = seconds(deadline) if deadline else None
+        return body(*args, deadline=limit, keeping=Keeping(keep, keep_as), **kwargs)
+
+    return wrapped
+
+
+def aside(text: str) -> None:
+    """Say something beside the results, on stderr."""
+    click.echo(text, err=True)
+
+
+def tables(body: Callable[..., Any]) -> Callable[..., Any]:
+    """Pass the competition (of the workspace, or made of --truth) first, and as `reading` how others' tables are read."""
+    from pathlib import Path
+
+    from toolkit.metrics import METRICS
+
+    @click.option("--metric", type=click.Choice(list(METRICS)), metavar="NAME", help="Another than the competition's.")
+    @click.option("--truth", type=click.Path(path_type=Path, dir_okay=False), help="True labels: needs no workspace.")
+    @click.option("--label", default="", help="Which column of --truth is the label (a,b,c: one of 0 and 1 per class).")
+    @click.option("--group", default="", help="Which column of --truth names the group of a row.")
+    @click.option("--id", "key", default="", help="The id column of tables made elsewhere.")
+    @click.option("--columns", default="", help="Which of their names is which class: p0=cat,p1=dog.")
+    @click.option("--logits", is_flag=True, help="Values that are no probabilities are logits.")
+    @click.pass_context
+    @wraps(body)
+    def wrapped(ctx: click.Context, *args: Any, **kwargs: Any) -> Any:
+        from toolkit import sources
+
+        said = {name: kwargs.pop(name) for name in ("metric", "truth", "label", "group")}
+        columns, key, logits = (kwargs.pop(name) for name in ("columns", "key", "logits"))
+        reading = sources.Reading(sources.pairs(columns, "--columns"), key, logits)
+        competition = sources.competition_of(ctx.obj, key=key, **said)
+        return ctx.invoke(body, competition, *args, reading=reading, **kwargs)
 
     return wrapped

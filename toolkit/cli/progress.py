@@ -11,8 +11,8 @@ LONG = 10.0  # seconds of work from which an estimate is worth a line
 
 
 @contextmanager
-def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A function to be called with (images done, images in all); draws nothing where stderr is no terminal."""
+def bar(what: str, *, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
+    """A function to be called with (done, in all) of some unit; draws nothing where stderr is no terminal."""
     if not sys.stderr.isatty():
         yield lambda _done, _total: None
         return
@@ -26,7 +26,7 @@ def bar(what: str) -> Iterator[Callable[[int, int], None]]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:,.0f} images/s"),
+        TextColumn("{task.fields[rate]:,.0f} " + f"{unit}/s"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
@@ -42,7 +42,7 @@ def bar(what: str) -> Iterator[Callable[[int, int], None]]:
             if not told and rate and now - started > 1:
                 told = True
                 if (total - done) / rate > LONG:
-                    console.print(f"{what}: about {_span((total - done) / rate)} for {total:,} images at {rate:,.0f} images/s")
+                    console.print(f"{what}: about {_span((total - done) / rate)} for {total:,} {unit} at {rate:,.0f} {unit}/s")
 
         yield report
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import few
 
@@ -13,43 +13,60 @@ if TYPE_CHECKING:
     from toolkit.cards import Card
     from toolkit.demo import Demo
     from toolkit.ensembling import Ensemble
+    from toolkit.explaining import Explanation
     from toolkit.ledger import Entry
     from toolkit.submissions import Diff, Receipt
+    from toolkit.upkeep import Kept
 
 
-def ensemble(made: Ensemble, *, asked: str) -> str:
+def ensemble(made: Ensemble) -> str:
     """Members, views, vote, device, what was computed and what was stored, bad images, where it stands."""
     models = made.meta["models"]
     members = ", ".join(f"{name} ({sum(m['member'] == name for m in models)} models)" for name in made.meta["views"])
     views = {name: tuple(found) for name, found in made.meta["views"].items()}
     per_image = sum(len(views[model["member"]]) for model in models)
     outcome = made.outcome
-    stored = len(outcome.items) * per_image - outcome.passes
+    stored = f", {len(outcome.items) * per_image - outcome.passes:,} from the store" if outcome.finished else ""
+    stopping = made.meta["stopping"] or {}
+    if "mean" in stopping:
+        stored = f"; labels were certain after {stopping['mean']:.2f} of {stopping['of']:g} per image"
     rate = f", {len(outcome.items) / outcome.seconds:,.0f} images/s" if outcome.passes and outcome.seconds else ""
     lines = [
         f"Members   {members}",
-        f"Views     {made.meta['view_set']}: {', '.join(next(iter(views.values())))}",
+        f"Views     {made.meta['view_set']}"
+        + (f": {', '.join(next(iter(views.values())))}" if len(set(views.values())) == 1 else ""),
         f"Vote      {made.meta['vote']}"
         + "".join(f"; {n:,} ties in {target!r}, settled by mean probability" for target, n in made.meta["ties"].items() if n),
-        f"Device    {outcome.device}{_reason(outcome.device) if asked == 'auto' else ''}",
-        f"Passes    {outcome.passes:,} computed, {stored:,} from the store ({outcome.seconds:.1f} s{rate})",
+        *_engine(outcome.device, made.meta.get("engine")),
+        f"Passes    {outcome.passes:,} computed{stored} ({outcome.seconds:.1f} s{rate})",
     ]
     if any(abs(model["weight"] - 1 / len(models)) > 1e-12 for model in models):
         lines.insert(1, "Weights   " + ", ".join(f"{model['path']} {model['weight']:.4g}" for model in models))
     if outcome.bad:
         lines.append(f"Bad       {len(outcome.bad):,} images have the class prior instead of a prediction:")
         lines += [f"          {image.why}" for image in outcome.bad]
+    if "off" in stopping:
+        lines.append(f"Note      no passes were left out: {stopping['off']}")
+    if late := made.meta["late"]:
+        there = len(late) + len(models)
+        lines.append(f"Warning   time was up: {len(late)} of {there} models are not in it: {few(late, limit=12)}")
+        lines.append("          their finished rows are kept: the same command again goes on there")
     rows = len(next(iter(made.predictions.values())))
     lines.append(f"Wrote     {shown(made.path)} ({rows:,} rows × {', '.join(made.predictions)})")
-    lines += [f"Note      {note}" for note in made.notes]
+    lines += [f"Note      {note}" for note in (*made.meta.get("tta", {}).get("notes", ()), *made.notes)]
     lines.append("Next      toolkit submit")
     if made.meta["limit"]:
         lines.append(f"Note      --limit {made.meta['limit']}: not every test row is there, so this cannot be submitted")
     return "\n".join(lines)
 
 
-def _reason(device: str) -> str:
-    return " (auto: the CUDA driver counts no GPU)" if device == "cpu" else " (auto: the CUDA driver counts a GPU)"
+def _engine(device: str, record: Mapping[str, Any] | None) -> list[str]:
+    """The device and the precision, why these, and what the precision changes."""
+    if record is None:
+        return [f"Device    {device}"]
+    precision = record["precision"].partition("-")[0]
+    lines = [f"Device    {device}, {precision}" + (f" ({record['why']})" if record["why"] else "")]
+    return lines + [f"          {member}: {text}" for member, text in record["changes"].items()]
 
 
 def shown(path: Path) -> str:
@@ -70,6 +87,8 @@ def card(said: Card) -> str:
     lines.append(f"Inside    mean {_numbers(said.mean)}, std {_numbers(said.std)}")
     if said.score is not None:
         lines.append(f"Score     {said.metric} {said.score:.4f} on its own fold ({said.selected} checkpoint)")
+    if said.labels_fix:
+        lines.append(f"Labels    corrected by {said.labels_fix} for training; the score is against those given")
     if said.parity:
         lines.append(f"Gap       {said.parity['probability']:.1e} in probability, {said.parity['logit']:.1e} in logits")
     if said.versions:
@@ -125,6 +144,21 @@ def submission(done: Receipt) -> str:
     return "\n".join(lines)
 
 
+def stored(tables: Sequence[Kept]) -> str:
+    """The store's tables: whose, which view, engine and precision, rows, segments, megabytes, and which nobody can use."""
+    if not tables:
+        return "The store is empty."
+    rows: list[tuple[str, ...]] = [("model", "view", "engine", "precision", "kept as", "rows", "segments", "MB", "")]
+    for kept in tables:
+        key, note = kept.key, "until predictions are written" if kept.passing else ""
+        note = "stale: its file is gone" if kept.stale else note
+        numbers = (f"{kept.rows:,}", f"{kept.segments:,}", f"{kept.size / 1e6:,.1f}")
+        rows.append((kept.title, key.view, key.engine, key.precision, key.kept_as, *numbers, note))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, f"{len(tables)} tables, {sum(kept.size for kept in tables) / 1e6:,.1f} MB"])
+
+
 def kept(entries: Sequence[Entry], link: float | None, warning: str) -> str:
     """The ledger as a table, the correlation of its scores, and the warning."""
     if not entries:
@@ -149,3 +183,15 @@ def diff(found: Diff, first: str, second: str) -> str:
     lines = [f"{found.changed:,} of {found.rows:,} rows differ ({found.share:.1%}) between {first} and {second}"]
     lines += [f"{move.count:>9,}  {move.question}: {move.before} → {move.after}" for move in found.moves]
     return "\n".join(lines + ([f"ids: {few(found.ids)}"] if found.ids else []))
+
+
+def explanation(found: Explanation, path: Path) -> str:
+    """Who says what of one image, the vote, and where the page is."""
+    rows = [
+        (one.model, one.view, found.classes[int(one.probabilities.argmax())], f"{one.probabilities.max():.4f}")
+        for one in found.answers
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    head = f"{found.id}: {found.predicted} ({found.combined.max():.4f} by {found.vote} vote)"
+    return "\n".join([head, *lines, f"Wrote {shown(path)}"])

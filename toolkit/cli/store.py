@@ -1,0 +1,71 @@
+"""`toolkit store`: what the prediction store holds, and how to make it smaller."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolkit.cli import options, summaries
+
+if TYPE_CHECKING:
+    from toolkit.competition import Competition
+
+_Said = tuple[dict[str, Any], str]
+
+
+@click.group(invoke_without_command=True)
+@click.option("--json", "machine", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def command(ctx: click.Context, *, machine: bool) -> None:
+    """Show what the prediction store holds; compact or prune it.
+
+    \b
+    toolkit store                          tables by model and view: rows, size, whether the model is still there
+    toolkit store compact                  many small files become few large ones
+    toolkit store prune --stale --dry-run  what would go
+    """
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(_list, machine=machine)
+
+
+@options.as_json
+@options.workspace
+def _list(competition: Competition) -> _Said:
+    from toolkit import upkeep
+
+    tables = upkeep.survey(competition.path("store"), competition.path("folds"))
+    size = sum(kept.size for kept in tables)
+    return {"ok": True, "bytes": size, "tables": [kept.record for kept in tables]}, summaries.stored(tables)
+
+
+@command.command()
+@options.as_json
+@options.workspace
+def compact(competition: Competition) -> _Said:
+    """Merge small segments and sweep what killed runs left; a crash loses nothing."""
+    from toolkit import upkeep
+
+    done = upkeep.compact(competition.path("store"))
+    text = f"{done.before:,} segments became {done.after:,}, {done.freed / 1e6:,.1f} MB are free again"
+    return {"ok": True, "before": done.before, "after": done.after, "freed": done.freed}, text
+
+
+@command.command()
+@click.option("--stale", is_flag=True, help="Tables of models whose files are gone.  [default, unless --older]")
+@click.option("--older", type=click.IntRange(0), metavar="DAYS", help="Tables that got no row for so long.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@options.as_json
+@options.workspace
+def prune(competition: Competition, older: int | None, *, stale: bool, dry_run: bool) -> _Said:
+    """Remove tables that are not needed; what is removed and asked for again is computed again."""
+    from toolkit import upkeep
+
+    root = competition.path("store")
+    tables = upkeep.survey(root, competition.path("folds"))
+    chosen = upkeep.useless(tables, stale=stale or older is None, older=older)
+    freed = sum(kept.size for kept in chosen) if dry_run else upkeep.prune(root, chosen)
+    verb = "would be removed" if dry_run else "removed"
+    text = f"{summaries.stored(chosen)}\n" if chosen else ""
+    text += f"{len(chosen)} of {len(tables)} tables {verb}, {freed / 1e6:,.1f} MB"
+    return {"ok": True, "removed": [kept.record for kept in chosen], "bytes": freed, "dry_run": dry_run}, text
