@@ -30,6 +30,7 @@ from toolkit.plaincsv import Field
 from toolkit.predictions import Predictions
 from toolkit.store import Store
 
+TTA = "hflip+scale:0.9"  # cut and turned
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 # what the target need not have, and the network that it has not
@@ -58,7 +59,7 @@ def probabilistic(root: Path) -> Competition:
 def packed(workspace, folds):
     """A bundle of two fold models of unequal weight with four views, without wheels, beside the workspace."""
     competition = probabilistic(workspace)
-    ensembling.run(competition, find_exports(["folds/*.onnx"]), tta="flip", weights="0.3,0.7", device="cpu")
+    ensembling.run(competition, find_exports(["folds/*.onnx"]), tta=TTA, weights="0.3,0.7", device="cpu")
     made = bundling.make(competition, workspace.parent / "bundle", python=HERE, cuda="cpu", wheels=False)
     (workspace.parent / "alone").mkdir()
     (workspace.parent / "alone" / "sitecustomize.py").write_text(ALONE)
@@ -97,14 +98,12 @@ def expected(workspace: Path, images: Path, ids, *, models=slice(None), weights=
     """What the library makes of the same images with Pillow's pixels: its own store, sessions, torch views and vote."""
     competition = Competition.read(workspace)
     exports = read_exports(find_exports(["folds/*.onnx"], base=workspace), competition)[models]
-    each = {export.digest: views.views("flip") for export in exports}
+    each = {export.digest: views.views(TTA) for export in exports}
     items = [Item(name, images / f"{name}.png") for name in ids]
     outcome = predict(exports, each, items, Store(workspace / "other"), device="cpu", implementation="pillow")
     share = list(weights[models])
     target = competition.targets[0]
-    return ensembling.combine(competition, target, exports, outcome, list(ids), views=views.views("flip"), share=share)[
-        0
-    ].values
+    return ensembling.combine(competition, target, exports, outcome, list(ids), views=each, share=share)[0].values
 
 
 def test_a_bundle_says_what_the_ensemble_says(packed, workspace, tmp_path):
@@ -120,6 +119,14 @@ def test_a_bundle_says_what_the_ensemble_says(packed, workspace, tmp_path):
     frame = pd.read_csv(tmp_path / "out.csv", dtype={"id": str})
     assert list(frame.id) == list(found)
     assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob("bundle-*/0/job.json"))
+
+
+def test_a_target_without_onnxruntime_is_told(packed, tmp_path):
+    images, sample = hidden(tmp_path / "hidden", 5)
+    (packed.path.parent / "alone" / "sitecustomize.py").write_text(ALONE.replace('"torch",', '"torch", "onnxruntime",', 1))
+    code, said = run(packed.path, "--test", images, "--sample", sample, "--out", tmp_path / "out.csv")
+    assert code == 1
+    assert "onnxruntime is not installed" in said
 
 
 def test_images_that_cannot_be_used_get_the_prior(packed, workspace, tmp_path):
@@ -252,7 +259,7 @@ def test_what_a_bundle_holds(packed, workspace):
     assert str(workspace) not in text
     recipe = packed.recipe
     assert [(m.title, m.weight) for m in recipe.models] == [("tiny.fold1", 0.7), ("tiny.fold0", 0.3)]
-    assert all(m.views == views.views("flip") for m in recipe.models)
+    assert all(m.views == views.views(TTA) for m in recipe.models)
     assert Recipe.read(packed.path) == recipe
     assert recipe.agreement["rows"] == 24
     assert recipe.agreement["what"] == "out-of-fold images"
@@ -265,9 +272,11 @@ def test_the_agreement_would_tell_if_the_pixels_differed(packed, workspace, monk
     competition = Competition.read(workspace)
     chosen = [(export, 1.0, ("id",)) for export in read_exports(find_exports(["folds/*.onnx"]), competition)]
     assert bundling.agreement(competition, chosen)["same"] == 24
-    plain = images.render
+    plain = images.cuts
     monkeypatch.setattr(
-        images, "render", lambda image, p, *, implementation, where: plain(image // (1 + 7 * (implementation == "pillow")), p)
+        images,
+        "cuts",
+        lambda image, *wanted, implementation, where: plain(image // (1 + 7 * (implementation == "pillow")), *wanted),
     )
     shutil.rmtree(workspace / "store")
     (workspace / "split.csv").unlink()
@@ -326,7 +335,7 @@ def test_what_is_no_span_of_time(text):
         offline.seconds(text)
 
 
-@pytest.mark.parametrize("view", sorted({view for found in views.VIEW_SETS.values() for view in found}))
+@pytest.mark.parametrize("view", sorted(views.VIEW_SETS["d4"]))
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 3, 6, 9)])
 def test_views_by_indexing_are_ttachs(view, shape):
     import torch
@@ -445,11 +454,23 @@ def done(packed, workspace):
 
 def member_values(competition, names, workspace):
     exports = read_exports(find_exports(["folds/*.onnx"]), competition)[::-1]
-    each = {export.digest: views.views("flip") for export in exports}
+    each = {export.digest: views.views(TTA) for export in exports}
     items = [Item(name, path) for name, path in competition.images("test")]
     outcome = predict(exports, each, items, Store(workspace / "other"), device="cpu", implementation="pillow")
     target = competition.targets[0].name
-    return [outcome.probabilities(e, output_of(e, target), views.views("flip"), outcome.digests) for e in exports]
+    return [outcome.probabilities(e, output_of(e, target), views.views(TTA), outcome.digests) for e in exports]
+
+
+def test_a_model_alone_keeps_no_pixels_and_says_the_same(done, packed, workspace):
+    competition, recipe, _, out = done
+    paths = tuple(str(path) for _, path in competition.images("test"))
+    alone = workspace.parent / "alone-part"
+    alone.mkdir()
+    shards.work(shards.Job(str(packed.path), str(alone), "cpu", recipe.models[:1], paths))
+    assert list(out.glob("pixels.*"))
+    assert not list(alone.glob("pixels.*"))
+    key = recipe.models[0].key
+    np.testing.assert_array_equal(np.load(alone / f"{key}.npy"), np.load(out / f"{key}.npy"))
 
 
 @pytest.mark.parametrize("how", list(voting.VOTES))
@@ -596,7 +617,7 @@ def test_wheels_need_a_pip(monkeypatch, tmp_path):
 def test_an_empty_environment_with_the_network_closed(workspace, folds, tmp_path):
     """The real wheels in a virtual environment that has nothing, not even pip, and (where we may) in a network of its own."""
     competition = probabilistic(workspace)
-    ensembling.run(competition, find_exports(["folds/*.onnx"]), tta="flip", weights="0.3,0.7", device="cpu")
+    ensembling.run(competition, find_exports(["folds/*.onnx"]), tta=TTA, weights="0.3,0.7", device="cpu")
     made = bundling.make(competition, tmp_path / "bundle", python=HERE, cuda="cpu")
     assert {name.split("-")[0] for name in made.wheels} >= {"onnxruntime", "numpy", "pillow"}
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "empty")], check=True)

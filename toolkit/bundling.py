@@ -193,7 +193,7 @@ def agreement(competition: Competition, chosen: Sequence[Chosen], *, progress: P
         good = [item.id for item in items if item.id not in bad]
         alike = np.ones(len(good), dtype=bool)
         for target in competition.targets:
-            fast, plain = (combine(competition, target, [export], way, good, views=views)[0] for way in ways)
+            fast, plain = (combine(competition, target, [export], way, good, views={export.digest: views})[0] for way in ways)
             alike &= (fast.decided == plain.decided).reshape(len(good), -1).all(axis=1)
             if fast.values is not None and plain.values is not None and good:
                 gap = max(gap, float(np.abs(fast.values - plain.values).max()))

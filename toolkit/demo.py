@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit import csvs, digits, ensembling, shipped, submissions
+from toolkit import csvs, digits, ensembling, payoff, shipped, submissions, tta
 from toolkit.competition import Competition
 from toolkit.errors import TrainingError
 from toolkit.inference import Progress
 from toolkit.members import find_exports, read_exports
-from toolkit.predictions import Predictions
-from toolkit.views import VIEW_SETS
 
-SETS = ("none", "hflip", "flip")
 INTERRUPTED = (130, -2)  # the recipe's exit code when Ctrl-C reached it, or the signal itself
 
 Say = Callable[[str], None]
@@ -55,10 +52,13 @@ def run(root: Path, *, say: Say, bar: Bar = _no_bar) -> Demo:
     say("3. Train and export: python recipes/digits.py")
     _train(root)
     paths = find_exports(["folds/*.onnx"], base=root)
-    say("4. Do mirrored views help? Each fold model judges them on the images it did not see")
-    found = _compare(competition, paths, bar)
-    chosen = max(SETS, key=lambda name: (competition.score.gain(found[name]), -SETS.index(name)))
-    say(f"   {', '.join(f'{name} {score:.4f}' for name, score in found.items())}: --tta {chosen}")
+    say("4. Do other views of an image help? Each fold model judges them on the images it did not see")
+    exports = read_exports(paths, competition)
+    with bar("Judging views") as progress:
+        found, _ = tta.find(competition, exports, progress=progress)
+    (finding,) = found.values()
+    chosen = finding.chosen
+    say("\n".join(f"   {line}" for line in payoff.table(finding, alone=False)))
     say(f"5. Predict: toolkit ensemble folds/*.onnx --tta {chosen}")
     other = next(name for name in ("flip", "none") if name != chosen)
     made = {}
@@ -72,8 +72,8 @@ def run(root: Path, *, say: Say, bar: Bar = _no_bar) -> Demo:
     return Demo(
         competition=competition,
         metric=competition.metric,
-        folds={f"fold {export.card.fold}": export.card.score or 0.0 for export in read_exports(paths, competition)},
-        out_of_fold=found,
+        folds={f"fold {export.card.fold}": export.card.score or 0.0 for export in exports},
+        out_of_fold={line.name: line.estimate.score for line in finding.sets if line.name in (payoff.NONE, chosen, other)},
         held_out={name: made[name].predictions[truth.target].score(competition.score, truth) for name in (chosen, other)},
         chosen=chosen,
         receipt=receipt,
@@ -89,22 +89,3 @@ def _train(root: Path) -> None:
         raise KeyboardInterrupt
     if done.returncode:
         raise TrainingError(f"recipes/digits.py ended with exit code {done.returncode}; its last lines say why")
-
-
-def _compare(competition: Competition, paths: Sequence[Path], bar: Bar) -> dict[str, float]:
-    """The joined out-of-fold score of every set of views."""
-    exports = read_exports(paths, competition)
-    split, truth = digits.make_split(competition), competition.truth()
-    largest = max(SETS, key=lambda name: len(VIEW_SETS[name]))
-    found = {}
-    for name in (largest, *(name for name in SETS if name != largest)):  # the largest fills the store for the others
-        with bar(f"Out of fold, {name}") as progress:
-            tables = ensembling.out_of_fold(competition, exports, split, tta=name, progress=progress)
-        found[name] = _joined(tables, truth, competition)
-    return {name: found[name] for name in SETS}
-
-
-def _joined(tables: Mapping[str, Predictions], truth: Mapping[str, Predictions], competition: Competition) -> float:
-    (target,) = tables
-    rows = truth[target].align(tables[target].ids)
-    return tables[target].score(competition.score, rows)

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from toolkit.cards import Preprocess
 from toolkit.errors import ImageError
 from toolkit.pixels import DAMAGED, IMPLEMENTATIONS, LIMIT_PIXELS, Pixels, decode, known
+from toolkit.views import Cut
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -21,6 +23,7 @@ __all__ = [
     "LIMIT_PIXELS",
     "SUFFIXES",
     "Pixels",
+    "cuts",
     "decode",
     "digest",
     "find",
@@ -118,35 +121,85 @@ def render(image: Pixels, preprocess: Preprocess, *, implementation: str = "fast
     Raises:
         ImageError: so long and thin that a centre crop would need more than LIMIT_PIXELS.
     """
+    return cuts(image, preprocess, [Cut()], implementation=implementation, where=where)[0]
+
+
+def cuts(
+    image: Pixels,
+    preprocess: Preprocess,
+    wanted: Sequence[Cut],
+    *,
+    implementation: str = "fast",
+    where: str = "the image",
+) -> list[Pixels]:
+    """As `render`, once for every cut that views ask for; cuts that need the same resized image share it.
+
+    Raises:
+        ImageError: see `render`.
+    """
     known(implementation)
-    size = _resized(image.shape[0], image.shape[1], preprocess)
-    if size[0] * size[1] > LIMIT_PIXELS:
-        raise ImageError(
-            f"{where} is too long and thin ({image.shape[1]:,} × {image.shape[0]:,}): with a shorter side of "
-            f"{preprocess.shorter} it would have {size[0] * size[1]:,} pixels",
-            hint="Crop the file, or use resize = 'squash'.",
-        )
-    if size != image.shape[:2]:
-        if preprocess.interpolation == "nearest":
-            image = _nearest(image, size)
-        elif implementation == "fast":
-            image = _torchvision(image, size, preprocess)
-        elif preprocess.antialias:
-            image = _pillow(image, size, preprocess)
-        else:
-            image = _pointwise(image, size, preprocess)
-    height, width = preprocess.size
-    top, left = round((size[0] - height) / 2), round((size[1] - width) / 2)  # to even, as torchvision's CenterCrop
-    return np.array(image[top : top + height, left : left + width].transpose(2, 0, 1), order="C")
+    resized: dict[tuple[int, int], Pixels] = {}
+    found = []
+    for cut in wanted:
+        size = _resized(image.shape[0], image.shape[1], preprocess, cut)
+        if size[0] * size[1] > LIMIT_PIXELS:
+            raise ImageError(
+                f"{where} is too long and thin ({image.shape[1]:,} × {image.shape[0]:,}): with a shorter side of "
+                f"{min(size)} it would have {size[0] * size[1]:,} pixels",
+                hint="Crop the file, or use resize = 'squash'.",
+            )
+        if size not in resized:
+            resized[size] = _resize(image, size, preprocess, implementation)
+        pixels = _window(resized[size], preprocess.size, cut.corner)
+        if (cut.multiply, cut.add) != (1, 0):
+            pixels = _levels(cut)[pixels]
+        found.append(np.array(pixels.transpose(2, 0, 1), order="C"))
+    return found
 
 
-def _resized(height: int, width: int, preprocess: Preprocess) -> tuple[int, int]:
+def _resized(height: int, width: int, preprocess: Preprocess, cut: Cut) -> tuple[int, int]:
     """Height and width before the crop; the longer side is cut to an integer as torchvision's Resize does."""
     if preprocess.shorter is None:
-        return preprocess.size
+        tall, wide = (_enlarged(side, side, cut) for side in preprocess.size)
+        return tall, wide
+    shorter = _enlarged(preprocess.shorter, max(preprocess.size), cut)
     if height <= width:
-        return preprocess.shorter, int(preprocess.shorter * width / height)
-    return int(preprocess.shorter * height / width), preprocess.shorter
+        return shorter, int(shorter * width / height)
+    return int(shorter * height / width), shorter
+
+
+def _enlarged(side: int, crop: int, cut: Cut) -> int:
+    """The side that is resized to: at least 8/7 of the crop where corners are cut, then scaled and truncated as in ttach."""
+    side = max(side, -(-crop * 8 // 7)) if cut.corner else side
+    return max(int(side * cut.scale), 1)
+
+
+def _resize(image: Pixels, size: tuple[int, int], preprocess: Preprocess, implementation: str) -> Pixels:
+    if size == image.shape[:2]:
+        return image
+    if preprocess.interpolation == "nearest":
+        return _nearest(image, size)
+    if implementation == "fast":
+        return _torchvision(image, size, preprocess)
+    return _pillow(image, size, preprocess) if preprocess.antialias else _pointwise(image, size, preprocess)
+
+
+def _window(image: Pixels, size: tuple[int, int], corner: str) -> Pixels:
+    """Cut (height, width) at the centre or in a corner, from an image whose edge is repeated where it is too small."""
+    short = [max(wanted - have, 0) for wanted, have in zip(size, image.shape[:2], strict=True)]
+    if any(short):
+        image = np.pad(image, [(n // 2, n - n // 2) for n in short] + [(0, 0)], mode="edge")
+    spare = [have - wanted for have, wanted in zip(image.shape[:2], size, strict=True)]
+    top, left = (round(n / 2) for n in spare)  # to even, as torchvision's CenterCrop
+    if corner:
+        top, left = spare[0] * ("b" in corner), spare[1] * ("r" in corner)
+    return image[top : top + size[0], left : left + size[1]]
+
+
+def _levels(cut: Cut) -> Pixels:
+    """What becomes of each of the 256 levels."""
+    levels: Pixels = np.clip(np.rint(np.arange(256) * cut.multiply + cut.add), 0, 255).astype(np.uint8)
+    return levels
 
 
 def _torchvision(image: Pixels, size: tuple[int, int], preprocess: Preprocess) -> Pixels:

@@ -89,6 +89,18 @@ def decode(data: bytes, where: str, *, implementation: str = "fast", exif: bool 
         raise ImageError(f"{where} cannot be decoded: {_reason(error)}", hint=DAMAGED) from error
 
 
+def describe(data: bytes, where: str) -> tuple[str, str, tuple[int, int]]:
+    """Format, Pillow's mode, and (width, height) as stored, from the header alone; no pixel is decoded.
+
+    Raises:
+        ImageError: not an image of a known kind, a damaged header, above LIMIT_PIXELS, or cut short.
+    """
+    header = _header(bytearray(data), where)
+    if data.rfind(_ENDS.get(header.format or "", b"")) < 0:
+        raise ImageError(f"{where} is cut short: its end marker is missing", hint=DAMAGED)
+    return header.format or "", header.mode, header.size
+
+
 def known(implementation: str) -> None:
     """Refuse the name of an implementation that does not exist.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from toolkit import files, images, voting
 from toolkit.cards import Card, Preprocess
-from toolkit.errors import DataError, DeviceError, ImageError, ModelError, ToolkitError
+from toolkit.errors import DeviceError, ImageError, ModelError, ToolkitError
 from toolkit.sessions import F32, PROVIDERS, U8, probabilities
+from toolkit.views import Cut, parse
 
 BLOCK = 64  # images decoded and run together
 SPARE = 1 << 30  # bytes of temporary space that the pixel cache leaves free
@@ -32,19 +33,17 @@ _FLIPS = {"hflip": -1, "vflip": -2}
 
 
 def turned(pixels: U8, view: str) -> U8:
-    """A view of a batch (N, C, H, W), made by indexing alone: the same pixels as `views.apply` gives through ttach.
+    """A batch (N, C, H, W) turned as a view wants it, by indexing alone: the same pixels as `views.apply` gives through ttach.
 
     Raises:
-        DataError: an unknown step.
+        DataError: see `views.parse`.
     """
     out = pixels
-    for step in view.split("+"):
+    for step in parse(view)[1].split("+"):
         if step in _TURNS:
             out = np.rot90(out, _TURNS[step], axes=_AXES)
         elif step in _FLIPS:
             out = np.flip(out, _FLIPS[step])
-        elif step != "id":
-            raise DataError(f"unknown view {view!r}", hint=f"Steps are: id, {', '.join([*_FLIPS, *_TURNS])}.")
     return np.ascontiguousarray(out)
 
 
@@ -141,8 +140,8 @@ def _fill(job: Job, model: Model, table: Any, source: _Pixels) -> None:
     card = model.read_card
     run = _runner(path, job.device)
     todo = np.flatnonzero(np.isnan(table).any(axis=1))
-    for rows, pixels in source.blocks(card.preprocess, todo):
-        views = [run(turned(pixels, view)) for view in model.views]
+    for rows, pixels in source.blocks(card.preprocess, _cuts([model])[card.preprocess], todo):
+        views = [run(turned(pixels[parse(view)[0]], view)) for view in model.views]
         parts = []
         for output in card.outputs:
             stack = np.stack([probabilities(logits, output) for logits in views])
@@ -155,8 +154,10 @@ def _runner(path: Path, device: str) -> Callable[[U8], F32]:
 
     Sessions of the library share backbones and place batches with torch; one model at a time needs neither.
     """
-    import onnxruntime as ort
-
+    try:
+        import onnxruntime as ort
+    except ModuleNotFoundError:
+        raise DeviceError("onnxruntime is not installed: pip install it, or bundle with wheels") from None
     provider = PROVIDERS[device]
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -182,29 +183,40 @@ def _runner(path: Path, device: str) -> Callable[[U8], F32]:
     return lambda pixels: np.concatenate(list(workers.map(one, [pixels[i : i + size] for i in range(0, len(pixels), size)])))
 
 
+def _cuts(models: Sequence[Model]) -> dict[Preprocess, list[Cut]]:
+    """What the views of models want cut from each decoded image."""
+    wanted: dict[Preprocess, dict[Cut, None]] = {}
+    for model in models:
+        wanted.setdefault(model.read_card.preprocess, {}).update((parse(view)[0], None) for view in model.views)
+    return {preprocess: list(cuts) for preprocess, cuts in wanted.items()}
+
+
 class _Pixels:
-    """The images of a shard for every Preprocess of its models: decoded once, then kept on disk where there is room."""
+    """The images of a shard as all views of its models want them: decoded once, then kept on disk where there is room."""
 
     def __init__(self, job: Job, folder: Path) -> None:
         self.paths = job.paths
         self.bad = folder / BAD
         self._known = {line["image"] for line in _bad_lines(self.bad)}
-        wanted = list(dict.fromkeys(model.read_card.preprocess for model in job.models))
-        sizes = [3 * preprocess.size[0] * preprocess.size[1] for preprocess in wanted]
-        self._kept: dict[Preprocess, Any] = {}
+        wanted = _cuts(job.models)
+        sizes = [3 * preprocess.size[0] * preprocess.size[1] * len(cuts) for preprocess, cuts in wanted.items()]
+        self._kept: dict[tuple[Preprocess, Cut], Any] = {}
         self._made = np.zeros(len(self.paths), dtype=bool)
         if len(job.models) > 1 and len(self.paths) * sum(sizes) + SPARE < shutil.disk_usage(folder).free:
-            for place, preprocess in enumerate(wanted):
-                shape = (len(self.paths), 3, *preprocess.size)
-                self._kept[preprocess] = np.memmap(folder / f"pixels.{place}.{os.getpid()}", np.uint8, "w+", shape=shape)
+            for key in [(preprocess, cut) for preprocess, cuts in wanted.items() for cut in cuts]:
+                path = folder / f"pixels.{len(self._kept)}.{os.getpid()}"
+                self._kept[key] = np.memmap(path, np.uint8, "w+", shape=(len(self.paths), 3, *key[0].size))
+        self._wanted = wanted
 
-    def blocks(self, preprocess: Preprocess, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], U8]]:
-        """Rows that can be used with their pixels, the next block being decoded while the caller computes."""
+    def blocks(
+        self, preprocess: Preprocess, cuts: Sequence[Cut], rows: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], dict[Cut, U8]]]:
+        """Rows that can be used with their pixels by cut, the next block being decoded while the caller computes."""
         starts = range(0, len(rows), BLOCK)
         with ThreadPoolExecutor(os.cpu_count() or 1) as decoders, ThreadPoolExecutor(1) as ahead:
 
-            def block(start: int) -> tuple[NDArray[np.int64], U8]:
-                return self._block(preprocess, rows[start : start + BLOCK], decoders)
+            def block(start: int) -> tuple[NDArray[np.int64], dict[Cut, U8]]:
+                return self._block(preprocess, cuts, rows[start : start + BLOCK], decoders)
 
             coming = ahead.submit(block, starts[0]) if starts else None
             for start in (*starts[1:], None):
@@ -216,25 +228,26 @@ class _Pixels:
                     yield found, pixels
 
     def _block(
-        self, preprocess: Preprocess, rows: NDArray[np.int64], decoders: ThreadPoolExecutor
-    ) -> tuple[NDArray[np.int64], U8]:
-        wanted = list(self._kept) or [preprocess]
+        self, preprocess: Preprocess, cuts: Sequence[Cut], rows: NDArray[np.int64], decoders: ThreadPoolExecutor
+    ) -> tuple[NDArray[np.int64], dict[Cut, U8]]:
+        wanted = self._wanted if self._kept else {preprocess: cuts}
         fresh = [row for row in rows.tolist() if not self._made[row] and row not in self._known]
         made = dict(zip(fresh, decoders.map(lambda row: self._render(row, wanted), fresh), strict=True))
-        for row, cut in made.items():
-            if isinstance(cut, str):
-                self._refuse(row, cut)
+        for row, found in made.items():
+            if isinstance(found, str):
+                self._refuse(row, found)
             elif self._kept:
-                for place, pixels in zip(wanted, cut, strict=True):
-                    self._kept[place][row] = pixels
+                for key, pixels in found.items():
+                    self._kept[key][row] = pixels
                 self._made[row] = True
         good = np.array([row for row in rows.tolist() if row not in self._known], dtype=np.int64)
         if self._kept:
-            return good, np.asarray(self._kept[preprocess][good])
-        return good, np.stack([made[row][0] for row in good.tolist()]) if len(good) else np.zeros((0, 3, 1, 1), np.uint8)
+            return good, {cut: np.asarray(self._kept[preprocess, cut][good]) for cut in cuts}
+        parts = {cut: [made[row][preprocess, cut] for row in good.tolist()] for cut in cuts}
+        return good, {cut: np.stack(found) for cut, found in parts.items() if found}
 
-    def _render(self, row: int, wanted: Sequence[Preprocess]) -> list[U8] | str:
-        """One image for every Preprocess, or why it cannot be used."""
+    def _render(self, row: int, wanted: Mapping[Preprocess, Sequence[Cut]]) -> dict[tuple[Preprocess, Cut], U8] | str:
+        """One image in every cut, or why it cannot be used."""
         where = self.paths[row]
         try:
             data = images.read(Path(where))
@@ -242,7 +255,11 @@ class _Pixels:
                 orientation: images.decode(data, where, implementation="pillow", exif=orientation == "exif")
                 for orientation in {preprocess.orientation for preprocess in wanted}
             }
-            return [images.render(decoded[p.orientation], p, implementation="pillow", where=where) for p in wanted]
+            found = {}
+            for p, cuts in wanted.items():
+                made = images.cuts(decoded[p.orientation], p, cuts, implementation="pillow", where=where)
+                found.update({(p, cut): pixels for cut, pixels in zip(cuts, made, strict=True)})
+            return found
         except ImageError as error:
             return error.message
 
