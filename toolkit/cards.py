@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
 from typing import Any, Literal
 
+from toolkit import markup
 from toolkit.errors import CardError, few
 
 SCHEMA = 1
@@ -15,6 +17,8 @@ KEY = "toolkit.card"  # the metadata_props entry that holds the card
 Resize = Literal["squash", "crop"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Activation = Literal["softmax", "sigmoid", "identity"]
+# how the epoch was chosen; all but "last" owe something to the held-out rows ("soft-oof": through the targets)
+Selected = Literal["last", "best", "soup", "stopped", "soft-oof"]
 Task = Literal["multiclass", "binary", "multilabel"]
 
 
@@ -56,6 +60,8 @@ class Output:
     """One target of a model: which logits (columns `start` to `stop`) mean which classes, and how they become p.
 
     A binary target with one logit has `stop - start == 1`, two classes and activation "sigmoid": p belongs to `classes[1]`.
+    Activation "identity" means that the graph gives probabilities; `independent` then says that each class is a yes or no of
+    its own, as "sigmoid" always does.
     """
 
     target: str
@@ -63,6 +69,7 @@ class Output:
     activation: Activation = "softmax"
     start: int = 0
     stop: int = -1
+    independent: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(str(name) for name in self.classes))
@@ -72,6 +79,8 @@ class Output:
             raise CardError(f"target {self.target!r}: class names must be present and different: {few(self.classes)}")
         if self.activation not in ("softmax", "sigmoid", "identity"):
             raise CardError(f"target {self.target!r}: unknown activation {self.activation!r}")
+        if self.independent and self.activation == "softmax":
+            raise CardError(f"target {self.target!r}: classes that exclude each other (softmax) are not independent")
         width = self.stop - self.start
         if width != len(self.classes) and not self.one_logit:
             raise CardError(f"target {self.target!r}: {width} logits cannot mean {len(self.classes)} classes")
@@ -84,7 +93,7 @@ class Output:
     @property
     def multilabel(self) -> bool:
         """Whether each class is a yes or no of its own."""
-        return self.activation == "sigmoid" and not self.one_logit
+        return (self.activation == "sigmoid" or self.independent) and not self.one_logit
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,7 @@ class Card:
 
     `fold` is None for a model trained on everything. `mean` and `std` record what the graph subtracts and divides by, in
     units of pixel / 255. `score` is the metric on the fold that the model did not see. `parity` holds the export's gaps.
+    `labels_fix` is the digest of the corrected labels it was trained on; `score` is against those given.
     """
 
     member: str
@@ -104,10 +114,11 @@ class Card:
     split: str = ""
     metric: str = ""
     score: float | None = None
-    selected: Literal["last", "best"] = "last"
+    selected: Selected = "last"
     recipe: str = ""
     parity: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    labels_fix: str = ""
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -115,13 +126,32 @@ class Card:
             raise CardError(f"{self.title}: a card needs outputs, each for a different target")
         if not self.member or any(mark in self.member for mark in "/\\=,"):
             raise CardError(f"a member's name is a word without / \\ = or comma, not {self.member!r}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(isfinite, self.mean + self.std)) or min(self.std) <= 0:
             raise CardError(f"{self.title}: mean and std are three numbers each, std above zero")
+
+    def _repr_html_(self) -> str:
+        """What the export says of itself, for notebooks."""
+        size = " × ".join(map(str, self.preprocess.size))
+        outputs = "; ".join(f"{o.target}: {len(o.classes)} classes, {o.activation}" for o in self.outputs)
+        rows = [
+            ("outputs", outputs),
+            ("input", f"{size}, {self.preprocess.resize}, {self.preprocess.interpolation}"),
+            (self.metric or "score", self.score),
+            ("selected by", self.selected),
+            ("split", self.split),
+            ("recipe", self.recipe),
+        ]
+        return markup.table(("", ""), rows, caption=self.title)
 
     @property
     def title(self) -> str:
         """The short name used in messages: `member.fold3`, or `member.all` for a model trained on everything."""
         return f"{self.member}.{'all' if self.fold is None else f'fold{self.fold}'}"
+
+    @property
+    def selected_on_heldout(self) -> bool:
+        """Whether the rows that `score` was taken on also chose the epoch: then it is optimistic."""
+        return self.selected != "last"
 
     @property
     def width(self) -> int:
@@ -142,7 +172,7 @@ class Card:
         try:
             raw = json.loads(text)
             schema = int(raw["schema"])
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise CardError(f"{where}: its card cannot be read ({error})", hint="Export the model again.") from error
         if schema > SCHEMA:
             raise CardError(

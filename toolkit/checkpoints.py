@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit import files
+from toolkit import files, networks
 from toolkit.cards import KEY, Card
 from toolkit.errors import ModelError, few
 
@@ -21,7 +20,7 @@ _ARCHITECTURE = "toolkit.architecture"
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """Weights by name, and what a recipe wrote beside them: its card and `timm.create_model`'s arguments (else None)."""
+    """Weights by name, and what a recipe wrote beside them: its card and its architecture (else None)."""
 
     path: Path
     state: Mapping[str, torch.Tensor]
@@ -30,7 +29,7 @@ class Checkpoint:
 
 
 def save(path: Path, model: torch.nn.Module, card: Card, architecture: Mapping[str, Any]) -> Path:
-    """Write a model's weights as safetensors with its card and the arguments of `timm.create_model` that rebuild it.
+    """Write a model's weights as safetensors with its card and the architecture (see `networks.create`) that rebuilds it.
 
     Raises:
         StoreError: the file cannot be written.
@@ -60,18 +59,10 @@ def build(checkpoint: Checkpoint, architecture: Mapping[str, Any] | None = None)
     Raises:
         ModelError: the network is unknown, or its parameters and the checkpoint's differ in name or shape.
     """
-    import timm
-
     chosen = dict(architecture or checkpoint.architecture or {})
     if "model_name" not in chosen:
         raise ModelError(f"{checkpoint.path} does not say which network it belongs to", hint="Name it: --model resnet18")
-    try:
-        model: torch.nn.Module = timm.create_model(**chosen, pretrained=False)
-    except (RuntimeError, TypeError, ValueError) as error:
-        close = difflib.get_close_matches(chosen["model_name"], timm.list_models(), n=5)
-        raise ModelError(
-            f"timm cannot make {chosen['model_name']!r}: {error}", hint=f"Similar names: {', '.join(close)}." if close else ""
-        ) from error
+    model = networks.create(chosen)
     expected, found = model.state_dict(), checkpoint.state
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     shapes = [name for name in expected if name in found and expected[name].shape != found[name].shape]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,8 @@ from toolkit.folds import Split
 
 if TYPE_CHECKING:
     import torch
+
+Triple = tuple[float, float, float]
 
 SAMPLES = 32  # images that parity is proved on
 
@@ -90,6 +94,39 @@ def samples(competition: Competition, preprocess: Preprocess) -> NDArray[np.uint
     return np.stack(found)
 
 
+def pretrained(model: str) -> tuple[Preprocess, Triple, Triple]:
+    """Pixels, mean and std (in units of pixel / 255) that timm evaluates a model of this name with: its `pretrained_cfg`.
+
+    Raises:
+        ModelError: timm knows no such model.
+    """
+    import timm
+    import timm.data
+
+    config = timm.get_pretrained_cfg(model)
+    if config is None:
+        close = difflib.get_close_matches(model, timm.list_models(pretrained=True), n=5)
+        raise ModelError(f"timm knows no model {model!r}", hint=f"Similar names: {', '.join(close)}." if close else "")
+    return _evaluation(timm.data.resolve_data_config(pretrained_cfg=config.to_dict()))
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """The names of ImageNet's 1,000 classes in the order that everybody trains them in: WordNet's numbers, as timm has them."""
+    import timm.data
+
+    return tuple(timm.data.ImageNetInfo().label_names())
+
+
+def _evaluation(config: Mapping[str, Any]) -> tuple[Preprocess, Triple, Triple]:
+    """How timm evaluates a model of this configuration."""
+    side = tuple(config["input_size"][1:])
+    crop = float(config["crop_pct"]) if config.get("crop_mode", "center") == "center" else 1.0
+    if config["interpolation"] not in ("bilinear", "bicubic"):
+        raise ModelError(f"timm evaluates this model with {config['interpolation']!r} resizing, which is not supported")
+    pixels = Preprocess(side, "crop", int(np.floor(max(side) / crop)), interpolation=config["interpolation"])
+    return pixels, tuple(config["mean"]), tuple(config["std"])
+
+
 def _changed(pixels: Preprocess, size: int | None, resize: Resize | None, interpolation: Interpolation | None) -> Preprocess:
     """What timm does, with what was said otherwise; a new size keeps timm's share of the image that the crop takes."""
     side = (size, size) if size else pixels.size
@@ -103,11 +140,7 @@ def _card(competition: Competition, network: torch.nn.Module, member: str, fold:
     """The card of a bare timm model: classes from the workspace, pixels as timm evaluates it."""
     import timm.data
 
-    config = timm.data.resolve_model_data_config(network)
-    side = tuple(config["input_size"][1:])
-    crop = float(config["crop_pct"]) if config.get("crop_mode", "center") == "center" else 1.0
-    if config["interpolation"] not in ("bilinear", "bicubic"):
-        raise ModelError(f"timm evaluates this model with {config['interpolation']!r} resizing, which is not supported")
+    pixels, mean, std = _evaluation(timm.data.resolve_model_data_config(network))
     outputs, start = [], 0
     for target in competition.targets:
         activation: Activation = "sigmoid" if target.multilabel else "softmax"
@@ -117,16 +150,20 @@ def _card(competition: Competition, network: torch.nn.Module, member: str, fold:
         member=member,
         fold=fold,
         outputs=tuple(outputs),
-        preprocess=Preprocess(side, "crop", int(np.floor(max(side) / crop)), interpolation=config["interpolation"]),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        split=_split_of(competition, fold),
+        preprocess=pixels,
+        mean=mean,
+        std=std,
+        split=split_of(competition, fold),
         metric=competition.metric,
     )
 
 
-def _split_of(competition: Competition, fold: int | None) -> str:
-    """The digest of the workspace's split, which must have the fold; nothing where no fold or no split is there."""
+def split_of(competition: Competition, fold: int | None) -> str:
+    """The digest of the workspace's split, which must have the fold; nothing where no fold or no split is there.
+
+    Raises:
+        ModelError: the split has no such fold.
+    """
     path = competition.path(splitting.TABLE)
     if fold is None or not path.exists():
         return ""

@@ -42,11 +42,11 @@ def export(model: torch.nn.Module, card: Card, path: Path, *, samples: NDArray[n
     """
     import torch
 
-    samples = _enough(samples, card)
+    samples = enough(samples, card)
     reference = _wrapped(model, card)
     try:
         with torch.inference_mode():
-            expected = [reference(torch.from_numpy(batch)).numpy() for batch in _batches(samples)]
+            expected = [reference(torch.from_numpy(batch)).numpy() for batch in batches(samples)]
     except (RuntimeError, ValueError, TypeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{card.title}: the model itself fails on batches of {few(BATCHES)} images: {first}") from error
@@ -80,9 +80,25 @@ def parity(expected: F32, found: F32, outputs: Sequence[Output]) -> dict[str, fl
     }
 
 
+def opened(data: bytes, title: str) -> Any:
+    """An onnxruntime session on the CPU of a model's bytes, for comparing outputs.
+
+    Raises:
+        ModelError: onnxruntime cannot load it.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"], enable_fallback=0)  # it would print
+    except Exception as error:  # onnxruntime's exception classes have no common name
+        raise ModelError(f"{title}: onnxruntime cannot load the model: {error}") from error
+
+
 def _prove(data: bytes, samples: NDArray[np.uint8], expected: Sequence[F32], card: Card) -> dict[str, float]:
     """Run the bytes in onnxruntime on every batch size; the worst gaps, or ParityError."""
-    found = [_run(data, batch, card) for batch in _batches(samples)]
+    found = [_run(data, batch, card) for batch in batches(samples)]
     every, theirs = np.concatenate(found), np.concatenate(expected)
     if not np.isfinite(theirs).all():
         raise ModelError(f"{card.title}: the model itself gives NaN or infinite logits on real images")
@@ -99,12 +115,8 @@ def _prove(data: bytes, samples: NDArray[np.uint8], expected: Sequence[F32], car
 
 
 def _run(data: bytes, batch: NDArray[np.uint8], card: Card) -> F32:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
+    session = opened(data, card.title)
     try:
-        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         return np.asarray(session.run(None, {session.get_inputs()[0].name: batch})[0])
     except Exception as error:  # onnxruntime's exception classes have no common name
         raise ModelError(f"{card.title}: onnxruntime cannot run the export on a batch of {len(batch)}: {error}") from error
@@ -157,8 +169,12 @@ def _wrapped(model: torch.nn.Module, card: Card) -> torch.nn.Module:
     return Normalised(copy.deepcopy(model).to(device="cpu", dtype=torch.float32)).eval()
 
 
-def _enough(samples: NDArray[np.uint8], card: Card) -> NDArray[np.uint8]:
-    """The samples, repeated to the ten rows that batches of 1, 2 and 7 take."""
+def enough(samples: NDArray[np.uint8], card: Card) -> NDArray[np.uint8]:
+    """The samples, uint8 (N, 3, H, W), repeated to the ten rows that batches of 1, 2 and 7 take.
+
+    Raises:
+        ModelError: no images, or not of the card's size.
+    """
     if samples.dtype != np.uint8 or samples.shape[1:] != (3, *card.preprocess.size) or not len(samples):
         raise ModelError(
             f"{card.title}: parity needs uint8 images (N, 3, {card.preprocess.size[0]}, {card.preprocess.size[1]}), "
@@ -168,7 +184,7 @@ def _enough(samples: NDArray[np.uint8], card: Card) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.resize(samples, (max(need, len(samples)), *samples.shape[1:])))
 
 
-def _batches(samples: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+def batches(samples: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
     """All samples in batches of 1, 2, 7, 7 and so on."""
     start = 0
     for size in (*BATCHES, *[BATCHES[-1]] * len(samples)):

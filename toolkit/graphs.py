@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit import files
+from toolkit import files, limits
 from toolkit.cards import KEY, Card
 from toolkit.errors import CardError, ModelError, few
 
@@ -42,7 +42,7 @@ def read(path: Path) -> Export:
     if text is None:
         raise CardError(
             f"{path} carries no card, so its classes and pixels are unknown",
-            hint="Export it with `toolkit export` or exporting.export().",
+            hint="Export it with `toolkit export`; a model of others is taken in with `toolkit adopt`.",
         )
     card = Card.from_json(text, where=str(path))
     _check_shapes(path, model, card)
@@ -60,16 +60,26 @@ def facts(path: Path) -> dict[str, Any]:
     return {"opset": opset, "ir": model.ir_version, "nodes": len(model.graph.node), "bytes": path.stat().st_size}
 
 
-def load(path: Path) -> Any:
+def load(path: Path, *, external: bool = False) -> Any:
     """Parse an .onnx file as an onnx.ModelProto, refusing whatever is not one self-contained graph.
+
+    `external` reads tensors from files beside it, which are then inside; other folders are never looked into.
 
     Raises:
         ModelError: says which file and what it seems to be instead.
     """
+    return parse(_bytes(path), path, external=external)
+
+
+def parse(data: bytes, path: Path, *, external: bool = False) -> Any:
+    """As `load`, from bytes that were read from `path`, or will be written there.
+
+    Raises:
+        ModelError: see `load`.
+    """
     import onnx
     from google.protobuf.message import DecodeError
 
-    data = _bytes(path)
     try:
         model = onnx.load_model_from_string(data)
     except (DecodeError, ValueError, RecursionError) as error:
@@ -78,6 +88,8 @@ def load(path: Path) -> Any:
         ) from error
     if not model.graph.node or not model.graph.output or not model.opset_import:
         raise ModelError(f"{path} is not an ONNX model: it has no graph", hint="Copy or export it again.")
+    if external:
+        _bring_in(model, path)
     outside = [tensor.name for tensor in _tensors(model.graph) if tensor.external_data or tensor.data_location]
     if outside:
         raise ModelError(
@@ -87,7 +99,34 @@ def load(path: Path) -> Any:
     foreign = sorted({node.domain for node in _nodes(model.graph)} - set(DOMAINS) - {f.domain for f in model.functions})
     if foreign:
         raise ModelError(f"{path} uses operators of {few(foreign)}, which onnxruntime does not bring")
+    limits.check(model, path)
     return model
+
+
+def _bring_in(model: Any, path: Path) -> None:
+    """Read tensors that are kept in plain files of the model's own folder; one that points elsewhere is refused."""
+    from onnx import external_data_helper
+
+    folder = path.parent.resolve()
+    for tensor in _tensors(model.graph):
+        if not external_data_helper.uses_external_data(tensor):
+            continue
+        said = {entry.key: entry.value for entry in tensor.external_data}
+        file = folder / said.get("location", "")
+        if file.resolve().parent != folder or file.is_symlink() or not file.is_file():
+            raise ModelError(
+                f"{path} keeps tensor {tensor.name!r} in {said.get('location', '')!r}, which is no file beside it",
+                hint="Copy the model with all its files into one folder.",
+            )
+        try:
+            start, length = int(said.get("offset", 0)), int(said.get("length", -1))
+            with file.open("rb") as opened:
+                opened.seek(start)
+                tensor.raw_data = opened.read(length)
+        except (ValueError, OSError, OverflowError) as error:
+            raise ModelError(f"{path}: tensor {tensor.name!r} cannot be read from {file.name}: {error}") from error
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
 
 
 def _bytes(path: Path) -> bytes:
@@ -127,16 +166,19 @@ def digest(path: Path, model: Any = None) -> str:
     return _hash("model", opsets, functions, outputs).hex()
 
 
-def value_hashes(graph: Any, outer: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
+def value_hashes(
+    graph: Any, outer: Mapping[str, bytes] | None = None, *, given: Mapping[str, bytes] | None = None
+) -> dict[str, bytes]:
     """A hash for every value of a graph, equal exactly where the computation behind it is equal (hash-consing).
 
-    `outer` holds the hashes of values that a subgraph may use. Values of different names with the same hash are the same value.
+    `outer` holds the hashes of values that a subgraph may use, `given` those of inputs that something known is fed to. Values
+    of different names with the same hash are the same value.
     """
     hashes: dict[str, bytes] = {"": b"", **(outer or {})}
     initialized = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in initialized]
     for place, value in enumerate(inputs):
-        hashes[value.name] = _hash("input", place, _type(value))
+        hashes[value.name] = (given or {}).get(value.name) or _hash("input", place, _type(value))
     for tensor in graph.initializer:
         hashes[tensor.name] = _tensor_hash(tensor)
     for tensor in graph.sparse_initializer:
@@ -147,6 +189,26 @@ def value_hashes(graph: Any, outer: Mapping[str, bytes] | None = None) -> dict[s
         for place, name in enumerate(node.output):
             hashes[name] = _hash(base, place)
     return hashes
+
+
+def renamed(node: Any, names: Mapping[str, str]) -> Any:
+    """A copy of a node that reads and writes values under other names, also inside its subgraphs."""
+    import onnx
+
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    for values in (copy.input, copy.output):
+        values[:] = [names.get(name, name) for name in values]
+    for attribute in copy.attribute:
+        for graph in _graphs(attribute):
+            own = {value.name for value in (*graph.input, *graph.initializer)} | {o for n in graph.node for o in n.output}
+            outside = {old: new for old, new in names.items() if old not in own}
+            inner = [renamed(one, outside) for one in graph.node]
+            del graph.node[:]
+            graph.node.extend(inner)
+            for value in graph.output:
+                value.name = outside.get(value.name, value.name)
+    return copy
 
 
 def strip(model: Any) -> None:

@@ -1,0 +1,91 @@
+"""`toolkit predict`: a table of any models on any images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolkit.cli import options
+from toolkit.voting import VOTES
+
+if TYPE_CHECKING:
+    from toolkit.competition import Competition
+    from toolkit.predicting import Tables
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODELS...")
+@click.option(
+    "--on", required=True, metavar="train|test|DIR|CSV", help="The workspace's images, a folder, or a CSV of id and path."
+)
+@click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Where to write: *.parquet or *.csv.")
+@click.option("--tta", type=options.SETS, default="none", show_default=True, help="Views of every image.")
+@click.option("--vote", type=click.Choice(list(VOTES)), default="soft", show_default=True, help="How models combine.")
+@click.option("--weights", default="", help="A number per model (0.2,0.8), names (b4=0.7,vit=0.3), or score.")
+@click.option("--each", is_flag=True, help="A table per model (with --held-out: per member), as NAME.<model>.<suffix>.")
+@click.option("--held-out", is_flag=True, help="With --on train: every row by the folds that did not see it.")
+@click.option("--in-sample", is_flag=True, help="With --on train: also rows that a model was trained on.")
+@click.option("--on-bad-image", type=click.Choice(["fail", "skip"]), default="fail", help="Fail, or leave the row out.")
+@click.option("--id-column", default="", help="Of the CSV; default `id`, else its first column.")
+@click.option("--path-column", default="", help="Of the CSV; paths are relative to it. Default `path`, `file`, `image`…")
+@click.option("--limit", type=click.IntRange(1), help="Only the first N images, to try things out.")
+@options.engine
+@click.option("--batch-size", "batch", type=click.IntRange(1), help="Images a model takes at a time.")
+@options.as_json
+@options.workspace_if_any
+def command(
+    competition: Competition | None,
+    models: tuple[str, ...],
+    on: str,
+    output: Path,
+    tta: str,
+    device: str,
+    precision: str,
+    min_agreement: float,
+    batch: int | None,
+    **choices: Any,
+) -> tuple[dict[str, Any], str]:
+    """Predict any images with any models and write one table, or one per model.
+
+    MODELS are .onnx files with a card, folders, or globs. No workspace is needed: classes come from the card. In one, what was
+    computed before is taken from its store. On training images, models that were trained on them are refused.
+
+    \b
+    toolkit predict folds/*.onnx --on photos/ -o photos.csv
+    toolkit predict folds/b4.*.onnx --on train --held-out -o oof/b4.parquet
+    """
+    from toolkit import predicting
+    from toolkit.cli.progress import bar
+    from toolkit.members import find_exports
+
+    paths = find_exports(models)
+    how: dict[str, Any] = {"device": device}
+    if precision != "fp32":
+        asked = {"device": device, "precision": precision, "min_agreement": min_agreement, "batch": batch}
+        how = options.settled_engine(competition, paths, asked)
+        del how["fill"]
+    with bar("Predicting") as progress:
+        passing = predicting.Passing(tta, batch=batch, progress=progress, **how)
+        done = predicting.run(competition, paths, on, output, passing=passing, **choices)
+    return _record(done), _text(done)
+
+
+def _record(done: Tables) -> dict[str, Any]:
+    return {
+        "written": {path.as_posix(): len(next(iter(said.values()))) for path, said in done.written.items()},
+        "bad": [{"id": image.id, "why": image.why} for image in done.bad],
+        "notes": list(done.notes),
+    }
+
+
+def _text(done: Tables) -> str:
+    from toolkit.cli.summaries import shown
+
+    lines = [f"Bad       {len(done.bad):,} images were left out:"] if done.bad else []
+    lines += [f"          {image.why}" for image in done.bad]
+    lines += [f"Note      {note}" for note in done.notes]
+    for path, said in done.written.items():
+        lines.append(f"Wrote     {shown(path)} ({len(next(iter(said.values()))):,} rows × {', '.join(said)})")
+    return "\n".join(lines)
