@@ -13,9 +13,10 @@ import click
 import numpy as np
 
 from toolkit.blending import fit_weights
+from toolkit.judging import judge, plans
 from toolkit.metrics import METRICS
 from toolkit.optima import softmax
-from toolkit.selection import judge
+from toolkit.selection import compare, score_of
 
 CASES: dict[str, Callable[[int], tuple[Callable, Callable | None, Callable, str]]] = {}  # ours, peer, check, size
 
@@ -166,6 +167,44 @@ def nested(_: int):
         return mine.reason
 
     return lambda: judge(stack, truth, METRICS["log_loss"]), None, check, "N = 100,000, C = 18, M = 10, 1,000 bootstraps"
+
+
+@case
+def chosen(_: int):
+    stack, truth = members(100_000, 18, 10)
+    every = plans(METRICS["log_loss"], multilabel=False)
+
+    def check(mine, _theirs):
+        return f"{len(every)} plans: {mine.chosen}"
+
+    size = "N = 100,000, C = 18, M = 10, weigher × vote × temperature chosen"
+    return lambda: judge(stack, truth, METRICS["log_loss"], every), None, check, size
+
+
+@case
+def auc_intervals(_: int):
+    stack, truth = members(20_000, 2, 2)
+    metric, said = METRICS["roc_auc"], {"uniform": stack[0], "other": stack[1]}
+
+    def peer():
+        rng, drawn = np.random.default_rng(0), []
+        for _ in range(1000):
+            rows = rng.integers(0, len(truth), len(truth), dtype=np.int32)
+            drawn.append([score_of(truth[rows], metric, values[rows]) for values in said.values()])
+        return np.quantile(drawn, [0.025, 0.975], axis=0)
+
+    def check(mine, theirs):
+        ours = np.array([[one.low, one.high] for one in mine.values()]).T
+        gap = np.abs(ours - theirs).max()
+        assert gap < 1e-12, f"intervals differ by {gap}"
+        return f"intervals within {gap:.0e}"
+
+    return (
+        lambda: compare(truth, metric, said),
+        peer,
+        check,
+        "ROC-AUC, N = 20,000, 2 tables, 1,000 bootstraps; peer: scored anew",
+    )
 
 
 def timed(function):

@@ -6,10 +6,10 @@ import click
 import numpy as np
 
 from toolkit.blending import WEIGHERS
+from toolkit.judging import judge, plans
 from toolkit.metrics import METRICS
 from toolkit.objectives import decide
 from toolkit.optima import softmax
-from toolkit.selection import judge
 
 CLASSES = 5
 FRESH = 20_000
@@ -32,10 +32,16 @@ def once(seed: int, how: str, metric, members: int, rows: int, spread: float) ->
     rng = np.random.default_rng(seed)
     skills = 2 + spread * rng.normal(0, 1, members)
     stack, truth = draw(rng, skills, rows)
-    verdict = judge(stack, truth, metric, how, seed=seed, always=True)
+    plan = plans(metric, multilabel=False) if how == "auto" else how
+    verdict = judge(stack, truth, metric, plan, seed=seed, always=True)
     fresh, answer = draw(rng, skills, FRESH)
     plain = score(metric, answer, fresh.mean(axis=0))
-    real = score(metric, answer, verdict.weights.apply(fresh))
+    if verdict.blend is None:  # stacking has no weight per member
+        said = verdict.weights.apply(fresh)
+    else:
+        outcome = verdict.blend.apply(fresh)
+        said = np.eye(CLASSES)[outcome.labels] if outcome.values is None else outcome.values
+    real = score(metric, answer, said)
     true_gain = metric.gain(real) - metric.gain(plain)
     found, uniform = verdict.estimates["nested"], verdict.estimates["uniform"]
     uses = found.gain_low > 0
@@ -56,10 +62,10 @@ def once(seed: int, how: str, metric, members: int, rows: int, spread: float) ->
 @click.option("--repetitions", default=200, show_default=True)
 @click.option("--members", default=30, show_default=True)
 @click.option("--rows", default=500, show_default=True)
-@click.option("--weigher", "weighers", multiple=True, type=click.Choice(list(WEIGHERS)), default=("greedy", "convex"))
+@click.option("--weigher", "weighers", multiple=True, type=click.Choice(["auto", *WEIGHERS]), default=("auto", "greedy"))
 @click.option("--metric", "names", multiple=True, type=click.Choice(list(METRICS)), default=("log_loss", "accuracy"))
 def main(repetitions: int, members: int, rows: int, weighers: tuple[str, ...], names: tuple[str, ...]) -> None:
-    """Members alike (spread 0: the plain mean is right) and of different skill (0.5)."""
+    """Members alike (spread 0: the plain mean is right) and of different skill (0.5); auto: the whole plan is chosen."""
     print("| members | metric | weigher | in-sample gain | nested gain | true gain | score covered | gain covered "
           "| rule blends | true gain of the rule | worst, in half intervals |\n" + "|---" * 11 + "|")  # fmt: skip
     for spread in (0.0, 0.5):

@@ -14,7 +14,7 @@ from toolkit.metrics import METRICS
 from toolkit.objectives import BRIER, Decisions, Plain, area, decide, objective
 from toolkit.optima import least_log_loss, softmax
 
-EVERY = [*METRICS.values(), BRIER]
+EVERY = [METRICS[name] for name in ("accuracy", "macro_f1", "log_loss", "roc_auc", "map@3", "brier")]
 NAMES = [metric.name for metric in EVERY]
 
 
@@ -330,3 +330,36 @@ def test_brier_by_hand():
     assert BRIER.score(np.array([[True, False]]), np.array([[0.5, 0.25]])) == pytest.approx(0.3125)
     assert not BRIER.higher_is_better
     assert metrics.log_loss is METRICS["log_loss"].score
+
+
+@pytest.mark.parametrize("how", [name for name in WEIGHERS if name != "stacking"])
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_classes_in_another_order_give_the_same_weights(how, data):
+    stack, truth = make(rows=60, members=4, seed=data.draw(st.integers(0, 50)))
+    order = np.array(data.draw(st.permutations(range(4))))
+    one = fit_weights(stack, truth, METRICS["log_loss"], how)
+    other = fit_weights(stack[:, :, order], np.argsort(order)[truth], METRICS["log_loss"], how)
+    np.testing.assert_allclose(other.weights, one.weights, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", [name for name in WEIGHERS if name != "stacking"])
+def test_a_member_without_weight_is_as_good_as_absent(how):
+    stack, truth = make(rows=100, members=4, seed=7)
+    stack[2] = softmax(np.random.default_rng(0).normal(0, 4, (100, 4)))
+    found = fit_weights(stack, truth, METRICS["log_loss"], how)
+    kept = found.weights > 0
+    if how not in ("uniform", "nelder_mead", "coordinate"):
+        assert not kept[2]
+    np.testing.assert_allclose(np.tensordot(found.weights[kept], stack[kept], 1), found.apply(stack), atol=1e-12)
+
+
+@pytest.mark.parametrize("how", [name for name in WEIGHERS if name != "stacking"])
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000), members=st.integers(1, 5))
+def test_members_that_agree_are_believed_and_certain_ones_stay_certain(how, seed, members):
+    rng = np.random.default_rng(seed)
+    truth, said = rng.integers(0, 3, 20), rng.integers(0, 3, 20)
+    certain = np.repeat(np.eye(3)[said][None], members, axis=0)
+    found = fit_weights(certain, truth, METRICS["accuracy"], how)
+    np.testing.assert_allclose(found.apply(certain), certain[0], atol=1e-12)

@@ -189,3 +189,16 @@ def test_honest_probabilities_have_next_to_no_calibration_error():
     hot, truth = sure(3.0, rows=20_000)
     assert calibration_error(hot, truth) > 0.1
     assert calibration_error(temperature(hot, truth).apply(hot), truth) < 0.02
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), multilabel=st.booleans(), coarse=st.booleans())
+def test_counted_macro_f1_is_that_of_labels_made_one_by_one(seed, multilabel, coarse):
+    stack, truth = make(rows=50, members=1, seed=seed, multilabel=multilabel)
+    p = np.round(stack[0] * 8) / 8 if coarse else stack[0]  # many exact ties
+    logits = calibration._logits(p, multilabel=multilabel)
+    grid = np.linspace(-3, 3, 13)
+    for c in range(4):
+        others = calibration._others(logits, c, multilabel=multilabel)
+        counted = calibration._f1_of(truth, others, logits[:, c], c, grid)
+        np.testing.assert_allclose(counted, calibration._gains_of(F1)(truth, others, logits[:, c], c, grid), atol=1e-12)

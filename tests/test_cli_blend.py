@@ -16,7 +16,7 @@ from toolkit.folds import Split
 from toolkit.metrics import METRICS
 from toolkit.predictions import Predictions
 from toolkit.selection import nested, weigher
-from toolkit.tables import write_table
+from toolkit.tables import read_table, write_table
 
 
 def table(root, name, *, skill=1.0, seed=0, rows=slice(None), classes=None, kind="probabilities", target="label"):
@@ -46,7 +46,7 @@ def members(workspace):
 
 
 def test_it_writes_the_weights_of_an_honest_comparison(members):
-    result = run("--weigher", "best_single", "--always")
+    result = run("--weigher", "best_single", "--vote", "soft", "--always")
     assert result.exit_code == 0, result.output
     said = json.loads((members / "blend.json").read_text())["targets"]["label"]
     assert said["members"] == {"good": 1.0, "weak": 0.0}
@@ -57,11 +57,9 @@ def test_it_writes_the_weights_of_an_honest_comparison(members):
 
 
 def test_numbers_are_those_of_the_folds_of_split_csv(members):
-    run("--weigher", "convex", "--always")
+    run("--weigher", "convex", "--vote", "soft", "--calibrate", "none", "--always")
     said = json.loads((members / "blend.json").read_text())["targets"]["label"]
     truth = Competition.read(members).truth()["label"]
-    from toolkit.tables import read_table
-
     stack = np.stack(
         [
             read_table(members / "oof" / f"{n}.parquet")
@@ -85,11 +83,19 @@ def test_numbers_are_those_of_the_folds_of_split_csv(members):
 def test_the_plain_mean_is_the_answer_where_nothing_is_certain(workspace):
     for seed in range(3):
         table(workspace, f"m{seed}", skill=2, seed=seed)
-    result = run()
+    result = run("--weigher", "greedy", "--vote", "soft")
     said = json.loads((workspace / "blend.json").read_text())["targets"]["label"]
     assert said["weigher"] == "uniform"
     assert list(said["members"].values()) == [1 / 3] * 3
     assert "cannot be told from noise" in result.output
+
+
+def test_views_of_the_tables_are_written_down(members):
+    path = members / "oof" / "good.parquet"
+    write_table(path, read_table(path).predictions, {"tta": "hflip"})
+    run()
+    said = json.loads((members / "blend.json").read_text())["targets"]["label"]
+    assert said["views"] == {"good": "hflip"}
 
 
 def test_json_is_what_was_written(members):

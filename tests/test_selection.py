@@ -7,9 +7,10 @@ import pytest
 from test_blending import EVERY, NAMES, make, scored
 
 from toolkit.errors import DataError
+from toolkit.judging import judge
 from toolkit.metrics import METRICS
 from toolkit.objectives import BRIER
-from toolkit.selection import Estimate, compare, decide_between, judge, nested, outer_folds, weigher, widening
+from toolkit.selection import Estimate, compare, decide_between, nested, outer_folds, weigher, widening
 
 LOSS = METRICS["log_loss"]
 

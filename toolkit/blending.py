@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from toolkit import metrics, optima
 from toolkit.errors import DataError
-from toolkit.metrics import METRICS, Metric
-from toolkit.objectives import EPS, Objective, Search, brier, decide, objective, quadratic, search, true_probability
+from toolkit.metrics import METRICS, Metric, brier
+from toolkit.objectives import EPS, Objective, Search, decide, objective, quadratic, search, true_probability
 
 F64 = NDArray[np.float64]
 Labels = NDArray[Any]

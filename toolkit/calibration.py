@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit import metrics
 from toolkit.errors import DataError
 from toolkit.metrics import Metric
 from toolkit.objectives import EPS, decide
-from toolkit.optima import softmax
+from toolkit.optima import sigmoid, softmax
 
 F64 = NDArray[np.float64]
 Labels = NDArray[Any]
@@ -28,7 +30,7 @@ class Adjustment:
     def apply(self, p: F64) -> F64:
         """The adjusted probabilities [N, C]."""
         logits = self.scale * _logits(p, multilabel=self.multilabel) + self.bias
-        return 1 / (1 + np.exp(-logits)) if self.multilabel else softmax(logits)
+        return sigmoid(logits) if self.multilabel else softmax(logits)
 
     @property
     def temperature(self) -> float:
@@ -52,11 +54,10 @@ def temperature(p: F64, truth: Labels) -> Adjustment:
         mean = (said * logits).sum(axis=1)
         slope, bend = mean.mean() - right, ((said * logits**2).sum(axis=1) - mean**2).mean()
         low, high = (low, scale) if slope > 0 else (scale, high)
-        trial = scale - slope / bend if bend > 0 else np.inf
-        trial = trial if low < trial < high else np.sqrt(low * high)
-        if abs(trial - scale) <= 1e-12 * scale:
+        step = slope / bend if bend > 0 else np.inf
+        if abs(step) <= 1e-12 * scale or high - low <= 1e-12 * low:
             break
-        scale = float(trial)
+        scale = float(scale - step if low < scale - step < high else np.sqrt(low * high))
     return Adjustment(np.full(classes, scale), np.zeros(classes), multilabel)
 
 
@@ -71,7 +72,7 @@ def vector_scaling(p: F64, truth: Labels) -> Adjustment:
     def loss(x: F64) -> tuple[float, F64]:
         z = x[:classes] * logits + x[classes:]
         if multilabel:
-            error = 1 / (1 + np.exp(-z)) - onehot
+            error = sigmoid(z) - onehot
             value = np.logaddexp(0, np.where(truth, -z, z)).sum()
         else:
             said = softmax(z)
@@ -97,19 +98,54 @@ def factors(p: F64, truth: Labels, metric: Metric, *, widest: float = 16.0, poin
         raise DataError(f"factors decide labels, and {metric.name} is a score of {metric.accepts}", hint="Use temperature.")
     multilabel, classes = truth.ndim == 2, p.shape[1]
     grid = np.linspace(-np.log(widest), np.log(widest), points)
-    grid = grid[np.argsort(np.abs(grid), kind="stable")]
+    nearest = np.argsort(np.abs(grid), kind="stable")
     logits, bias = _logits(p, multilabel=multilabel), np.zeros(classes)
     best = metric.gain(metric.score(truth, decide(p, truth)))
+    gains = _f1_of if metric.score is metrics.macro_f1 else _gains_of(metric)
     moved = True
     while moved:
         moved = False
         for c in range(classes):
-            others = _others(logits + bias, c, multilabel=multilabel)
-            for shift in grid:
-                gain = metric.gain(metric.score(truth, _with(others, logits[:, c] + shift, c)))
-                if gain > best + 1e-12:
-                    best, bias[c], moved = gain, shift, True
+            found = gains(truth, _others(logits + bias, c, multilabel=multilabel), logits[:, c], c, grid)
+            place = nearest[found[nearest].argmax()]
+            if found[place] > best + 1e-12:
+                best, bias[c], moved = float(found[place]), grid[place], True
     return Adjustment(np.ones(classes), bias, multilabel)
+
+
+def _gains_of(metric: Metric) -> Callable[..., F64]:
+    """The gain of any metric of labels when the logit of class c is shifted by each point of the grid."""
+    return lambda truth, others, logit, c, grid: np.array(
+        [metric.gain(metric.score(truth, _with(others, logit + shift, c))) for shift in grid]
+    )
+
+
+def _f1_of(truth: Labels, others: tuple[Labels, F64], logit: F64, c: int, grid: F64) -> F64:
+    """Macro-F1 when the logit of class c is shifted by each point of the grid, from counts of the rows that turn at each."""
+    labels, rival = others
+    turn = np.searchsorted(grid, rival - logit, side="right")
+    if truth.ndim == 2:
+        turn = np.searchsorted(grid, rival - logit, side="left")
+        mine = truth[:, c]
+        said, right = (yes.sum(axis=0)[None, :].repeat(len(grid), axis=0) for yes in (labels, labels & truth))
+        theirs = truth.sum(axis=0)
+    else:
+        first = c < labels  # on a tie the first class wins
+        turn[first] = np.searchsorted(grid, (rival - logit)[first], side="left")
+        size, mine, hit = int(max(truth.max(), labels.max(), c)) + 1, truth == c, truth == labels
+        cells = turn * size + labels
+        left, lost = (_upto(cells[rows], len(grid), size) for rows in (slice(None), hit))
+        said = np.bincount(labels, minlength=size) - left
+        right, theirs = np.bincount(labels[hit], minlength=size) - lost, np.bincount(truth, minlength=size)
+    said[:, c], right[:, c] = _upto(turn, len(grid), 1)[:, 0], _upto(turn[mine], len(grid), 1)[:, 0]
+    total = said + theirs
+    return np.asarray((2 * right / np.maximum(total, 1)).sum(axis=1) / np.maximum((total > 0).sum(axis=1), 1))
+
+
+def _upto(cells: NDArray[np.int64], points: int, size: int) -> NDArray[np.int64]:
+    """How many rows have turned at each of the points, by class: int64 [points, size] from place · size + class."""
+    counts = np.bincount(cells, minlength=(points + 1) * size).reshape(points + 1, size)
+    return np.asarray(counts[:-1].cumsum(axis=0))
 
 
 def prior_shift(before: F64, after: F64, *, multilabel: bool = False) -> Adjustment:
@@ -125,6 +161,22 @@ def prior_shift(before: F64, after: F64, *, multilabel: bool = False) -> Adjustm
     if multilabel:
         before, after = before / (1 - before), after / (1 - after)
     return Adjustment(np.ones(len(before)), np.log(after / before), multilabel)
+
+
+def _temperature(p: F64, truth: Labels, _: Metric) -> Adjustment:
+    return temperature(p, truth)
+
+
+def _vector(p: F64, truth: Labels, _: Metric) -> Adjustment:
+    return vector_scaling(p, truth)
+
+
+# what may be done to the outcome of a vote, fitted to it and the truth for a metric
+ADJUSTMENTS: dict[str, Callable[[F64, Labels, Metric], Adjustment]] = {
+    "temperature": _temperature,
+    "vector": _vector,
+    "factors": factors,
+}
 
 
 @dataclass(frozen=True)

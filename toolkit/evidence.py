@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from toolkit import tables
+from toolkit import combining, tables
 from toolkit.checks import Problem
+from toolkit.combining import Blend
 from toolkit.competition import Competition
 from toolkit.errors import DataError, few
 from toolkit.folds import Split
@@ -35,9 +36,10 @@ class Evidence:
 def gather(competition: Competition, meta: Mapping[str, Any]) -> Evidence:
     """What oof/<member>.parquet says of the members of predictions; empty where a member has no table.
 
-    Members are averaged with their weights over the ids that all of them have, without views: a score that is not fitted on
-    the rows it is taken from, as long as the weights were not.
+    Members are averaged with their weights, or combined as their blend says, over the ids that all of them have, without views:
+    a score that is not fitted on the rows it is taken from, as long as the weights were not.
     """
+    blends = meta.get("blend") or {}
     weights: dict[str, float] = {}
     for model in meta.get("models", ()):
         weights[model["member"]] = weights.get(model["member"], 0.0) + float(model.get("weight", 1.0))
@@ -47,7 +49,7 @@ def gather(competition: Competition, meta: Mapping[str, Any]) -> Evidence:
     try:
         found = {name: tables.read_table(path) for name, path in paths.items()}
         truth = competition.truth()
-        joined = {target.name: _joined(target.name, found, weights) for target in competition.targets}
+        joined = {target.name: _joined(target.name, found, weights, blends.get(target.name)) for target in competition.targets}
         members = {name: _score(competition, table.predictions, truth)[0] for name, table in found.items()}
         score, error = _score(competition, joined, truth)
     except (DataError, KeyError) as problem:
@@ -62,19 +64,23 @@ def gather(competition: Competition, meta: Mapping[str, Any]) -> Evidence:
     return Evidence(joined, scores, tuple(paths.values()), tuple(_mismatched(competition, meta, found, truth)))
 
 
-def _joined(target: str, found: Mapping[str, tables.Table], weights: Mapping[str, float]) -> Predictions:
+def _joined(
+    target: str, found: Mapping[str, tables.Table], weights: Mapping[str, float], blend: Mapping[str, Any] | None
+) -> Predictions:
     parts = {name: table.predictions[target] for name, table in found.items()}
     first = next(iter(parts.values()))
     shared = set(first.ids).intersection(*(table.ids for table in parts.values()))
     ids = [name for name in first.ids if name in shared]
-    total = sum(weights[name] for name in parts)
-    mixed = np.zeros((len(ids), len(first.classes)))
-    for name, table in parts.items():
-        values = table.align(ids).with_classes(first.classes).values
-        if values is None:
-            raise DataError(f"member {name!r} has out-of-fold labels, not probabilities")
-        mixed += weights[name] / total * values
-    return replace(first, ids=tuple(ids), values=mixed)
+    values = {name: table.align(ids).with_classes(first.classes).values for name, table in parts.items()}
+    if labels := [name for name, one in values.items() if one is None]:
+        raise DataError(f"member {few(labels)} has out-of-fold labels, not probabilities")
+    if blend is None:
+        how = Blend(tuple(values), np.array([weights[name] for name in values]) / sum(weights[name] for name in values))
+    else:
+        how = combining.read(blend, first.classes).among(values)
+    stack = np.stack([values[name] for name in how.members])  # type: ignore[misc]
+    said = how.apply(stack, multilabel=first.multilabel)
+    return replace(first, ids=tuple(ids), kind=said.kind, values=said.values, labels=said.labels)
 
 
 def _score(

@@ -157,7 +157,8 @@ def summary(meta: Mapping[str, Any]) -> list[str]:
     """A few lines for people: when, how combined, and per member its folds and views."""
     models = meta.get("models", ())
     made = str(meta.get("created", ""))[:16].replace("T", " ")
-    how = f"{len(models)} models, vote {meta.get('vote', 'soft')}, views {meta.get('view_set', 'none')}"
+    count = f"{len(models)} models" if models else f"{len(meta.get('sources', ()))} tables made elsewhere"
+    how = f"{count}, vote {meta.get('vote', 'soft')}, views {meta.get('view_set', 'none')}"
     lines = [f"Predictions {meta.get('name', '')!r} of {made}: {how}"]
     for member in dict.fromkeys(model["member"] for model in models):
         folds = [model["fold"] for model in models if model["member"] == member]

@@ -10,24 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit import metrics
-from toolkit.metrics import Metric
+from toolkit.metrics import METRICS, Metric, brier
 
 F64 = NDArray[np.float64]
 Labels = NDArray[Any]
 
 EPS = float(np.finfo(np.float64).eps)
 ROUNDING = 1e-12
-
-
-def brier(truth: Labels, probabilities: F64) -> float:
-    """Mean over rows of the squared distance to the truth, summed over the classes: 0 is perfect, 2 certain and wrong."""
-    if truth.ndim == 2:
-        return float(np.mean(((probabilities - truth) ** 2).sum(axis=1)))
-    right = probabilities[np.arange(len(truth)), truth]
-    return float(np.mean((probabilities**2).sum(axis=1) - 2 * right + 1))
-
-
-BRIER = Metric("brier", brier, higher_is_better=False, accepts="probabilities")
+BRIER = METRICS["brier"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -107,3 +107,8 @@ def softmax(logits: F64) -> F64:
     """Rows of logits [N, C] as probabilities."""
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(p / p.sum(axis=1, keepdims=True))
+
+
+def sigmoid(logits: F64) -> F64:
+    """Logits as the probabilities of yes, without overflow at either end."""
+    return np.asarray(np.exp(-np.logaddexp(0.0, -logits)))

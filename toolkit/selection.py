@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit import metrics
-from toolkit.blending import WEIGHERS, Weights, fit_weights
+from toolkit.blending import fit_weights
 from toolkit.calibration import Adjustment
 from toolkit.errors import DataError
 from toolkit.metrics import Metric
@@ -32,19 +32,6 @@ class Estimate:
     gain: float
     gain_low: float
     gain_high: float
-
-
-@dataclass(frozen=True, eq=False)
-class Verdict:
-    """What `judge` found: estimates by name ("best_single", "uniform", "in_sample", "nested"), and what to use and why.
-
-    `weights` were fitted to all rows by the weigher that is `chosen`.
-    """
-
-    estimates: Mapping[str, Estimate]
-    chosen: str
-    reason: str
-    weights: Weights
 
 
 def weigher(how: str, metric: Metric, **options: Any) -> Chooser:
@@ -89,7 +76,7 @@ def outer_folds(truth: Labels, count: int = 5, *, groups: Sequence[str] | None =
     Raises:
         DataError: fewer rows or groups than folds.
     """
-    unit, members = _units(groups, len(truth))
+    unit, members = units(groups, len(truth))
     if members < count:
         raise DataError(f"{members} rows or groups cannot make {count} folds", hint="Use fewer folds.")
     rng = np.random.default_rng(seed)
@@ -126,7 +113,7 @@ def compare(
     Raises:
         DataError: no draw has a score, as when all rows are of one class.
     """
-    unit, members = _units(groups, len(truth))
+    unit, members = units(groups, len(truth))
     score = _resampled(truth, metric, list(said.values()))
     rng = np.random.default_rng(seed)
     drawn = np.full((draws, len(said)), np.nan)
@@ -145,7 +132,7 @@ def compare(
         gain, gains = sign * (once[column] - once[place]), sign * (drawn[:, column] - drawn[:, place])
         low, high = once[column] + stretch * (np.quantile(drawn[:, column], tails) - once[column])
         gain_low, gain_high = gain + stretch * (np.quantile(gains, tails) - gain)
-        found[name] = Estimate(*map(float, (once[column], low, high, gain, gain_low, gain_high)))
+        found[name] = Estimate(*map(float, (once[column], low, high, gain + 0.0, gain_low, gain_high)))
     return found
 
 
@@ -156,48 +143,6 @@ def widening(folds: int) -> float:
     test to training rows to the variance: 1/K becomes 1/K + 1/(K - 1).
     """
     return float(np.sqrt(1 + folds / (folds - 1)))
-
-
-def judge(
-    stack: F64,
-    truth: Labels,
-    metric: Metric,
-    how: str = "greedy",
-    *,
-    folds: NDArray[np.int64] | None = None,
-    groups: Sequence[str] | None = None,
-    draws: int = 1000,
-    seed: int = 0,
-    always: bool = False,
-    **options: Any,
-) -> Verdict:
-    """Should these members be blended by this weigher, or by the plain mean? The plain mean, unless the gain exceeds its noise.
-
-    Tables are [M, N, C], truth int64 [N] or bool [N, C]. Nested over `folds` (5 are made if none are given); `always` takes the
-    weigher whatever comes out, and the reason says so.
-
-    Raises:
-        DataError: see `fit_weights`, `nested` and `outer_folds`; folds that tear a group apart.
-    """
-    folds = outer_folds(truth, groups=groups, seed=seed) if folds is None else folds
-    _check_groups(folds, groups)
-    weights = fit_weights(stack, truth, metric, how, **options)
-    choosers = {"best_single": weigher("best_single", metric), "nested": weigher(how, metric, **options)}
-    apart = nested(stack, truth, choosers, folds)
-    said = {
-        "best_single": apart["best_single"],
-        "uniform": WEIGHERS["uniform"](stack, truth, metric).apply(stack),
-        "in_sample": weights.apply(stack),
-        "nested": apart["nested"],
-    }
-    widen = dict.fromkeys(choosers, widening(len(np.unique(folds))))
-    found = compare(truth, metric, said, groups=groups, widen=widen, draws=draws, seed=seed)
-    chosen, reason = decide_between(how, found["nested"], metric)
-    if always and chosen != how:
-        chosen, reason = how, f"{how} because it was asked for, although the rule says: {reason}"
-    if chosen != how:
-        weights = fit_weights(stack, truth, metric, chosen)
-    return Verdict(found, chosen, reason, weights)
 
 
 def decide_between(how: str, nested_estimate: Estimate, metric: Metric) -> tuple[str, str]:
@@ -216,9 +161,11 @@ def decide_between(how: str, nested_estimate: Estimate, metric: Metric) -> tuple
 
 def _resampled(truth: Labels, metric: Metric, said: Sequence[F64]) -> Callable[[NDArray[np.int64]], F64]:
     """How to score every table [N, C] when row n counts `counts[n]` times: [tables]; NaN where the draw has no score."""
-    losses = _row_scores(truth, metric, said)
+    losses = row_scores(truth, metric, said)
     if losses is not None:
         return lambda counts: np.asarray(losses @ counts.astype(np.float64) / counts.sum())
+    if metric.score is metrics.roc_auc:
+        return _areas(truth, said)
     if metric.score is metrics.macro_f1 and truth.ndim == 1:
         labels, size = [values.argmax(axis=1) for values in said], said[0].shape[1]
         return lambda counts: np.array([_weighted_f1(truth, mine, counts, size) for mine in labels])
@@ -226,23 +173,21 @@ def _resampled(truth: Labels, metric: Metric, said: Sequence[F64]) -> Callable[[
     def again(counts: NDArray[np.int64]) -> F64:
         rows = np.repeat(np.arange(len(truth)), counts)
         try:
-            return np.array([_score(truth[rows], metric, values[rows]) for values in said])
+            return np.array([score_of(truth[rows], metric, values[rows]) for values in said])
         except DataError:  # a draw without one of the classes
             return np.full(len(said), np.nan)
 
     return again
 
 
-def _score(truth: Labels, metric: Metric, values: F64) -> float:
+def score_of(truth: Labels, metric: Metric, values: F64) -> float:
+    """The metric of what is said [N, C]; labels are its largest values, or those at 0.5 and above."""
     return metric.score(truth, decide(values, truth) if metric.accepts == "labels" else values)
 
 
-def _row_scores(truth: Labels, metric: Metric, said: Sequence[F64]) -> F64 | None:
+def row_scores(truth: Labels, metric: Metric, said: Sequence[F64]) -> F64 | None:
     """Scores of single rows [tables, N] for metrics that are their mean; None for others."""
     rows = np.arange(len(truth))
-    if metric.score is metrics.accuracy:
-        hits = [decide(values, truth) == truth for values in said]
-        return np.stack([hit.all(axis=1) if hit.ndim == 2 else hit for hit in hits]).astype(np.float64)
     if metric.score is metrics.log_loss:
         if truth.ndim == 2:
             clipped = [np.clip(values, EPS, 1 - EPS) for values in said]
@@ -251,7 +196,50 @@ def _row_scores(truth: Labels, metric: Metric, said: Sequence[F64]) -> F64 | Non
     if metric.score is BRIER.score:
         onehot = truth if truth.ndim == 2 else truth[:, None] == np.arange(said[0].shape[1])
         return np.stack([((p - onehot) ** 2).sum(axis=1) for p in said])
+    if metric.rows is not None:
+        given = [decide(values, truth) if metric.accepts == "labels" else values for values in said]
+        return np.stack([metric.rows(truth, values) for values in given])
     return None
+
+
+def _areas(truth: Labels, said: Sequence[F64]) -> Callable[[NDArray[np.int64]], F64]:
+    """ROC-AUC of every table: each column is sorted once, and a draw only counts along it."""
+    classes = said[0].shape[1]
+    onehot = truth if truth.ndim == 2 else truth[:, None] == np.arange(classes)
+    # two exclusive classes whose columns mirror each other have one area
+    one = truth.ndim == 1 and classes == 2 and all(np.abs(p.sum(axis=1) - 1).max(initial=0) < 1e-12 for p in said)
+    columns = [c for c in ([1] if one else range(classes)) if 0 < onehot[:, c].sum() < len(onehot)]
+    ready = [[_sorted(onehot[:, c], values[:, c]) for c in columns] for values in said]
+
+    def score(counts: NDArray[np.int64]) -> F64:
+        areas = np.array([[_weighted_area(*parts, counts) for parts in table] for table in ready])
+        usable = np.isfinite(areas).all(axis=0)
+        return np.asarray(areas[:, usable].mean(axis=1)) if usable.any() else np.full(len(said), np.nan)
+
+    return score
+
+
+_Ranked = tuple[NDArray[np.intp], F64, NDArray[np.intp] | None]
+
+
+def _sorted(positive: NDArray[np.bool_], score: F64) -> _Ranked:
+    """The rows in order of their score, which of them are positive (as 0 and 1), and where ties start if there are any."""
+    order = np.argsort(score, kind="stable")
+    ranked = score[order]
+    fresh = np.concatenate([[True], ranked[1:] != ranked[:-1]])
+    return order, positive[order].astype(np.float64), None if fresh.all() else np.flatnonzero(fresh)
+
+
+def _weighted_area(order: NDArray[np.intp], positive: F64, starts: NDArray[np.intp] | None, counts: NDArray[np.int64]) -> float:
+    """Area under the ROC curve when row n counts `counts[n]` times, ties half; NaN where one side is empty."""
+    weight = counts[order].astype(np.float64)
+    yes = weight * positive
+    no = weight - yes
+    if starts is not None:
+        yes, no = np.add.reduceat(yes, starts), np.add.reduceat(no, starts)
+    below = np.cumsum(no)
+    total = yes.sum() * below[-1]
+    return float((yes @ below - yes @ no / 2) / total) if total else np.nan
 
 
 def _weighted_f1(truth: Labels, labels: Labels, counts: NDArray[np.int64], size: int) -> float:
@@ -260,7 +248,7 @@ def _weighted_f1(truth: Labels, labels: Labels, counts: NDArray[np.int64], size:
     return float(np.mean(2 * right[both > 0] / both[both > 0]))
 
 
-def _units(groups: Sequence[str] | None, rows: int) -> tuple[NDArray[np.int64], int]:
+def units(groups: Sequence[str] | None, rows: int) -> tuple[NDArray[np.int64], int]:
     """The number of each row's group (of the row itself where there are none), and how many there are."""
     if groups is None:
         return np.arange(rows), rows
@@ -268,10 +256,15 @@ def _units(groups: Sequence[str] | None, rows: int) -> tuple[NDArray[np.int64], 
     return place, len(names)
 
 
-def _check_groups(folds: NDArray[np.int64], groups: Sequence[str] | None) -> None:
+def check_groups(folds: NDArray[np.int64], groups: Sequence[str] | None) -> None:
+    """See that no group has rows in several folds.
+
+    Raises:
+        DataError: one has.
+    """
     if groups is None:
         return
-    unit, members = _units(groups, len(folds))
+    unit, members = units(groups, len(folds))
     first = np.zeros(members, dtype=np.int64)
     first[unit] = folds
     torn = np.flatnonzero(first[unit] != folds)

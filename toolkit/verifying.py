@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit import checks, delimited, ensembling, files, manifests, members, submissions, tables
+from toolkit import checks, combining, delimited, engines, ensembling, files, manifests, members, submissions, tables
 from toolkit.competition import FILE, Competition
 from toolkit.errors import ModelError, SubmissionError, few
 
@@ -133,16 +133,28 @@ def _predicted(competition: Competition, own: Competition, meta: Mapping[str, An
     if lost := [model["path"] for model, path in zip(models, paths, strict=True) if not path.is_file()]:
         raise SubmissionError(f"it cannot be made again: {len(lost)} exports are not there: {few(lost)}", hint=LESS)
     given = [float(model["weight"]) for model in models]
+    said = meta.get("blend") or {}
+    blend = {name: combining.read(one, competition.target(name).classes) for name, one in said.items()} or None
     return ensembling.run(
         own,
         paths,
         tta=meta["view_set"],
         vote=meta["vote"],
-        weights=_weights(competition, paths, given),
+        weights="" if blend else _weights(competition, paths, given),
+        blend=blend,
         limit=meta.get("limit"),
         name=meta["name"],
         on_bad_image=meta.get("on_bad_image", "fail"),
+        **_engine(competition, paths, meta),
     )
+
+
+def _engine(competition: Competition, paths: Sequence[Path], meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The device and precision that the predictions were made with, where they say so."""
+    if "engine" not in meta:
+        return {}
+    engine = engines.recorded(competition, paths, meta["engine"])
+    return {"device": engine.device, "precision": engine.key, "opener": engine.open}
 
 
 def _weights(competition: Competition, paths: Sequence[Path], given: list[float]) -> str:

@@ -1,0 +1,103 @@
+"""`toolkit diagnose`: what is wrong with members, and which of them are of use, from their out-of-fold tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolkit.cli import options
+
+if TYPE_CHECKING:
+    from toolkit.competition import Competition
+    from toolkit.diagnosing import Diagnosis
+    from toolkit.sources import Reading
+
+_SHOWN = 12  # rows of a table of pairs or classes; all of them stand in --json
+
+
+@click.command()
+@click.argument("tables", nargs=-1, metavar="[TABLES]...")
+@click.option("--fit-on", type=click.Choice(["all", "common"]), default="all", help="Rows: all must agree, or those shared.")
+@options.as_json
+@options.tables
+def command(competition: Competition, tables: tuple[str, ...], fit_on: str, reading: Reading) -> tuple[dict[str, Any], str]:
+    """Look for permuted classes, copies, odd folds and idle members in out-of-fold tables.
+
+    TABLES are files (Parquet, CSV, npz; FILE or NAME=FILE), all of oof/ unless told.
+    """
+    from toolkit import diagnosing, fitting
+
+    record: dict[str, Any] = {}
+    lines: list[str] = []
+    for target in competition.targets:
+        found = fitting.find_tables(competition, tables)
+        rows = fitting.read_members(competition, target, found, common=fit_on == "common", reading=reading)
+        said = diagnosing.diagnose(rows, competition.score)
+        record[target.name] = said.record
+        lines += [f"Target {target.name}, {said.rows:,} rows", *_findings(said), *_members(said, competition.metric)]
+        lines += [*_pairs(said), *_classes(said)]
+    return record, "\n".join(lines)
+
+
+def _findings(said: Diagnosis) -> list[str]:
+    """What should be mended or left out, in sentences."""
+    lines = [f"  {note}" for note in said.notes]
+    for one in said.permuted:
+        moved = ", ".join(f"{column} holds {held}" for column, held in list(one.columns.items())[:_SHOWN])
+        lines.append(
+            f"  {one.member}: its classes are permuted ({one.certainty:.0f} standard errors; {one.before:.1%} right as named, "
+            f"{one.after:.1%} in the likeliest order): column {moved}" + (f"; {one.like}" if one.like else "")
+        )
+    lines += [f"  {p.first} and {p.second} are {p.copies}: leave one out" for p in said.pairs if p.copies]
+    lines += [
+        f"  {one.member}: fold {one.fold} scores {one.score:.5f}, others about {one.typical:.5f} (by chance: {one.chance:.2g})"
+        for one in said.odd_folds
+    ]
+    lines += [
+        f"  {name}: the plain mean is better without it, {one.gain:+.5f} ({one.gain_low:+.5f} to {one.gain_high:+.5f})"
+        for name, one in said.without.items()
+        if one.gain_low > 0
+    ]
+    return ["Findings", *lines] if lines else ["Findings: none"]
+
+
+def _members(said: Diagnosis, metric: str) -> Iterator[str]:
+    width = max(10, *map(len, said.scores))
+    yield f"{'Members':{width + 2}}{metric:>10}   95 % interval         the mean without it gains"
+    for name, one in said.scores.items():
+        line = f"  {name:{width}}{one.score:10.5f}   {one.low:.5f} – {one.high:.5f}"
+        if name in said.without:
+            less = said.without[name]
+            line += f"     {less.gain:+.5f}  ({less.gain_low:+.5f} to {less.gain_high:+.5f})"
+        yield line
+    yield f"  {'plain mean':{width}}{said.mean.score:10.5f}   {said.mean.low:.5f} – {said.mean.high:.5f}"
+
+
+def _pairs(said: Diagnosis) -> Iterator[str]:
+    if not said.pairs:
+        return
+    yield "Pairs, the most alike first: correlation of errors, share labelled otherwise, share both wrong"
+    for one in sorted(said.pairs, key=lambda pair: -pair.correlation)[:_SHOWN]:
+        yield f"  {one.first} – {one.second}: {one.correlation:+.3f}  {one.disagreement:.4f}  {one.both_wrong:.4f}"
+    yield from _more(len(said.pairs))
+
+
+def _classes(said: Diagnosis) -> Iterator[str]:
+    """Classes that a member knows better than the mean does."""
+    if len(said.scores) < 2:
+        return
+    gains: list[tuple[float, str, str, float]] = []
+    for label, f1 in said.classes.items():
+        best = max((name for name in f1 if name), key=lambda name: f1[name])
+        gains.append((f1[best] - f1[""], label, best, f1[""]))
+    gains = sorted((one for one in gains if one[0] > 0), key=lambda one: -one[0])
+    if gains:
+        yield "Classes that one member knows better than the mean: F1 of the mean, its gain"
+        yield from (f"  {label}: {mean:.4f}, {name} {gain:+.4f}" for gain, label, name, mean in gains[:_SHOWN])
+        yield from _more(len(gains))
+
+
+def _more(count: int) -> Sequence[str]:
+    return [f"  … and {count - _SHOWN} more: --json has all"] if count > _SHOWN else []
