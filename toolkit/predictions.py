@@ -9,10 +9,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit import markup
 from toolkit.errors import AlignmentError, DataError, few
 from toolkit.metrics import Metric
 
 Kind = Literal["probabilities", "scores", "labels"]
+_SHOWN = 10  # rows and classes of a table in a notebook
+
 Labels = NDArray[Any]  # int64 [N] class indices, or bool [N, C] for a multilabel target
 
 ROW_SUM = 1e-4  # probabilities come from float64 softmax (1e-15) or from others' tables rounded to five digits
@@ -86,6 +89,18 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def _repr_html_(self) -> str:
+        """The first rows, for notebooks."""
+        what = f"{self.target}: {self.kind} of {len(self):,} rows over {len(self.classes):,} classes"
+        names = self.classes[:_SHOWN] + (("…",) if len(self.classes) > _SHOWN else ())
+        if self.values is None:
+            said = np.asarray(self.decided[:_SHOWN])
+            several = said.ndim == 2
+            cells = [[" ".join(self.classes[c] for c in np.flatnonzero(row)) if several else self.classes[row]] for row in said]
+            return markup.table(("id", "label"), [(i, *cell) for i, cell in zip(self.ids, cells, strict=False)], caption=what)
+        rows = [(one, *map(float, row[:_SHOWN])) for one, row in zip(self.ids, self.values[:_SHOWN], strict=False)]
+        return markup.table(("id", *names), rows, caption=what)
 
     @property
     def decided(self) -> Labels:
