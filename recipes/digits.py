@@ -24,9 +24,8 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from toolkit import digits
 from toolkit.cards import Preprocess
-from toolkit.cli.progress import bar
-from toolkit.cli.recipes import Recipe, common, results
-from toolkit.training import Fold, Plan, fit, join, loader, normalise, train
+from toolkit.cli.recipes import Recipe, common, follow, results
+from toolkit.training import Fold, Plan, fit, loader, normalise
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -101,11 +100,10 @@ def train_fold(config: Config, fold: Fold) -> nn.Module:
 @click.option("--batch-size", type=click.IntRange(2), default=Config.batch_size, show_default=True)
 @click.option("--lr", type=click.FloatRange(0, min_open=True), default=Config.lr, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=Config.seed, show_default=True)
-def main(workspace: Path, folds: tuple[int, ...], device: str, *, fresh: bool, smoke: bool, **settings: object) -> None:
+def main(workspace: Path, folds: tuple[int | None, ...], device: str, *, fresh: bool, smoke: bool, **settings: object) -> None:
     """Train stratified folds on handwritten digits, export each, and score them out of fold."""
     torch.set_num_threads(1)  # layers this small are done before a second thread has woken up
     competition = digits.make_workspace(workspace)
-    split = digits.make_split(competition)
     config = Config(**settings)  # type: ignore[arg-type]
     if smoke:
         config, folds = replace(config, epochs=1, batches=2), folds or (0,)
@@ -118,15 +116,10 @@ def main(workspace: Path, folds: tuple[int, ...], device: str, *, fresh: bool, s
             mean=MEAN,
             std=STD,
             competition=competition,
-            split=split,
+            split=digits.make_split(competition),
             root=root,
         )
-        for done in train(plan, train_fold, bar=bar, folds=folds, device=device, fresh=fresh):
-            how = "finished before" if done.resumed else f"{done.seconds:.0f} s"
-            click.echo(f"fold {done.fold}  {competition.metric} {done.score:.4f}  {how}")
-        score = join(plan)
-    if score is not None:
-        click.echo(f"out of fold  {competition.metric} {score:.4f}  ({len(split.ids):,} images)")
+        follow(plan, train_fold, folds=folds, device=device, fresh=fresh)
 
 
 if __name__ == "__main__":

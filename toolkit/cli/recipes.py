@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
+import typing
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from toolkit.cli import Explaining
 from toolkit.competition import FILE, Competition
 
+if TYPE_CHECKING:
+    from toolkit.folds import Split
+    from toolkit.training import Plan
+    from toolkit.training.cross_validation import TrainFold, Watch
+
 
 class Recipe(Explaining):
     """A recipe's command."""
 
-    kept = "Finished folds are kept"
+    kept = "Finished folds and epochs are kept"
+
+
+OPTIMISTIC = "  (optimistic: these rows had a say in the training)"
+LOGGER = "toolkit.logger"  # where the context keeps --logger, which is no setting: it changes no result
 
 
 def common(workspace: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -29,10 +40,25 @@ def common(workspace: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
             callback=lambda _context, _parameter, said: said or here(workspace),
             help=f"Where the competition is.  [default: the workspace around the current folder, else {workspace}]",
         ),
-        click.option("--fold", "folds", type=click.IntRange(0), multiple=True, help="Only this fold; may be repeated."),
+        click.option(
+            "--fold",
+            "folds",
+            type=_Fold(),
+            multiple=True,
+            help="Only this fold, or all: one model on every row. May be repeated.",
+        ),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
         click.option("--fresh", is_flag=True, help="Train again what is finished."),
         click.option("--smoke", is_flag=True, help="Two batches of one fold, exported, then thrown away: does it run?"),
+        click.option(
+            "--logger",
+            type=click.Choice(["tensorboard", "wandb", "none"]),
+            default="tensorboard",
+            show_default=True,
+            expose_value=False,
+            callback=lambda context, _parameter, said: context.meta.__setitem__(LOGGER, said),
+            help="Where training can be watched: tensorboard --logdir runs; metrics.csv is written anyhow.",
+        ),
     )
 
     def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,6 +67,113 @@ def common(workspace: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         return body
 
     return decorate
+
+
+class _Fold(click.ParamType[Any]):
+    """A fold's number, or `all`, which is None."""
+
+    name = "NUMBER|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value is None or value == "all":
+            return None
+        if not str(value).isdigit():
+            self.fail(f"{value!r} is neither a fold's number nor 'all'", param, ctx)
+        return int(value)
+
+
+class _NumberOr(click.ParamType[Any]):
+    """A number from `least` up, or one of a few words."""
+
+    def __init__(self, kind: type, words: Sequence[str], least: float | None) -> None:
+        self.kind, self.words, self.least = kind, words, least
+        self.name = "|".join(("NUMBER", *words))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in self.words:
+            return value
+        try:
+            number = self.kind(value)
+        except ValueError:
+            self.fail(f"{value!r} is no number and not {' or '.join(self.words)}", param, ctx)
+        if self.least is not None and number < self.least:
+            self.fail(f"{value} is less than {self.least:g}", param, ctx)
+        return number
+
+
+def settings(config: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """One option for every field of a recipe's Config that was made by `setting`: its name, type, default and help."""
+    kinds = typing.get_type_hints(config)
+
+    def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
+        for known in reversed(dataclasses.fields(config)):
+            if "help" in known.metadata:
+                body = _option(known, kinds[known.name])(body)
+        return body
+
+    return decorate
+
+
+def _option(known: dataclasses.Field[Any], kind: Any) -> Callable[..., Any]:
+    said, words, least = (known.metadata[key] for key in ("help", "choices", "minimum"))
+    flag = "--" + known.name.replace("_", "-")
+    if kind is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", known.name, default=known.default, show_default=True, help=said)
+    numbers = [one for one in (kind, *typing.get_args(kind)) if one in (int, float)]
+    if numbers:
+        ranges: dict[type, Any] = {int: click.IntRange, float: click.FloatRange}
+        of: Any = _NumberOr(numbers[0], words, least) if words else ranges[numbers[0]](least)
+    else:
+        of = click.Choice(words) if words else click.STRING
+    return click.option(flag, known.name, type=of, default=known.default, show_default=known.default is not None, help=said)
+
+
+def follow(
+    plan: Plan,
+    train_fold: TrainFold,
+    *,
+    folds: Sequence[int | None] = (),
+    device: str = "auto",
+    fresh: bool = False,
+    watch: Watch | None = None,
+) -> None:
+    """Train the folds with a bar, print a line for each, what there is to say about the first, and the out-of-fold score."""
+    from toolkit import tables
+    from toolkit.cli.progress import bar
+    from toolkit.training import join, pseudo, train
+
+    def say(text: str) -> None:
+        click.echo(text, err=True)  # results only on stdout
+
+    if context := click.get_current_context(silent=True):
+        plan = dataclasses.replace(plan, logger=context.meta.get(LOGGER, "none"))
+        watch = watch or context.obj  # a search over this recipe's flags looks on
+    if leak := pseudo.leaks(plan):
+        say(leak)
+    metric, told = plan.competition.metric, False
+    for done in train(plan, train_fold, bar=bar, folds=folds, device=device, fresh=fresh, say=say, watch=watch):
+        how = "finished before" if done.resumed else f"{done.seconds:.0f} s"
+        what = "all rows" if done.fold is None else f"fold {done.fold}"
+        score = "not scored" if done.score is None else f"{metric} {done.score:.4f}"
+        click.echo(f"{what}  {score}  {how}{OPTIMISTIC if done.selected != 'last' else ''}")
+        for note in done.notes if not told else ():
+            say(f"  {note}")
+        told = told or bool(done.notes)
+    if (joined := join(plan)) is not None:
+        mark = OPTIMISTIC if tables.read_table(plan.oof).meta.get("selected", "last") != "last" else ""
+        click.echo(f"out of fold  {metric} {joined:.4f}  ({len(plan.split.ids):,} images){mark}")
+
+
+def folds_of(competition: Competition) -> Split:
+    """The split of the workspace: split.csv, or five stratified folds, grouped where there are groups, written there."""
+    from toolkit import splitting
+
+    path = competition.path("split.csv")
+    if not path.exists():
+        made = splitting.for_competition(competition)
+        made.write(path)
+        click.echo(f"made {path.name}: {made.count} folds of {len(made.ids):,} rows", err=True)
+    return splitting.load(competition)
 
 
 def here(otherwise: str) -> Path:

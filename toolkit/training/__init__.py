@@ -1,12 +1,14 @@
-"""What every recipe shares: pixels and labels in memory, the trainer set-up, cross-validation with resume and export."""
+"""What every recipe shares: pixels and labels, networks, the trainer set-up, cross-validation with resume and export."""
 
-from toolkit.training.cross_validation import Done, Plan, join, train
-from toolkit.training.data import Fold, Rows, Samples, decode, loader
+from toolkit.training.cross_validation import Done, Plan, join, limited, train
+from toolkit.training.data import Fold, Outcome, Rows, Samples, decode, loader
 from toolkit.training.loop import choose_device, fit, logits, normalise
+from toolkit.training.settings import setting
 
 __all__ = [
     "Done",
     "Fold",
+    "Outcome",
     "Plan",
     "Rows",
     "Samples",
@@ -14,8 +16,10 @@ __all__ = [
     "decode",
     "fit",
     "join",
+    "limited",
     "loader",
     "logits",
     "normalise",
+    "setting",
     "train",
 ]

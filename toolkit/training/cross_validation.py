@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from toolkit import checkpoints, exporting, files, sessions, tables
-from toolkit.cards import Activation, Card, Output, Preprocess
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit import checkpoints, exporting, files, fixes, metrics, sessions, tables
+from toolkit.cards import Activation, Card, Output, Preprocess, Selected
 from toolkit.competition import Competition, Target
 from toolkit.errors import TrainingError, few
 from toolkit.folds import Split
 from toolkit.predictions import Predictions, concat
+from toolkit.training import feeding, pseudo, resuming, tracking
 from toolkit.training.data import Fold, Progress, Rows, Samples, decode
 from toolkit.training.loop import Triple, choose_device, logits
 
@@ -26,18 +32,25 @@ if TYPE_CHECKING:
     import torch
 
 PARITY_SAMPLES = 64
-PARTS = ("model.safetensors", "metrics.csv", "oof.parquet", "config.json")  # in this order; the export comes last
+GAP_SAMPLES = 512  # training rows that the gap to the held-out rows is measured on
+IMBALANCE = 5.0  # rows of the largest class for one of the smallest, from which a run says so
+OOF = "oof.parquet"
+PARTS = ("model.safetensors", "metrics.csv", OOF, "config.json")  # in this order; the export comes last
 
 TrainFold = Callable[[Any, Fold], "torch.nn.Module"]
 Bar = Callable[[str], AbstractContextManager[Progress]]
+Say = Callable[[str], None]
+Watch = Callable[[Fold, Mapping[str, float], "torch.nn.Module"], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
     """What is to be trained: a recipe's settings on a split of a competition, and the folder that takes the results.
 
-    `config` is the recipe's frozen dataclass and has at least `member` and `seed`. `architecture` holds the arguments of
-    `timm.create_model` that rebuild the network for its checkpoint. `mean` and `std` are in units of pixel / 255.
+    `config` is the recipe's frozen dataclass and has at least `member` and `seed`; with `seeds` above one, a fold is trained as
+    often, from neighbouring seeds, and all its models are exported. `architecture` is what `networks.create` rebuilds the
+    network from. `mean` and `std` are in units of pixel / 255. Without `cache` images are decoded anew in every
+    epoch. `logger` is a name from `tracking.LOGGERS`.
     """
 
     recipe: str
@@ -49,6 +62,8 @@ class Plan:
     competition: Competition
     split: Split
     root: Path
+    cache: bool = True
+    logger: str = "none"
 
     @property
     def target(self) -> Target:
@@ -69,44 +84,61 @@ class Plan:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Everything that may change a result, as JSON values: folds of one member must agree in all of it."""
-        every = {f"config.{name}": value for name, value in asdict(self.config).items()}
+        fast = {known.name for known in fields(self.config) if not known.metadata.get("matters", True)}
+        every = {f"config.{name}": value for name, value in asdict(self.config).items() if name not in fast}
         shared: dict[str, Any] = {
             "recipe": self.recipe,
             "split": self.split.digest,
             "target": self.target.name,
             "classes": self.target.classes,
         }
+        shared |= {"labels_fix": corrected} if (corrected := fixes.digest(self.competition)) else {}
         shared |= {f"architecture.{name}": value for name, value in self.architecture.items()}
+        user = {name: str(value).rpartition(":")[0] for name, value in every.items() if ".py:" in str(value)}
+        every |= {f"{name} content": files.sha256(Path(path))[:16] for name, path in user.items() if Path(path).is_file()}
         pixels = {"preprocess": asdict(self.preprocess), "mean": self.mean, "std": self.std}
-        plain: dict[str, Any] = json.loads(json.dumps(shared | pixels | every))
+        plain: dict[str, Any] = json.loads(json.dumps(shared | pixels | every | pseudo.sources(self)))
         return plain
 
-    def folder(self, fold: int) -> Path:
-        """Where a fold keeps its checkpoint, settings, metrics and out-of-fold rows."""
-        return self.root / "runs" / self.member / f"fold{fold}"
+    @cached_property
+    def key(self) -> str:
+        """Sixteen hex digits that change with any of the settings."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
 
-    def export(self, fold: int) -> Path:
-        """The fold's .onnx."""
-        return self.root / "folds" / f"{self.member}.fold{fold}.onnx"
+    def folder(self, fold: int | None) -> Path:
+        """Where a fold (None: the model of all rows) keeps its checkpoint, settings, metrics and out-of-fold rows."""
+        return self.root / "runs" / self.member / ("all" if fold is None else f"fold{fold}")
+
+    def export(self, fold: int | None, number: int = 0) -> Path:
+        """The fold's .onnx, or the one of its further models."""
+        name = "all" if fold is None else f"fold{fold}"
+        return self.root / "folds" / f"{self.member}.{name}{f'.{number}' if number else ''}.onnx"
 
     @property
     def oof(self) -> Path:
         """The member's joined out-of-fold table."""
         return self.root / "oof" / f"{self.member}.parquet"
 
-    def finished(self, fold: int) -> bool:
+    def finished(self, fold: int | None) -> bool:
         """Whether everything of a fold is on disk: files are written whole, and the export after all others."""
-        return self.export(fold).exists() and all((self.folder(fold) / part).exists() for part in PARTS)
+        parts = [part for part in PARTS if fold is not None or part != OOF]
+        return self.export(fold).exists() and all((self.folder(fold) / part).exists() for part in parts)
 
 
 @dataclass(frozen=True)
 class Done:
-    """A finished fold: its score on the rows it did not see; `resumed` if an earlier run had finished it."""
+    """A finished fold: its score on the rows it did not see (None where it saw all); `resumed` if an earlier run finished it.
 
-    fold: int
-    score: float
+    `selected` other than "last" says that these rows chose the epoch: the score is optimistic. `notes` are sentences for the
+    reader: how it was fed, how it fits.
+    """
+
+    fold: int | None
+    score: float | None
     seconds: float
     resumed: bool = False
+    selected: str = "last"
+    notes: tuple[str, ...] = ()
 
 
 def train(
@@ -114,13 +146,17 @@ def train(
     train_fold: TrainFold,
     *,
     bar: Bar,
-    folds: Sequence[int] = (),
+    folds: Sequence[int | None] = (),
     device: str = "auto",
     fresh: bool = False,
+    say: Say = lambda _text: None,
+    watch: Watch | None = None,
 ) -> Iterator[Done]:
-    """Train and export the folds asked for (default: all), skipping those that are finished; `fresh` trains them again.
+    """Train and export the folds asked for (default: every fold; None: one model on all rows), skipping finished ones.
 
-    A fold's result depends on its number and the seed only, so a resumed run ends as an uninterrupted one does (on a CPU).
+    `fresh` trains them again. A fold's result depends on its number and the seed only, so a resumed run ends as an
+    uninterrupted one does (on a CPU). `say` is told what takes long or looks odd; `watch` is called after every epoch with the
+    fold, the row of metrics.csv and the model.
 
     Raises:
         TrainingError: a fold that the split does not have, or finished folds that were trained with other settings.
@@ -128,27 +164,34 @@ def train(
         ImageError, AlignmentError: images that cannot be read or are missing.
         ParityError: an export that does not reproduce its model; the fold counts as unfinished.
     """
-    wanted = sorted(set(folds)) or list(range(plan.split.count))
-    if unknown := [fold for fold in wanted if not 0 <= fold < plan.split.count]:
+    numbers = sorted({fold for fold in folds if fold is not None})
+    wanted: list[int | None] = [*(numbers or ([] if None in folds else range(plan.split.count)))]
+    wanted += [None] if None in folds else []
+    if unknown := [fold for fold in numbers if not 0 <= fold < plan.split.count]:
         raise TrainingError(f"the split has no fold {few(unknown)}", hint=f"Its folds are 0 to {plan.split.count - 1}.")
     device = choose_device(device)
     if fresh:
         for fold in wanted:
             _discard(plan, fold)
-    finished = [fold for fold in range(plan.split.count) if plan.finished(fold)]
+            _forget(plan, fold)
+    finished = [fold for fold in (*range(plan.split.count), None) if plan.finished(fold)]
     for fold in finished:
         _same_settings(plan, fold)
     samples = None
     for fold in wanted:
         if fold in finished:
-            yield Done(fold, _kept_score(plan, fold), 0.0, resumed=True)
+            about = _about(plan, fold)
+            yield Done(fold, about["score"], 0.0, resumed=True, selected=str(about.get("selected", "last")))
             continue
         started = time.monotonic()
         _discard(plan, fold)
-        samples = samples or decode(plan.competition, plan.preprocess, plan.target.name)
-        with bar(f"{plan.member} fold {fold}") as progress:
-            score = _one(plan, train_fold, fold, samples, device, progress)
-        yield Done(fold, score, time.monotonic() - started)
+        if samples is None:
+            samples = _samples(plan, bar, say)
+            for note in imbalance(samples.labels, plan.target.classes, plan.competition.metric):
+                say(note)
+        with bar(f"{plan.member} {'all' if fold is None else f'fold {fold}'}") as progress, tracking.Trackers(plan) as trackers:
+            about = _one(plan, train_fold, fold, samples, device, progress, watch, trackers)
+        yield Done(fold, about["score"], time.monotonic() - started, selected=about["selected"], notes=tuple(about["notes"]))
 
 
 def join(plan: Plan) -> float | None:
@@ -163,35 +206,189 @@ def join(plan: Plan) -> float | None:
     for fold in every:
         _same_settings(plan, fold)
     target = plan.target.name
-    joined = concat(tables.read_table(plan.folder(fold) / "oof.parquet").predictions[target] for fold in every)
-    scores = {str(fold): _kept_score(plan, fold) for fold in every}
+    joined = concat(tables.read_table(plan.folder(fold) / OOF).predictions[target] for fold in every)
+    abouts = {str(fold): _about(plan, fold) for fold in every}
+    scores = {fold: float(about["score"]) for fold, about in abouts.items()}
+    selected = sorted({str(about.get("selected", "last")) for about in abouts.values()})
     score = joined.score(plan.competition.score, _truth(plan, joined.ids))
-    meta = _meta(plan) | {"folds": scores, "score": score}
+    meta = _meta(plan) | {"folds": scores, "score": score, "selected": "+".join(selected)}
     tables.write_table(plan.oof, {target: joined}, meta)
     return score
 
 
-def _one(plan: Plan, train_fold: TrainFold, fold: int, samples: Samples, device: str, progress: Progress) -> float:
-    """Train one fold and write all that belongs to it, the export last."""
+def limited(split: Split, rows: int | None) -> Split:
+    """The split with at most so many of its rows, every fold and class in the share that it had."""
+    if not rows or rows >= len(split.ids):
+        return split
+    order = np.lexsort((np.array(split.labels), split.folds))
+    kept = np.sort(order[np.linspace(0, len(order) - 1, rows).round().astype(np.int64)])
+    ids, labels, groups = (tuple(column[i] for i in kept) for column in (split.ids, split.labels, split.groups))
+    return Split(ids, labels, groups, split.folds[kept])
+
+
+def imbalance(labels: NDArray[Any], classes: Sequence[str], metric: str) -> list[str]:
+    """A sentence where the largest class has many times the rows of the smallest; `labels` as in `Samples`."""
+    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=len(classes))
+    if labels.dtype.kind == "f" or not counts.max(initial=0) >= IMBALANCE * max(int(counts.min()), 1):
+        return []
+    most, least = int(counts.argmax()), int(counts.argmin())
+    plain = "" if "f1" in metric else f" {metric} says little about the small ones: look at macro_f1 too (toolkit score)."
+    said = (
+        f"classes are imbalanced: {classes[most]!r} has {counts[most]:,} rows, {classes[least]!r} {counts[least]:,}.{plain} "
+        f"A class-weighted or focal loss or a weighted sampler gives them more say."
+    )
+    return [said]
+
+
+def _samples(plan: Plan, bar: Bar, say: Say) -> Samples:
+    with bar("decoding") as progress:
+        return decode(
+            plan.competition,
+            plan.preprocess,
+            plan.target.name,
+            only=plan.split.ids,
+            cache=plan.cache,
+            root=plan.root,
+            say=say,
+            progress=progress,
+        )
+
+
+def _one(
+    plan: Plan,
+    train_fold: TrainFold,
+    fold: int | None,
+    samples: Samples,
+    device: str,
+    progress: Progress,
+    watch: Watch | None,
+    trackers: tracking.Trackers,
+) -> dict[str, Any]:
+    """Train one fold, once per seed, and write all that belongs to it, the export last; what config.json says."""
+    held_out = None if fold is None else samples.rows(plan.split.held_out(fold))
+    training, taught = pseudo.taught(plan, fold, samples.rows(plan.split.training(fold)), device)
+    models: list[torch.nn.Module] = []
+    runs: list[Fold] = []
+    for number in range(getattr(plan.config, "seeds", 1)):
+        given = _given(plan, fold, number, training, held_out, device, progress, watch)
+        random.seed(given.seed)
+        _seed_torch(given.seed)
+        models += [train_fold(_with_seed(plan.config, number), trackers.attach(given)), *given.outcome.others]
+        runs.append(given)
+    folder, selected = plan.folder(fold), pseudo.selected(plan, runs[0].outcome.selected)
+    for number, model in enumerate(models):  # what comes next may fail
+        checkpoints.save(_checkpoint(folder, number), model, _card(plan, fold, None, selected), plan.architecture)
+    scores: list[float | None] = [None] * len(models)
+    score, fed = None, runs[0].outcome.report.get("feeding", {})
+    notes = [str(fed["said"])] if fed else []
+    if held_out is not None:
+        found = [_predict(plan, model, held_out, device) for model in models]
+        truth = _truth(plan, found[0].ids)
+        scores = [one.score(plan.competition.score, truth) for one in found]
+        merged = replace(found[0], values=np.mean([np.asarray(one.values) for one in found], axis=0))
+        score = merged.score(plan.competition.score, truth)
+        meta = _meta(plan) | {"fold": fold, "score": score, "selected": selected}
+        tables.write_table(folder / OOF, {plan.target.name: merged}, meta)
+        notes.append(_fits(plan, models[0], training, merged, device))
+        trackers.confusion(truth, merged)
+    cards = [_card(plan, fold, own, selected) for own in scores]
+    for number, (model, card) in enumerate(zip(models, cards, strict=True)):
+        checkpoints.save(_checkpoint(folder, number), model, card, plan.architecture)
+    about: dict[str, Any] = {
+        "fold": fold,
+        "score": score,
+        "selected": selected,
+        "notes": notes,
+        "device": device,
+        "versions": _versions(),
+    }
+    about |= {"seeds": [given.seed for given in runs], "commit": _commit(plan.root), "models": len(models)}
+    about |= {"report": [given.outcome.report for given in runs], "taught": taught, "settings": plan.settings}
+    files.write_text(folder / "config.json", json.dumps(about, indent=1, ensure_ascii=False, default=str) + "\n")
+    pixels, _ = (held_out or training).__getitems__(range(min(len(held_out or training), PARITY_SAMPLES)))
+    for number in reversed(range(len(models))):  # the one that says "finished" last
+        exporting.export(models[number], cards[number], plan.export(fold, number), samples=pixels)
+    for given in runs:
+        resuming.forget(given.folder)
+    return about
+
+
+def _given(
+    plan: Plan,
+    fold: int | None,
+    number: int,
+    training: Rows,
+    held_out: Rows | None,
+    device: str,
+    progress: Progress,
+    watch: Watch | None,
+) -> Fold:
+    """What `train_fold` gets for one of the fold's seeds."""
+    given = Fold(
+        number=fold,
+        training=training,
+        classes=plan.target.classes,
+        device=device,
+        folder=plan.folder(fold) / (f"seed{number}" if number else ""),
+        progress=progress,
+        seed=(plan.config.seed + number) * 1_000 + (plan.split.count if fold is None else fold),
+        key=f"{plan.key}.{number}",
+        judge=_judge(plan, held_out, device) if held_out is not None else None,
+        cache=plan.root / "cache" if plan.cache else None,
+    )
+    if watch is None:
+        return given
+    return replace(given, watch=lambda row, model: watch(given, row, model))
+
+
+def _with_seed(config: Any, number: int) -> Any:
+    return replace(config, seed=config.seed + number) if number else config
+
+
+def _seed_torch(seed: int) -> None:
     import torch
 
-    held_out = samples.rows(plan.split.held_out(fold))
-    given = Fold(fold, samples.rows(plan.split.training(fold)), plan.target.classes, device, plan.folder(fold), progress)
-    seed = plan.config.seed * 1_000 + fold
-    random.seed(seed)
     torch.manual_seed(seed)
-    model = train_fold(plan.config, given)
-    checkpoints.save(given.folder / PARTS[0], model, _card(plan, fold, None), plan.architecture)  # what comes next may fail
-    predicted = _predict(plan, model, held_out, device)
-    score = predicted.score(plan.competition.score, _truth(plan, predicted.ids))
-    card = _card(plan, fold, score)
-    checkpoints.save(given.folder / PARTS[0], model, card, plan.architecture)
-    tables.write_table(given.folder / PARTS[2], {plan.target.name: predicted}, _meta(plan) | {"fold": fold, "score": score})
-    about = {"fold": fold, "score": score, "device": device, "versions": _versions(), "settings": plan.settings}
-    files.write_text(given.folder / PARTS[3], json.dumps(about, indent=1, ensure_ascii=False) + "\n")
-    pixels, _ = held_out.__getitems__(range(min(len(held_out), PARITY_SAMPLES)))
-    exporting.export(model, card, plan.export(fold), samples=pixels)
-    return score
+
+
+def _checkpoint(folder: Path, number: int) -> Path:
+    return folder / (f"model.{number}.safetensors" if number else PARTS[0])
+
+
+def _judge(plan: Plan, held_out: Rows, device: str) -> Callable[[torch.nn.Module], dict[str, float]]:
+    def judge(model: torch.nn.Module) -> dict[str, float]:
+        return _scores(plan, _predict(plan, model, held_out, device))
+
+    return judge
+
+
+def _scores(plan: Plan, predicted: Predictions) -> dict[str, float]:
+    """Mean loss and score, larger is better, against the truth as given."""
+    truth = _truth(plan, predicted.ids)
+    assert predicted.values is not None
+    loss = metrics.log_loss(truth.decided, predicted.values)
+    return {"loss": loss, "score": plan.competition.score.gain(predicted.score(plan.competition.score, truth))}
+
+
+def _fits(plan: Plan, model: torch.nn.Module, training: Rows, held_out: Predictions, device: str) -> str:
+    """The verdict on the gap between some of the training rows and the held-out ones."""
+    places = np.linspace(0, len(training.places) - 1, min(GAP_SAMPLES, len(training.places))).astype(np.int64)
+    seen = _scores(plan, _predict(plan, model, Rows(training.samples, training.places[places]), device))
+    chance = 0.693 if plan.target.multilabel else float(np.log(len(plan.target.classes)))
+    return feeding.verdict(seen | {"chance": chance}, _scores(plan, held_out))
+
+
+def _commit(root: Path) -> str:
+    """The git commit that the workspace stands at, "+" behind it where files differ from it; empty without one."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def _predict(plan: Plan, model: torch.nn.Module, rows: Rows, device: str) -> Predictions:
@@ -209,7 +406,7 @@ def _output(target: Target) -> Output:
     return Output(target.name, target.classes, activation)
 
 
-def _card(plan: Plan, fold: int, score: float | None) -> Card:
+def _card(plan: Plan, fold: int | None, score: float | None, selected: str) -> Card:
     return Card(
         member=plan.member,
         fold=fold,
@@ -220,11 +417,13 @@ def _card(plan: Plan, fold: int, score: float | None) -> Card:
         split=plan.split.digest,
         metric=plan.competition.metric,
         score=score,
+        selected=cast("Selected", selected),
         recipe=plan.recipe,
+        labels_fix=fixes.digest(plan.competition),
     )
 
 
-def _same_settings(plan: Plan, fold: int) -> None:
+def _same_settings(plan: Plan, fold: int | None) -> None:
     """Refuse to go on from a fold that was trained otherwise: the folds of a member would not belong together."""
     there = _about(plan, fold)["settings"]
     differing = [name for name in {**there, **plan.settings} if there.get(name) != plan.settings.get(name)]
@@ -232,13 +431,14 @@ def _same_settings(plan: Plan, fold: int) -> None:
         changes = "; ".join(
             f"{name.removeprefix('config.')} was {there.get(name)!r}, is {plan.settings.get(name)!r}" for name in differing
         )
+        which = "the model of all rows" if fold is None else f"fold {fold}"
         raise TrainingError(
-            f"fold {fold} of {plan.member!r} was trained with other settings: {changes}",
+            f"{which} of {plan.member!r} was trained with other settings: {changes}",
             hint="Use --fresh to train again, --member NAME to keep both, or go back to the old settings.",
         )
 
 
-def _about(plan: Plan, fold: int) -> Mapping[str, Any]:
+def _about(plan: Plan, fold: int | None) -> Mapping[str, Any]:
     path = plan.folder(fold) / "config.json"
     try:
         about: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -249,15 +449,23 @@ def _about(plan: Plan, fold: int) -> Mapping[str, Any]:
     return about
 
 
-def _kept_score(plan: Plan, fold: int) -> float:
-    return float(_about(plan, fold)["score"])
+def _discard(plan: Plan, fold: int | None) -> None:
+    """Remove what an earlier or killed run left of a fold, the export first: from then on it counts as unfinished.
 
-
-def _discard(plan: Plan, fold: int) -> None:
-    """Remove what an earlier or killed run left of a fold, the export first: from then on it counts as unfinished."""
-    for path in (plan.export(fold), plan.oof, *(plan.folder(fold) / part for part in PARTS)):
+    Its state after the last finished epoch stays, and is gone on from.
+    """
+    stem = plan.export(fold).stem
+    further = [*(plan.root / "folds").glob(f"{stem}.[0-9]*.onnx"), *plan.folder(fold).glob("model.[0-9]*.safetensors")]
+    joined = [] if fold is None else [plan.oof]
+    for path in (plan.export(fold), *joined, *further, *(plan.folder(fold) / part for part in PARTS)):
         with files.explained(path):
             path.unlink(missing_ok=True)
+
+
+def _forget(plan: Plan, fold: int | None) -> None:
+    """Remove the states between epochs, so that the fold is trained from its start."""
+    for folder in (plan.folder(fold), *plan.folder(fold).glob("seed*")):
+        resuming.forget(folder)
 
 
 def _meta(plan: Plan) -> dict[str, Any]:

@@ -1,23 +1,20 @@
-"""One fold's training with Lightning: device, precision, averaged weights, quiet; and a trained model's logits."""
+"""One fold's training with Lightning: device, precision, micro-batches, averaged weights; and a trained model's logits."""
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit import files
-from toolkit.errors import DeviceError, TrainingError
+from toolkit.errors import DeviceError
 from toolkit.quiet import quiet
+from toolkit.training import batching, feeding
+from toolkit.training.course import Course, Loss, Mix, Prepare, lightning_module
 from toolkit.training.data import Fold, Rows
 
 if TYPE_CHECKING:
@@ -25,6 +22,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 Triple = tuple[float, float, float]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def choose_device(device: str) -> str:
@@ -46,10 +44,18 @@ def choose_device(device: str) -> str:
     return "cuda" if there else "cpu"
 
 
-def precision(device: str) -> str:
-    """Lightning's name for the arithmetic: float32 on a CPU, bfloat16 from compute capability 8.0, else scaled float16."""
+def precision(device: str, asked: Precision = "auto") -> str:
+    """Lightning's name for the arithmetic; "auto" is float32 on a CPU, bfloat16 from capability 8.0, else scaled float16.
+
+    Raises:
+        DeviceError: float16 on a CPU, where torch has no loss scaler for it.
+    """
     import torch
 
+    if asked == "fp16" and device == "cpu":
+        raise DeviceError("--precision fp16 needs a CUDA device", hint="Use bf16, fp32 or auto on a CPU.")
+    if asked != "auto":
+        return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[asked]
     if device == "cpu":
         return "32-true"
     return "bf16-mixed" if torch.cuda.get_device_capability() >= (8, 0) else "16-mixed"
@@ -71,43 +77,113 @@ def fit(
     fold: Fold,
     *,
     epochs: int,
-    prepare: Callable[[torch.Tensor], torch.Tensor],
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    prepare: Prepare,
+    loss: Loss,
     optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
+    schedule: Any,
     ema: float = 0.0,
     batches: int | None = None,
+    micro: int | Literal["auto"] | None = None,
+    mix: Mix | None = None,
+    clip: float = 0.0,
+    arithmetic: Precision = "auto",
+    compiled: bool = False,
+    freeze: Callable[[torch.nn.Module, int], None] | None = None,
+    select: Literal["last", "best", "soup", "top3"] = "last",
+    patience: int = 0,
+    interval: Literal["step", "epoch"] = "step",
+    plateau: bool = False,
 ) -> torch.nn.Module:
     """Train for a fixed number of epochs and return the model in eval mode: its averaged weights if `ema` is above zero.
 
-    `prepare` turns a uint8 batch (N, 3, H, W) into what the model takes and runs in float32 on the device; `loss` takes logits
-    and labels; `schedule` is stepped after every batch. `batches` cuts each epoch short. Writes `metrics.csv` into the
-    fold's folder.
+    `prepare` turns a uint8 batch (N, 3, H, W) into what the model takes and runs in float32 on the device; `mix` then mixes
+    images and labels with each other; `loss` takes logits and labels and is a mean over rows. `schedule` is stepped after every
+    batch or epoch (`interval`), with the likelihood of the training rows where `plateau` is set. `batches` cuts each epoch
+    short. `clip` is the gradient's largest norm.
+
+    A batch of `feed` is one step of the optimiser. It is passed through the model in parts of `micro` images ("auto": as many
+    as have memory); out of memory, the parts are halved and the step is done again, so that the effective batch stays. The
+    loss of a part counts by its share of the rows: exact for means over rows, not for BatchNorm, nor for losses that weigh
+    whole batches.
+
+    `select` "best" keeps the epoch that does best on the held-out rows, "soup" the mean of up to five best epochs' weights as
+    long as it does better (greedy soup, Wortsman et al. 2022), "top3" three epochs as models of their own; `patience` stops
+    after so many epochs without a better one. All of them look at the rows that score the fold: `fold.outcome` says so.
+
+    Writes `metrics.csv` into the fold's folder, and after every epoch what the next run goes on from. `freeze(model, epoch)` is
+    called when an epoch begins, epochs counted from 0.
 
     Raises:
-        TrainingError: the loss became NaN or infinite.
+        TrainingError: the loss became NaN or infinite, or a single image does not fit into memory.
     """
     import pytorch_lightning as pl
 
-    steps = epochs * min(len(feed), batches or len(feed))
-    with quiet("pytorch_lightning", "lightning_fabric", "lightning.pytorch"), _interruptible():
-        module = _module(model, prepare, loss, optimiser, schedule, ema, _Log(fold, steps))
-        trainer = pl.Trainer(
-            accelerator="gpu" if fold.device == "cuda" else "cpu",
-            devices=1,
-            precision=precision(fold.device),
-            max_epochs=epochs,
-            limit_train_batches=batches or 1.0,
-            benchmark=fold.device == "cuda",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=fold.folder,
-        )
-        trainer.fit(module, feed)
-    trained: torch.nn.Module = module.average.module if module.average else model
-    return trained.eval()
+    course = Course(
+        model,
+        fold,
+        loss,
+        optimiser,
+        schedule,
+        epochs,
+        feed,
+        ema,
+        batches,
+        mix,
+        clip,
+        freeze,
+        select,
+        patience,
+        interval,
+        plateau,
+    )
+    course.micro = _micro(course, prepare, micro)
+    course.restore()
+    left = epochs - course.epoch
+    if left > 0 and not course.stopped:
+        with quiet("pytorch_lightning", "lightning_fabric", "lightning.pytorch"), _interruptible():
+            trainer = pl.Trainer(
+                accelerator="gpu" if fold.device == "cuda" else "cpu",
+                devices=1,
+                precision=precision(fold.device, arithmetic),
+                max_epochs=left,
+                limit_train_batches=batches or 1.0,
+                benchmark=fold.device == "cuda",
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                default_root_dir=fold.folder,
+            )
+            trainer.fit(lightning_module(course, prepare, compiled=compiled), feed)
+        fold.outcome.report["feeding"] = feeding.measure(
+            feed, images=course.log.seen, seconds=course.log.seconds, waited=course.log.waited
+        ).record
+    fold.outcome.report |= {"micro_batch": course.micro, "effective_batch": course.effective, "epochs": course.epoch}
+    return course.chosen()
+
+
+def _micro(course: Course, prepare: Prepare, asked: int | Literal["auto"] | None) -> int:
+    """Images per pass: as asked, or the most that a copy of the model has memory for."""
+    import copy
+
+    import torch
+
+    if asked != "auto":
+        return min(asked or course.effective, course.effective)
+    if course.fold.device == "cpu":
+        return course.effective  # its memory is seldom the limit; where it is, the parts are halved
+    pixels, labels = course.feed.dataset.__getitems__((0, [0]))  # type: ignore[attr-defined]
+    copied = copy.deepcopy(course.model).to(course.fold.device).to(memory_format=torch.channels_last).train()
+
+    def step(size: int) -> None:
+        images = pixels.expand(size, *pixels.shape[1:]).to(course.fold.device)
+        with torch.autocast("cuda", enabled=True):
+            out = copied(prepare(images).contiguous(memory_format=torch.channels_last))
+            value = course.loss(out, labels.expand(size, *labels.shape[1:]).to(course.fold.device))
+        torch.autograd.backward(value)
+        copied.zero_grad()
+
+    return batching.largest(step, course.effective)
 
 
 def logits(
@@ -123,93 +199,6 @@ def logits(
             pixels, _ = rows.__getitems__(range(start, min(start + batch, len(rows))))
             found.append(model(normalise(torch.from_numpy(pixels).to(device), mean, std)).float().cpu().numpy())
     return np.concatenate(found)
-
-
-class _Log:
-    """A fold's progress, and its metrics.csv, written anew after every epoch."""
-
-    def __init__(self, fold: Fold, steps: int) -> None:
-        self.fold, self.steps = fold, steps
-        self.rows: list[dict[str, float]] = []
-        self.seen = 0
-        self.start()
-
-    def start(self) -> None:
-        """An epoch begins."""
-        self.total: Any = 0.0
-        self.images, self.started = 0, time.monotonic()
-
-    def add(self, loss: torch.Tensor, images: int) -> None:
-        """Note a batch; the sum stays on the device, since reading it would wait for every step."""
-        self.total = self.total + loss.detach() * images
-        self.images += images
-        self.seen += images
-        if self.fold.progress:
-            self.fold.progress(self.seen, self.steps * images)
-
-    def end(self, lr: float) -> None:
-        """An epoch is over."""
-        epoch, mean = len(self.rows) + 1, float(self.total) / self.images
-        if not math.isfinite(mean):
-            raise TrainingError(f"fold {self.fold.number}: the loss is {mean} in epoch {epoch}", hint="Try a lower --lr.")
-        rate = self.images / max(time.monotonic() - self.started, 1e-9)
-        self.rows.append({"epoch": epoch, "loss": round(mean, 6), "lr": lr, "images/s": round(rate, 1)})
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        files.write_text(self.fold.folder / "metrics.csv", text.getvalue())
-
-
-def _module(  # noqa: C901 - a class with Lightning's hooks, not one tangled function
-    model: torch.nn.Module,
-    prepare: Callable[[torch.Tensor], torch.Tensor],
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    ema: float,
-    log: _Log,
-) -> Any:
-    """The fold as Lightning wants it; the class stands in here because its base is a heavy import."""
-    import pytorch_lightning as pl
-    import torch
-    from timm.utils import ModelEmaV3
-
-    class Module(pl.LightningModule):  # type: ignore[misc]  # Lightning is untyped here
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-            self.average: Any = None
-
-        def configure_optimizers(self) -> Any:
-            return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-        def on_fit_start(self) -> None:
-            self.model.to(memory_format=torch.channels_last)
-            if ema:  # its BatchNorm statistics are averaged as its weights are, so that they belong to each other
-                self.average = ModelEmaV3(self.model, decay=ema, use_warmup=True)
-
-        def on_train_epoch_start(self) -> None:
-            log.start()
-
-        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-            images, labels = batch  # here, before autocast begins: coordinates in bfloat16 would miss by pixels
-            return prepare(images).contiguous(memory_format=torch.channels_last), labels
-
-        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-            images, labels = batch
-            value = loss(self.model(images), labels)
-            log.add(value, len(images))
-            return value
-
-        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-            if self.average:
-                self.average.update(self.model, step=self.global_step)
-
-        def on_train_epoch_end(self) -> None:
-            log.end(optimiser.param_groups[0]["lr"])
-
-    return Module()
 
 
 @contextmanager

@@ -1,0 +1,237 @@
+"""Networks by name: timm's, torchvision's or a function of the user's own; several heads; weights from the hub or a file."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit import files
+from toolkit.errors import ModelError, few
+
+if TYPE_CHECKING:
+    import torch
+
+TORCHVISION = "torchvision/"
+
+
+def create(architecture: Mapping[str, Any], *, pretrained: bool = False) -> torch.nn.Module:
+    """The network that an architecture describes: `model_name`, `num_classes`, and whatever else its maker takes.
+
+    `model_name` is a timm name, "torchvision/NAME" or "file.py:function" (called with `num_classes`). With `factors`, sizes
+    whose product is `num_classes`, the network has one head per factor and their logits are added up: the softmax over all
+    combinations is then the product of the factors' softmaxes. With `crops` as well, a box of shares (top, left, bottom, right)
+    for each factor, every factor has a network of its own that sees its box only.
+
+    Raises:
+        ModelError: no such network, or its pretrained weights cannot be had.
+    """
+    said = dict(architecture)
+    name, factors, crops = str(said.pop("model_name")), said.pop("factors", None), said.pop("crops", None)
+    if crops and len(crops) != len(factors or ()):
+        raise ModelError(f"{len(crops)} crops for {len(factors or ())} factors", hint="Each factor looks at a box of its own.")
+    if crops:
+        own = [create({"model_name": name, **said, "num_classes": size}, pretrained=pretrained) for size in factors or ()]
+        return _summed(_cropped(own, crops), factors or ())
+    if factors:
+        if prod(factors) != said.get("num_classes"):
+            raise ModelError(f"{prod(factors)} combinations of {list(factors)} for {said.get('num_classes')} classes")
+        said["num_classes"] = sum(factors)
+    if ".py:" in name:
+        model: torch.nn.Module = user_function(name)(**said)
+    elif not timms(name):
+        model = _torchvision(name.removeprefix(TORCHVISION), pretrained=pretrained, **said)
+    else:
+        model = _timm(name, pretrained=pretrained, **said)
+    return _summed(model, factors) if factors else model
+
+
+def timms(name: str) -> bool:
+    """Whether a name is one for timm to make."""
+    return not name.startswith(TORCHVISION) and ".py:" not in name
+
+
+def user_function(place: str) -> Callable[..., Any]:
+    """The function that "file.py:function" names.
+
+    Raises:
+        ModelError: there is no such file or function, or the file cannot be run.
+    """
+    path, _, name = place.rpartition(":")
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise ModelError(f"{path} does not exist", hint="Name a Python file and a function in it: file.py:function.")
+    module_name = f"_user_{files.sha256(file)[:16]}"  # one module per content, so that a changed file is read again
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[module_name]
+            raise ModelError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+    found = getattr(sys.modules[module_name], name, None)
+    if not callable(found):
+        raise ModelError(f"{path} has no function {name!r}")
+    function: Callable[..., Any] = found
+    return function
+
+
+def load_weights(model: torch.nn.Module, state: Mapping[str, torch.Tensor], *, where: str) -> tuple[str, ...]:
+    """Load a state dict by name, or by position where other names hold the same shapes in the same order.
+
+    Parameters whose shape differs at the very end (a classifier of other classes) stay as they are and are returned.
+
+    Raises:
+        ModelError: anything else does not fit.
+    """
+    own = model.state_dict()
+    if not set(own) & set(state) and len(own) == len(state):
+        state = dict(zip(own, state.values(), strict=True))
+    prefixes = ("", "inner.")  # a network with several heads wraps its backbone
+    state = {next((p + name for p in prefixes if p + name in own), name): tensor for name, tensor in state.items()}
+    wrong = [name for name in own if name not in state or own[name].shape != state[name].shape]
+    allowed = set(list(own)[-2:]) | {name for name in own if name.startswith(_classifier_names(model))}
+    if strangers := [name for name in wrong if name not in allowed]:
+        raise ModelError(
+            f"{where} does not fit the network: {len(strangers)} of {len(own)} parameters are missing or of another shape "
+            f"({few(strangers)})",
+            hint="Weights and --model must be of the same architecture.",
+        )
+    model.load_state_dict({name: state[name] for name in own if name not in wrong}, strict=False)
+    return tuple(wrong)
+
+
+def classifier(model: torch.nn.Module) -> tuple[str, torch.nn.Module]:
+    """Name and module of the last layer: what timm calls the classifier, else the last Linear.
+
+    Raises:
+        ModelError: there is none.
+    """
+    import torch
+
+    inner = getattr(model, "inner", model)
+    own: Any = getattr(inner, "get_classifier", None)
+    said: Any = own() if own else None
+    found: list[tuple[str, torch.nn.Module]] = [(name, module) for name, module in model.named_modules() if module is said]
+    if not found:
+        found = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__} has no last Linear layer to train alone", hint="Use --tune all, or end it in nn.Linear."
+        )
+    return found[-1]
+
+
+def _classifier_names(model: torch.nn.Module) -> str:
+    try:
+        return classifier(model)[0] + "."
+    except ModelError:
+        return "\0"
+
+
+def _timm(name: str, **said: Any) -> torch.nn.Module:
+    import timm
+
+    try:
+        model: torch.nn.Module = timm.create_model(name, **said)
+    except Exception as error:
+        if said.get("pretrained") and name.partition(".")[0] in timm.list_models():
+            raise _no_weights(name, error) from error
+        if not isinstance(error, RuntimeError | TypeError | ValueError):
+            raise
+        close = difflib.get_close_matches(name, timm.list_models(), n=5)
+        raise ModelError(
+            f"timm cannot make {name!r}: {error}", hint=f"Similar names: {', '.join(close)}." if close else ""
+        ) from error
+    return model
+
+
+def _torchvision(name: str, *, num_classes: int, pretrained: bool = False, **said: Any) -> torch.nn.Module:
+    import torch
+    from torchvision import models
+
+    if name not in (every := models.list_models(module=models)):
+        close = difflib.get_close_matches(name, every, n=5)
+        raise ModelError(f"torchvision has no classifier {name!r}", hint=f"Similar names: {', '.join(close)}." if close else "")
+    if not pretrained:
+        model: torch.nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **said)
+        return model
+    try:
+        model = models.get_model(name, weights="DEFAULT", **said)
+    except Exception as error:
+        raise _no_weights(TORCHVISION + name, error) from error
+    place, old = classifier(model)
+    parent, _, leaf = place.rpartition(".")
+    assert isinstance(old, torch.nn.Linear)
+    setattr(model.get_submodule(parent), leaf, torch.nn.Linear(old.in_features, num_classes))
+    return model
+
+
+def _no_weights(name: str, error: Exception) -> ModelError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelError(
+        f"the pretrained weights of {name} cannot be had: {first}",
+        hint="Without a network, give a file: --weights model.safetensors (or .pth). To start from nothing: --no-pretrained.",
+    )
+
+
+def _summed(model: torch.nn.Module, factors: Sequence[int]) -> torch.nn.Module:
+    import torch
+
+    class Factored(torch.nn.Module):
+        """One head per factor; logit (i, j, k) of the combinations, row-major, is the sum of the heads' logits i, j and k."""
+
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return combined(self.inner(images), factors)
+
+    return Factored(model)
+
+
+def _cropped(models: Sequence[torch.nn.Module], boxes: Sequence[Sequence[float]]) -> torch.nn.Module:
+    import torch
+
+    class Cropped(torch.nn.Module):
+        """Networks side by side, each given its box of the images; their logits follow each other."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.models = torch.nn.ModuleList(models)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            high, wide = images.shape[2:]
+            found = []
+            for model, (top, left, bottom, right) in zip(self.models, boxes, strict=True):
+                rows = slice(round(top * high), round(bottom * high))
+                found.append(model(images[:, :, rows, round(left * wide) : round(right * wide)]))
+            return torch.cat(found, dim=1)
+
+    return Cropped()
+
+
+def combined(logits: torch.Tensor, factors: Sequence[int]) -> torch.Tensor:
+    """Logits of factors side by side, (N, sum of sizes), as logits of their combinations, (N, product of sizes)."""
+    import torch
+
+    parts = torch.split(logits, list(factors), dim=1)
+    joint: torch.Tensor = parts[0]
+    for part in parts[1:]:
+        joint = (joint[:, :, None] + part[:, None, :]).flatten(1)
+    return joint
+
+
+def apart(joint: torch.Tensor, factors: Sequence[int]) -> list[torch.Tensor]:
+    """Logits of each factor, (N, size), whose softmax is the factor's marginal of the softmax over all combinations."""
+    grid = joint.reshape(len(joint), *factors)
+    every = range(1, len(factors) + 1)
+    return [grid.logsumexp([axis for axis in every if axis != own]) if len(factors) > 1 else grid for own in every]
