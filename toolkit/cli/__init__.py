@@ -20,15 +20,30 @@ STAGES: dict[str, dict[str, str]] = {
     },
     "Train": {
         "split": "Make split.csv: stratified folds, grouped where there are groups.",
+        "audit": "Look for leaks, pictures that are there twice and labels that look wrong; see reports/audit.html.",
         "export": "Turn a checkpoint into a self-contained .onnx with a card, proved equal to the model.",
+        "soup": "Average the weights of several checkpoints of one fold, judged on its held-out rows before and after.",
+        "adopt": "Take in a classifier that others exported: any layout, element type, batch or output, with a card.",
         "inspect": "Print what exports say about themselves.",
+        "fuse": "Make one self-contained .onnx of fold models, views, weights and mean, proved equal to the ensemble.",
     },
     "Judge": {
+        "compare": "Compare training runs: which settings differ, the scores of each, and whether one is better.",
         "score": "Score out-of-fold tables on the competition's metric, with a 95 % interval and fold by fold.",
+        "diagnose": "Look for permuted classes, copies, odd folds and idle members in out-of-fold tables.",
         "blend": "Learn members' weights from out-of-fold tables and write blend.json: the mean unless more is certain.",
+        "tta": "Judge views on held-out images: score, gain with interval, answers won and lost, and the set that pays.",
     },
     "Predict": {
+        "plan": "Find the members, views and precision with the best score that predict the test images in a given time.",
         "ensemble": "Predict the test images with every fold model and view, and combine them by vote.",
+        "predict": "Predict any images with any models and write one table, or one per model.",
+        "store": "Show what the prediction store holds; compact or prune it.",
+    },
+    "See": {
+        "eda": "Look at the data and write reports/eda.html: classes, files, pixels, shift, and what to do about them.",
+        "report": "Show how good the ensemble is, where it errs and why, in reports/report.html.",
+        "explain": "Show what every fold model and view says of one image, and which parts of it the answer rests on.",
     },
     "Submit": {
         "submit": "Check the predictions against the sample submission and write submission.csv.",

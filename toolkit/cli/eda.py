@@ -1,0 +1,32 @@
+"""`toolkit eda`: a page about the data, and what to do about them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolkit.cli import options, summaries
+
+if TYPE_CHECKING:
+    from toolkit.competition import Competition
+
+
+@click.command()
+@click.option("--sample", type=click.IntRange(1), default=20_000, show_default=True, help="Images of each part to look into.")
+@options.as_json
+@options.workspace
+def command(competition: Competition, sample: int) -> tuple[dict[str, Any], str]:
+    """Look at the data and write reports/eda.html: classes, files, pixels, shift, and what to do about them.
+
+    Every file's header is read; pixels of a random sample.
+    """
+    from toolkit import surveying
+    from toolkit.cli.progress import bar
+    from toolkit.reports import eda
+
+    with bar("Looking at images") as progress:
+        found = surveying.survey(competition, sample=sample, progress=progress)
+    path = eda.write(found)
+    record = found.record | {"path": str(path)}
+    return record, "\n".join([*(f"- {sentence}" for sentence in found.advice), f"Wrote {summaries.shown(path)}"])

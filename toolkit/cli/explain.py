@@ -1,0 +1,39 @@
+"""`toolkit explain`: why an image is predicted as it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolkit.cli import options, summaries
+from toolkit.sessions import PROVIDERS
+from toolkit.voting import VOTES
+
+if TYPE_CHECKING:
+    from toolkit.competition import Competition
+
+
+@click.command()
+@click.argument("image", metavar="IMAGE")
+@click.argument("models", nargs=-1, metavar="[MODELS]...")
+@click.option("--target", default="", help="Which target.  [default: the first]")
+@click.option("--tta", default="none", show_default=True, help="Set of views, as in `toolkit ensemble`.")
+@click.option("--vote", type=click.Choice(list(VOTES)), default="soft", show_default=True, help="How the answers combine.")
+@click.option("--weights", default="", help="A number per model (0.2,0.8), names (b4=0.7,vit=0.3), or score.")
+@click.option("--device", type=click.Choice(["auto", *PROVIDERS]), default="auto", show_default=True)
+@options.as_json
+@options.workspace
+def command(competition: Competition, image: str, models: tuple[str, ...], **choices: Any) -> tuple[dict[str, Any], str]:
+    """Show what every fold model and view says of one image, and which parts of it the answer rests on.
+
+    IMAGE is a path or an id; MODELS are those of folds/ unless told. Writes reports/explain-IMAGE.html.
+    """
+    from toolkit import explaining
+    from toolkit.members import find_exports, read_exports
+    from toolkit.reports import explained
+
+    paths = find_exports(models or ["folds"], base=None if models else competition.root)
+    found = explaining.explain(competition, read_exports(paths, competition), image, **choices)
+    path = explained.write(competition, found)
+    return found.record | {"path": str(path)}, summaries.explanation(found, path)

@@ -1,0 +1,29 @@
+"""`toolkit report`: a page about the ensemble, out of fold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolkit.cli import options, summaries
+
+if TYPE_CHECKING:
+    from toolkit.competition import Competition
+
+
+@click.command()
+@options.as_json
+@options.workspace
+def command(competition: Competition) -> tuple[dict[str, Any], str]:
+    """Show how good the ensemble is, where it errs and why, in reports/report.html.
+
+    From what is there: oof/, blend.json, the last predictions, the submission, the runs. No model is run.
+    """
+    from toolkit import reporting
+    from toolkit.reports import report
+
+    found = reporting.gather(competition)
+    path = report.write(found)
+    lines = [f"{name}  {score:.5f}" for name, score in found.figures.items()]
+    return found.record | {"path": str(path)}, "\n".join([*lines, f"Wrote {summaries.shown(path)}"])

@@ -1,0 +1,252 @@
+"""What an ensemble does out of fold and why: scores, mistakes, blend, views, runs, and the submission beside them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit import diagnosing, files, fitting, manifests, scoring, submissions, tables
+from toolkit.combining import Blend
+from toolkit.competition import Competition, Target
+from toolkit.errors import DataError, SubmissionError
+from toolkit.objectives import decide
+from toolkit.scoring import Scored
+from toolkit.selection import Estimate
+
+MISTAKES = 24  # pictures of the most confident mistakes, and of the least certain cases
+ENSEMBLE = "ensemble"
+FOLDS = 5  # a temperature is fitted without each of so many parts of the rows
+KEPT = "report.json"  # the figures of the last report, beside it
+
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """One target: its members' out-of-fold tables and what they give together, with the scores of each.
+
+    `combined` float64 [N, C] is what blend.json makes of them, else their mean; `confused` int64 [C, C] counts truth by
+    decided label (of a multilabel target, each label's truth by what was said: [C, 2, 2]). `pairs` say how members go together,
+    `without` what leaving one out of the plain mean brings; both are empty for a single member.
+    """
+
+    target: Target
+    rows: fitting.Rows
+    combined: F64
+    how: str
+    scores: Mapping[str, Scored]
+    confused: NDArray[np.int64]
+    pairs: tuple[diagnosing.Pair, ...]
+    without: Mapping[str, Estimate]
+
+    @property
+    def confidence(self) -> F64:
+        """Probability of what was decided, float64 [N]; of a multilabel target the least certain label's."""
+        sure = np.maximum(self.combined, 1 - self.combined) if self.target.multilabel else self.combined
+        return np.asarray(sure.min(axis=1) if self.target.multilabel else sure.max(axis=1))
+
+    @property
+    def wrong(self) -> NDArray[np.bool_]:
+        """Rows whose label (or any of whose labels) is not the truth."""
+        missed = decide(self.combined, self.rows.truth.decided) != self.rows.truth.decided
+        return np.asarray(missed.any(axis=1) if missed.ndim == 2 else missed)
+
+    @property
+    def mistakes(self) -> NDArray[np.int64]:
+        """Wrong rows, the most confident first."""
+        found = np.flatnonzero(self.wrong)
+        return found[np.argsort(-self.confidence[found], kind="stable")][:MISTAKES]
+
+    @property
+    def uncertain(self) -> NDArray[np.int64]:
+        """Rows whose two most probable classes are closest, right or wrong."""
+        if self.target.multilabel:
+            margin = np.abs(self.combined - 0.5).min(axis=1)
+        else:
+            top = np.partition(self.combined, -2, axis=1)[:, -2:]
+            margin = top[:, 1] - top[:, 0]
+        return np.argsort(margin, kind="stable")[:MISTAKES]
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """All that the page shows; `record` has every figure as plain values."""
+
+    competition: Competition
+    judged: tuple[Judged, ...]
+    blend: Mapping[str, Any]
+    predictions: Mapping[str, Any]
+    histograms: Mapping[str, Mapping[str, tuple[int, int]]]
+    submission: Mapping[str, Any]
+    runs: Mapping[str, Mapping[str, list[float]]]
+    before: Mapping[str, Any]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The figures that are compared with the last report's: scores by target and member."""
+        return {
+            f"{judged.target.name}: {name}": scored.metrics[self.competition.metric].score
+            for judged in self.judged
+            for name, scored in judged.scores.items()
+        }
+
+    @property
+    def changes(self) -> list[tuple[str, float | None, float | None]]:
+        """(figure, before, now) of what is not as it was in the last report; nothing if there was none."""
+        if not self.before:
+            return []
+        then, now = self.before.get("figures", {}), self.figures
+        return [(name, then.get(name), now.get(name)) for name in {**then, **now} if then.get(name) != now.get(name)]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Every figure as plain values, for machines."""
+        return {
+            "ok": True,
+            "metric": self.competition.metric,
+            "targets": {
+                judged.target.name: {
+                    "rows": len(judged.rows.ids),
+                    "how": judged.how,
+                    "scores": {name: scored.record(self.competition.metric) for name, scored in judged.scores.items()},
+                    "classes": list(judged.target.classes),
+                    "confused": judged.confused.tolist(),
+                    "mistakes": [judged.rows.ids[row] for row in judged.mistakes],
+                    "pairs": [asdict(pair) for pair in judged.pairs],
+                    "without": {name: asdict(estimate) for name, estimate in judged.without.items()},
+                    "uncertain": [judged.rows.ids[row] for row in judged.uncertain],
+                    "histogram": {name: list(pair) for name, pair in self.histograms.get(judged.target.name, {}).items()},
+                }
+                for judged in self.judged
+            },
+            "figures": self.figures,
+            "changes": [list(change) for change in self.changes],
+            "blend": dict(self.blend),
+            "predictions": dict(self.predictions),
+            "submission": dict(self.submission),
+        }
+
+
+def gather(competition: Competition) -> Report:
+    """Read what the workspace has: out-of-fold tables, blend.json, the last predictions, the submission, the runs.
+
+    Raises:
+        DataError, AlignmentError: no out-of-fold tables, or tables that do not fit each other.
+    """
+    found = fitting.find_tables(competition)
+    blends = fitting.given(competition) if competition.path(fitting.FILE).is_file() else {}
+    judged = tuple(_judged(competition, target, found, blends.get(target.name)) for target in competition.targets)
+    meta, predicted = _last(competition)
+    return Report(
+        competition,
+        judged,
+        _json(competition.path(fitting.FILE)),
+        meta,
+        {one.target.name: _histogram(one, predicted[one.target.name]) for one in judged if one.target.name in predicted},
+        _json(manifests.path_of(competition.path("submission.csv"))),
+        _runs(competition.path("runs")),
+        _json(competition.path("reports", KEPT)),
+    )
+
+
+def keep(report: Report) -> Path:
+    """Note the figures for the next report to compare with.
+
+    Raises:
+        StoreError: they cannot be written.
+    """
+    path = report.competition.path("reports", KEPT)
+    return files.write_text(path, json.dumps({"figures": report.figures}, indent=1, ensure_ascii=False) + "\n")
+
+
+def _judged(competition: Competition, target: Target, found: Mapping[str, Path], blend: Blend | None) -> Judged:
+    rows = fitting.read_members(competition, target, found, common=True)
+    known = blend is not None and set(blend.members) <= set(rows.members)
+    combined, how = rows.stack.mean(axis=0), "the plain mean of the members"
+    if blend is not None and known:
+        order = [rows.members.index(name) for name in blend.members]
+        values = blend.apply(rows.stack[order], multilabel=target.multilabel).values
+        if values is not None:
+            combined, how = values, f"blend.json: {blend.vote} vote with {blend.spec}"
+    together = replace(rows, members=(*rows.members, ENSEMBLE), stack=np.concatenate([rows.stack, combined[None]]))
+    truth = rows.truth.decided
+    enough = rows.folds is not None or len(set(rows.groups or rows.ids)) >= FOLDS
+    scores = scoring.score(together, [competition.metric], calibration=enough)
+    return Judged(
+        target,
+        rows,
+        combined,
+        how,
+        dict(zip(together.members, scores, strict=True)),
+        _confused(truth, decide(combined, truth), len(target.classes)),
+        tuple(diagnosing.pairs(rows)) if len(rows.members) > 1 else (),
+        diagnosing.ablation(rows, competition.score) if len(rows.members) > 1 else {},
+    )
+
+
+def _confused(truth: NDArray[Any], said: NDArray[Any], classes: int) -> NDArray[np.int64]:
+    if truth.ndim == 2:
+        cells = 2 * truth.astype(np.int64) + said
+        return np.stack([np.bincount(column, minlength=4).reshape(2, 2) for column in cells.T])
+    return np.bincount(truth * classes + said, minlength=classes**2).reshape(classes, classes)
+
+
+def _last(competition: Competition) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """What the last predictions say of themselves, and the tables."""
+    try:
+        table = tables.read_table(submissions.last_made(competition))
+    except SubmissionError:
+        return {}, {}
+    return table.meta, table.predictions
+
+
+def _histogram(judged: Judged, predicted: Any) -> dict[str, tuple[int, int]]:
+    """Per class the labels decided out of fold and on the test images."""
+    classes = judged.target.classes
+    test = predicted.with_classes(classes).decided
+    ours = decide(judged.combined, judged.rows.truth.decided)
+
+    def counted(labels: NDArray[Any]) -> list[int]:
+        counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=len(classes))
+        return [int(count) for count in counts]
+
+    return dict(zip(classes, zip(counted(ours), counted(test), strict=True), strict=True))
+
+
+def _runs(folder: Path) -> dict[str, dict[str, list[float]]]:
+    """The columns of every fold's metrics.csv, by `member.fold<k>`; what cannot be read as numbers is left out."""
+    found = {}
+    for path in sorted(folder.glob("*/fold*/metrics.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        columns = {name: _numbers([row.get(name) for row in rows]) for name in (rows[0] if rows else {})}
+        found[f"{path.parts[-3]}.{path.parts[-2]}"] = {name: values for name, values in columns.items() if values}
+    return found
+
+
+def _numbers(cells: list[Any]) -> list[float]:
+    try:
+        return [float(cell) for cell in cells]
+    except (TypeError, ValueError):
+        return []
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object, nothing where there is none.
+
+    Raises:
+        DataError: it is there and cannot be read.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} cannot be read: {error}", hint="Mend or delete it.") from error
