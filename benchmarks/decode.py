@@ -1,4 +1,4 @@
-"""Decode and resize of JPEG photographs per core, against Pillow with torchvision v1 transforms: `python benchmarks/decode.py`."""
+"""Decode and resize of JPEGs per core, against Pillow with torchvision v1 transforms: `python benchmarks/decode.py`."""
 
 from __future__ import annotations
 

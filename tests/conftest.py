@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ import pytest
 from PIL import Image
 
 CLASSES = ("ant", "bee", "cat")
+
+# A shell's background jobs ignore Ctrl-C, and so would every process that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -73,6 +77,29 @@ def few_digits(root: Path, per_class: int) -> Path:
     kept = [row for digit in range(10) for row in [r for r in rows if r["label"] == str(digit)][:per_class]]
     table.write_text("id,label\n" + "".join(f"{row['id']},{row['label']}\n" for row in kept))
     truth = Competition.read(root).truth()["label"]
+    make(truth.ids, truth.labels, truth.classes, folds=2).write(root / "split.csv")
+    return root
+
+
+def few_people(root: Path) -> Path:
+    """The mask workspace with twelve drawn people, each gender and age class twice, in two folds."""
+    from toolkit import portraits
+
+    portraits.draw(root, people=12, test_people=1)
+    portraits.make_split(portraits.make_workspace(root), count=2)
+    return root
+
+
+def few_pictures(root: Path) -> Path:
+    """The workspace of several digits to a picture with seventy of its pictures, in two folds."""
+    from toolkit import digits
+    from toolkit.competition import Competition
+    from toolkit.folds import make
+
+    digits.make_multilabel(root)
+    table = root / "data" / "train.csv"
+    table.write_text("\n".join(table.read_text().splitlines()[:71]) + "\n")
+    truth = Competition.read(root).truth()["digits"]
     make(truth.ids, truth.labels, truth.classes, folds=2).write(root / "split.csv")
     return root
 

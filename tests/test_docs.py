@@ -27,10 +27,14 @@ def commands() -> str:
 
 
 def registries() -> str:
+    from toolkit.blending import WEIGHERS
     from toolkit.checks import CODES
     from toolkit.formats import FORMATS
+    from toolkit.judging import CALIBRATIONS
     from toolkit.metrics import METRICS
-    from toolkit.sessions import PROVIDERS
+    from toolkit.sessions import PRECISIONS, PROVIDERS
+    from toolkit.training.losses import LOSSES
+    from toolkit.training.schedules import SCHEDULES
     from toolkit.views import VIEW_SETS
     from toolkit.voting import VOTES
 
@@ -38,13 +42,19 @@ def registries() -> str:
         return ", ".join(f"`{name}`" for name in names)
 
     views = "; ".join(f"`{name}`: {', '.join(found)}" for name, found in VIEW_SETS.items())
-    metrics = ", ".join(f"`{m.name}` ({'higher' if m.higher_is_better else 'lower'} is better)" for m in METRICS.values())
+    up, down = ([name for name, m in METRICS.items() if m.higher_is_better == best] for best in (True, False))
+    alone, many = ([name for name, loss in LOSSES.items() if loss.multilabel == several] for several in (False, True))
     rows = [
         ("view sets (`--tta`)", views),
         ("votes (`--vote`)", listed(VOTES)),
-        ("metrics", metrics),
+        ("weighers (`toolkit blend --weigher`)", listed(name for name in WEIGHERS if name != "stacking")),
+        ("calibrations (`toolkit blend --calibrate`)", listed(filter(None, CALIBRATIONS))),
+        ("metrics", f"higher is better: {listed(up)}; lower is better: {listed(down)}"),
+        ("losses", f"one class per row: {listed(alone)}; several: {listed(many)}"),
+        ("schedules", listed(SCHEDULES)),
         ("submission formats", listed(FORMATS)),
         ("devices (`--device`)", listed(["auto", *PROVIDERS])),
+        ("precisions (`--precision`)", "; ".join([*(f"`{name}`: {text}" for name, text in PRECISIONS.items()), "`auto`"])),
     ]
     table = ["| what | choices |", "|---|---|", *(f"| {what} | {choices} |" for what, choices in rows)]
     codes = ["| code | severity | what | cure |", "|---|---|---|---|"]

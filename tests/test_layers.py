@@ -13,32 +13,43 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "toolkit"
 
 # a module imports only from those before it
-ORDER = [
-    *("errors", "quiet", "files", "csvs"),
-    *("metrics", "cards", "predictions", "patterns", "targets", "longform", "competition", "folds", "splitting"),
-    *("views", "voting", "objectives", "optima", "blending", "calibration", "selection"),
-    *("pixels", "images", "graphs", "sharing", "sessions", "tables", "fitting", "store"),
-    *("checks", "delimited", "formats", "manifests", "ledger", "sense", "evidence", "submissions"),
-    *("checkpoints", "exporting", "conversion", "inference", "members", "ensembling", "verifying"),
-    *("uploading", "plaincsv", "shards", "bundled", "offline", "wheels", "bundling"),
-    *("deduction", "locating", "discovery", "shipped", "digits", "training", "demo", "diagnosis"),
-    "cli",
-]
+ORDER = """
+    errors quiet files csvs classmaps markup
+    metrics cards predictions patterns targets longform competition fixes folds splitting
+    views voting stopping objectives optima blending calibration combining selection judging payoff
+    pixels images limits graphs wrapping sharing merging
+    providers precision units ortsessions ovsessions sessions quantising
+    tables sources indexes fitting scoring diagnosing store timings
+    checks delimited formats manifests mixing ledger sense evidence submissions
+    networks checkpoints exporting conversion foreign adopting
+    keeping inference members differences trials runners spreading engines
+    deciding staging ensembling upkeep predicting fusing tta planning verifying
+    uploading plaincsv shards bundled offline wheels bundling
+    deduction locating discovery shipped digits portraits training soups demo diagnosis
+    comparing twins audits surveying explaining reporting reports
+    cli
+""".split()  # noqa: SIM905 - a layer a line
 
 OWNERS = {
     "torchcodec": {"pixels"},
-    "torchvision": {"images"},
-    "PIL": {"pixels", "images", "digits", "diagnosis"},
+    "torchvision": {"images", "networks", "training"},
+    "PIL": {"pixels", "images", "digits", "portraits", "training", "diagnosis", "explaining", "reports"},
     "ttach": {"views"},
-    "onnxruntime": {"sessions", "exporting", "shards"},
-    "onnx": {"graphs", "sharing", "diagnosis"},
-    "timm": {"checkpoints", "conversion", "training"},
+    "onnxruntime": {"ortsessions", "precision", "quantising", "exporting", "shards"},
+    "openvino": {"ovsessions"},
+    "onnx": {"limits", "graphs", "wrapping", "sharing", "precision", "quantising", "merging", "diagnosis"},
+    "timm": {"conversion", "networks", "training"},
     "pytorch_lightning": {"training"},
     "safetensors": {"checkpoints"},
+    "jinja2": {"reports"},
+    "matplotlib": {"reports", "training"},
     "click": {"cli"},
     "rich": {"cli"},
     "sklearn": {"folds", "digits", "blending", "calibration"},
     "iterstrat": {"folds"},
+    "tensorboard": {"training"},
+    "wandb": {"training"},
+    "optuna": {"training"},
 }
 
 
