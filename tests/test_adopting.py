@@ -311,7 +311,7 @@ def test_timm_fills_in_the_pixels(tmp_path):
     assert done.card.preprocess.shorter == int(resize.size * 32 / 224)
 
 
-def test_a_wrong_colour_order_is_seen_on_labelled_images(workspace):
+def test_accuracy_on_labelled_images_is_that_of_their_own_model(workspace):
     competition = Competition.read(workspace)
     rows = dict(competition.images("train"))
     labels = competition.truth()["label"]
