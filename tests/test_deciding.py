@@ -222,7 +222,7 @@ class Slow:
 def test_models_that_are_through_in_time_are_combined_and_the_others_named(root, monkeypatch):
     monkeypatch.setattr(inference, "BLOCK", 10)
     opener = Slow(0.15)
-    found = run(root, weights="1,2,3,4,5", deadline=1.4, opener=opener)
+    found = run(root, weights="1,2,3,4,5", deadline=2.0, opener=opener)
     late = found.meta["late"]
     assert 0 < len(late) < FOLDS
     heaviest = [graphs.read(root / "folds" / f"m.fold{k}.onnx").digest for k in (4, 3, 2, 1, 0)]
@@ -236,7 +236,7 @@ def test_models_that_are_through_in_time_are_combined_and_the_others_named(root,
     assert np.array_equal(found.predictions["label"].values, same.predictions["label"].values)
     whole = run(root, weights="1,2,3,4,5", deadline=60)
     assert whole.meta["late"] == []
-    assert whole.outcome.passes < 45 * len(late)  # the model that was cut short goes on where it stood
+    assert found.outcome.passes + whole.outcome.passes == 45 * FOLDS  # the model that was cut short goes on where it stood
     assert np.array_equal(whole.predictions["label"].values, run(root, weights="1,2,3,4,5").predictions["label"].values)
 
 
