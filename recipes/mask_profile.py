@@ -48,6 +48,7 @@ class Config(SelfTraining):
     heads: str = setting("factored", "One of 18, one per factor, or a network per factor.", choices=HEADS)
     loss: str = setting("cross_entropy", "Of each factor where there are several heads, and added up.", choices=LOSSES)
     size: int = setting(64, "Height in pixels; the width is three quarters of it.", minimum=32)
+    box: str = setting("", "Cut out first: a box of competition.toml (face, face+0.2), or shares: left,top,right,bottom.")
     epochs: int = setting(30, "A fixed number.", minimum=1)
     batch_size: int = setting(64, "Images per step.", minimum=2)
     lr: float = setting(3e-3, "The learning rate at its peak.", minimum=0)
@@ -117,7 +118,7 @@ def main(
     if smoke:
         config, folds = replace(config, epochs=1, batches=2), folds or (0,)
     with results(competition, smoke=smoke) as root:
-        network, pixels = architecture(config), Preprocess((config.size, config.size * 3 // 4))
+        network, pixels = architecture(config), Preprocess((config.size, config.size * 3 // 4)).framing(config.box)
         plan = Plan("mask_profile", config, network, pixels, MEAN, STD, competition, portraits.make_split(competition), root)
         follow(plan, train_fold, folds=folds, device=device, fresh=fresh)
 

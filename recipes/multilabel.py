@@ -43,6 +43,7 @@ class Config(SelfTraining):
     pretrained: bool = setting(False, "Begin from ImageNet weights.")
     loss: str = setting("bce", "Asymmetric pays off where most labels are a no.", choices=LOSSES)
     size: int = setting(48, "Height and width in pixels.", minimum=32)
+    box: str = setting("", "Cut out first: a box of competition.toml (face, face+0.2), or shares: left,top,right,bottom.")
     epochs: int = setting(40, "A fixed number.", minimum=1)
     batch_size: int = setting(64, "Images per step.", minimum=2)
     lr: float = setting(3e-3, "The learning rate at its peak.", minimum=0)
@@ -100,7 +101,10 @@ def main(workspace: Path, folds: tuple[int, ...], device: str, *, fresh: bool, s
     if smoke:
         config, folds = replace(config, epochs=1, batches=2), folds or (0,)
     with results(competition, smoke=smoke) as root:
-        network, pixels = architecture(config, len(competition.targets[0].classes)), Preprocess((config.size, config.size))
+        network, pixels = (
+            architecture(config, len(competition.targets[0].classes)),
+            Preprocess((config.size, config.size)).framing(config.box),
+        )
         plan = Plan("multilabel", config, network, pixels, MEAN, STD, competition, digits.make_split(competition), root)
         follow(plan, train_fold, folds=folds, device=device, fresh=fresh)
 

@@ -33,6 +33,7 @@ class Config(SelfTraining):
     weights: str = setting("", "Begin from this file instead (.safetensors, .pth).")
     size: int = setting(224, "Side of the square that images are resized to.", minimum=8)
     resize: str = setting("squash", "Squash the whole image, or cut its centre.", choices=("squash", "crop"))
+    box: str = setting("", "Cut out first: a box of competition.toml (face, face+0.2), or shares: left,top,right,bottom.")
     tune: str = setting("all", "What learns: see recipes/README.md.", choices=models.TUNES)
     epochs: int = setting(10, "Passes over the training images.", minimum=1)
     lr: float = setting(1e-3, "The highest learning rate, of the head.", minimum=0)
@@ -141,7 +142,9 @@ def main(
         return
     split = limited(folds_of(competition), config.limit)
     with results(competition, smoke=smoke) as root:
-        pixels = models.pixels(config.model, config.size, config.resize)  # and the mean and std that are taken off them
+        pixels = models.pixels(
+            config.model, config.size, config.resize, config.box
+        )  # and the mean and std that are taken off them
         plan = Plan("timm_kfold", config, architecture(config, classes), *pixels, competition, split, root, config.cache)
         follow(plan, train_fold, folds=folds, device=device, fresh=fresh)
 

@@ -24,7 +24,8 @@ from toolkit.bundled import Part, Recipe, Wanted, blend
 from toolkit.cli.bundle import CUDA
 from toolkit.competition import Competition, Images, Target
 from toolkit.errors import DataError, SubmissionError, ToolkitError
-from toolkit.inference import Item, predict
+from toolkit.inference import predict
+from toolkit.items import Item
 from toolkit.members import find_exports, output_of, read_exports
 from toolkit.plaincsv import Field
 from toolkit.predictions import Predictions

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import draw
 
-from toolkit import differences, engines, images, spreading, tables, trials
+from toolkit import boxes, differences, engines, images, spreading, tables, trials
 from toolkit.cli import cli
 from toolkit.competition import Competition
 from toolkit.ensembling import run
@@ -58,7 +58,7 @@ def settle(competition, **more):
 def held_out(competition):
     """(export, ids) of each fold's own held-out rows, without those of the calibration."""
     split = Split.read(competition.path("split.csv"))
-    calibration = {path.stem for path in differences.calibration_paths(competition)}
+    calibration = {path.stem for _, path in differences.calibration_images(competition)}
     for export in read_exports(find_exports(["folds"], base=competition.root), competition):
         yield export, [name for name in split.held_out(export.card.fold) if name not in calibration]
 
@@ -119,12 +119,12 @@ def test_without_a_split_training_images_stand_in_and_no_score_is_given(competit
 
 
 def test_calibration_stays_when_images_are_added(competition):
-    before = {path.name for path in differences.calibration_paths(competition)}
+    before = {path.name for _, path in differences.calibration_images(competition)}
     assert len(before) == 12
     draw(np.random.default_rng(0), 0).save(competition.root / "train" / "0099.png")
     with competition.path("train.csv").open("a") as file:
         file.write("0099,ant\n")
-    after = {path.name for path in differences.calibration_paths(Competition.read(competition.root))}
+    after = {path.name for _, path in differences.calibration_images(Competition.read(competition.root))}
     assert len(before - after) <= 1
 
 
@@ -254,8 +254,10 @@ def test_openvino_from_the_command_line_agrees_with_onnxruntime(competition):
 
 
 def test_rows_that_other_processes_made_are_counted_and_read(competition):
-    def fill(exports, views, items, store, progress):
-        return spreading.fill(exports, views, items, store, device="cpu", shard=6, runner="here", progress=progress)
+    def fill(exports, views, items, store, boxes, progress):
+        return spreading.fill(
+            exports, views, items, store, device="cpu", boxes=boxes, shard=6, runner="here", progress=progress
+        )
 
     paths = find_exports(["folds"], base=competition.root)
     made = run(competition, paths, device="cpu", tta="hflip", fill=fill)
@@ -270,16 +272,16 @@ def test_several_gpus_have_a_process_each(competition, monkeypatch):
     monkeypatch.setattr(spreading, "fill", lambda *given, **how: called.append(how) or 7)
     engine = engines.Engine("cuda", "fp16", "fp16", batch=4)
     monkeypatch.setattr(engines, "gpu_count", lambda: 1)
-    assert engine.fill([], {}, [], competition.path("store"), None) == 0
+    assert engine.fill([], {}, [], competition.path("store"), boxes.NONE, None) == 0
     monkeypatch.setattr(engines, "gpu_count", lambda: 2)
-    assert engine.fill([], {}, [], competition.path("store"), None) == 7
+    assert engine.fill([], {}, [], competition.path("store"), boxes.NONE, None) == 7
     assert {name: called[0][name] for name in ("device", "precision", "key", "batch")} == {
         "device": "cuda",
         "precision": "fp16",
         "key": "fp16",
         "batch": 4,
     }
-    assert engines.Engine("openvino").fill([], {}, [], competition.path("store"), None) == 0
+    assert engines.Engine("openvino").fill([], {}, [], competition.path("store"), boxes.NONE, None) == 0
     assert len(PROVIDERS) == 4
 
 

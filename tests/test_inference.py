@@ -13,7 +13,8 @@ from conftest import card, draw
 from toolkit import images, inference
 from toolkit.errors import StoreError
 from toolkit.graphs import Export
-from toolkit.inference import Item, predict
+from toolkit.inference import predict
+from toolkit.items import Item
 from toolkit.sessions import FakeSession
 from toolkit.store import Store
 

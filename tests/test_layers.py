@@ -14,7 +14,7 @@ PACKAGE = ROOT / "toolkit"
 
 # a module imports only from those before it
 ORDER = """
-    errors quiet files csvs classmaps markup
+    errors quiet files csvs classmaps markup boxes items
     metrics cards predictions patterns targets longform competition fixes folds splitting
     views voting stopping objectives optima blending calibration combining selection judging payoff
     pixels images limits graphs wrapping sharing merging

@@ -12,7 +12,8 @@ from conftest import make_workspace
 from toolkit import graphs, spreading
 from toolkit.competition import Competition
 from toolkit.errors import DataError, ModelError, ToolkitError
-from toolkit.inference import Item, predict
+from toolkit.inference import predict
+from toolkit.items import Item
 from toolkit.runners import RUNNERS, Job
 from toolkit.store import Store
 

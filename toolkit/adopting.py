@@ -91,7 +91,7 @@ def adopt(
     if path.exists() and not force:
         raise ModelError(f"{path} exists", hint="Use --force to replace it, or --member and --fold to name another.")
     rows = _labelled(competition, asked)
-    pixels = _pixels(card.preprocess, rows)
+    pixels = _pixels(card.preprocess, rows, competition)
     original = Original(source, model, taken, given.name)
     raw = original(front, pixels[: sum(BATCHES)])
     back, notes = _back(source, asked, raw)
@@ -151,7 +151,7 @@ def _cut(asked: Asked, size: tuple[int, int], known: Preprocess | None) -> Prepr
     if not 0 < share <= 1:
         raise CardError(f"--crop-pct is the share of the shorter side that the crop takes, between 0 and 1, not {share:g}")
     shorter = int(np.floor(max(size) / share)) if how == "crop" else None
-    return Preprocess(size, how, shorter, interpolation=asked.interpolation or start.interpolation)
+    return Preprocess(size, how, shorter, interpolation=asked.interpolation or start.interpolation).framing(asked.box)
 
 
 def _back(source: Path, asked: Asked, raw: NDArray[Any]) -> tuple[Back, list[str]]:
@@ -272,12 +272,13 @@ def _labelled(competition: Competition | None, asked: Asked) -> list[tuple[str, 
     return [(name, path, "" if target.multilabel else target.classes[labels[name]]) for name, path in chosen]
 
 
-def _pixels(preprocess: Preprocess, rows: list[tuple[str, Path, str]]) -> U8:
+def _pixels(preprocess: Preprocess, rows: list[tuple[str, Path, str]], competition: Competition | None) -> U8:
     """Evaluation pixels of the labelled images (those that cannot be read are taken out of `rows`), else noise."""
     good, found = [], []
     for row in rows:
         try:
-            found.append(images.load(row[1], preprocess))
+            box = competition.boxes.of(preprocess.box, row[0], row[1]) if competition else None
+            found.append(images.load(row[1], preprocess, box=box))
         except ImageError:
             continue
         good.append(row)

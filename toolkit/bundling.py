@@ -20,7 +20,8 @@ from toolkit.ensembling import combine
 from toolkit.errors import DataError, SubmissionError, ToolkitError, few
 from toolkit.folds import Split
 from toolkit.graphs import Export
-from toolkit.inference import Item, Progress, predict
+from toolkit.inference import Progress, predict
+from toolkit.items import Item
 from toolkit.plaincsv import Field
 from toolkit.shards import Model
 from toolkit.store import Store
@@ -186,7 +187,15 @@ def agreement(competition: Competition, chosen: Sequence[Chosen], *, progress: P
         ids = [ids[i] for i in np.unique(np.linspace(0, len(ids) - 1, min(each, len(ids))).astype(int))] if ids else []
         items = [Item(name, where[name]) for name in ids if name in where]
         ways = [
-            predict([export], {export.digest: views}, items, store, progress=progress, implementation=implementation)
+            predict(
+                [export],
+                {export.digest: views},
+                items,
+                store,
+                boxes=competition.boxes,
+                progress=progress,
+                implementation=implementation,
+            )
             for implementation in ("fast", "pillow")
         ]
         bad = {image.id for way in ways for image in way.bad}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+import re
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import isfinite
 from typing import Any, Literal
 
@@ -20,6 +21,10 @@ Activation = Literal["softmax", "sigmoid", "identity"]
 # how the epoch was chosen; all but "last" owe something to the held-out rows ("soft-oof": through the targets)
 Selected = Literal["last", "best", "soup", "stopped", "soft-oof"]
 Task = Literal["multiclass", "binary", "multilabel"]
+Region = tuple[float, float, float, float]
+
+WHOLE: Region = (0.0, 0.0, 1.0, 1.0)
+_NAMED = re.compile(r"(\w*)([+-]\d*\.?\d+)?")  # a box, and its margin
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,10 @@ class Preprocess:
 
     `squash` resizes straight to `size`; `crop` resizes the shorter side to `shorter` pixels and cuts the centre (timm's
     evaluation transform with crop_pct = size / shorter). Normalisation is not here: it is inside the exported graph.
+
+    Before that, `box` names the bounding box (of `[boxes]` in competition.toml) that is cut out of each image, and `region` the
+    part of it, or of the whole image, that counts: left, top, right and bottom as shares of its sides, below 0 or above 1 for a
+    margin around it. What lies outside of the image is cut off.
     """
 
     size: tuple[int, int]
@@ -37,9 +46,12 @@ class Preprocess:
     antialias: bool = True
     orientation: Literal["exif", "stored"] = "exif"
     colour: Literal["RGB"] = "RGB"
+    box: str = ""
+    region: Region = WHOLE
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(int(side) for side in self.size))
+        object.__setattr__(self, "region", tuple(float(edge) for edge in self.region))
         if len(self.size) != 2 or min(self.size) < 1:
             raise CardError(f"an input size is two positive numbers (height, width), not {self.size}")
         if self.resize not in ("squash", "crop") or self.interpolation not in ("nearest", "bilinear", "bicubic"):
@@ -48,11 +60,62 @@ class Preprocess:
             raise CardError("resize 'crop' needs 'shorter' (pixels of the shorter side), 'squash' must not have it")
         if self.shorter is not None and self.shorter < max(self.size):
             raise CardError(f"shorter={self.shorter} leaves no room for a centre crop of {self.size}")
+        if len(self.region) != 4 or not all(map(isfinite, self.region)):
+            raise CardError(f"a region is four numbers (left, top, right, bottom), not {self.region}")
+        if self.region[0] >= self.region[2] or self.region[1] >= self.region[3]:
+            raise CardError(f"a region (left, top, right, bottom) has an area, {self.region} has none")
 
     @property
     def digest(self) -> str:
         """Sixteen hex digits that change whenever any pixel could."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        said = asdict(self)
+        for name, plain in (("box", ""), ("region", WHOLE)):  # as before there were boxes: stored rows stay valid
+            if said[name] == plain:
+                del said[name]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def framed(self) -> str:
+        """What is cut out first, as `frame` reads it; "" for the whole image."""
+        margin = -self.region[0]
+        if self.box and self.region == WHOLE:
+            return self.box
+        if self.box and self.region == (-margin, -margin, 1 + margin, 1 + margin):
+            return f"{self.box}{margin:+g}"
+        edges = ",".join(f"{edge:g}" for edge in self.region)
+        return f"{self.box}:{edges}" if self.box else "" if self.region == WHOLE else edges
+
+    def framing(self, text: str) -> Preprocess:
+        """The same with what `frame` reads of `text`.
+
+        Raises:
+            CardError: see `frame`.
+        """
+        box, region = frame(text)
+        return replace(self, box=box, region=region)
+
+
+def frame(text: str) -> tuple[str, Region]:
+    """The box's name and the region that a text says.
+
+    `face` is that box; `face+0.2` has a margin of a fifth of its sides all around (`face-0.1` is smaller);
+    `0.1,0,0.9,0.8` is that part of the image (left, top, right, bottom), `face:0,0,1,0.5` of the box; "" all of it.
+
+    Raises:
+        CardError: it says something else.
+    """
+    if found := _NAMED.fullmatch(text):
+        name, margin = found[1], float(found[2] or 0)
+        return name, (0.0 - margin, 0.0 - margin, 1 + margin, 1 + margin)
+    name, _, edges = text.rpartition(":")
+    try:
+        left, top, right, bottom = map(float, edges.split(","))
+    except ValueError:
+        raise CardError(
+            f"{text!r} is no box",
+            hint="Name one (face), with a margin (face+0.2), or say shares of the sides (left,top,right,bottom): 0.1,0,0.9,0.8",
+        ) from None
+    return name, (left, top, right, bottom)
 
 
 @dataclass(frozen=True)
@@ -136,6 +199,7 @@ class Card:
         rows = [
             ("outputs", outputs),
             ("input", f"{size}, {self.preprocess.resize}, {self.preprocess.interpolation}"),
+            *([("box", self.preprocess.framed)] if self.preprocess.framed else []),
             (self.metric or "score", self.score),
             ("selected by", self.selected),
             ("split", self.split),

@@ -6,7 +6,7 @@ import json
 import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from toolkit import csvs, longform, patterns
+from toolkit.boxes import Boxes, BoxTable, Found, unknown
 from toolkit.errors import CompetitionError, few
 from toolkit.metrics import METRICS, Metric
 from toolkit.predictions import Predictions
@@ -46,7 +47,8 @@ class Competition:
     """The workspace file: frozen, checked at birth, with `root` the folder it stands in. Relative paths start there.
 
     `sample_id` is the id column of the sample submission and the test table, where it has another name than in train.csv;
-    `max_mb` the largest submission that the platform takes (10⁶ bytes; 0: not said);
+    `boxes_of` has the tables of bounding boxes by name; `max_mb` is the largest submission that the platform takes (10⁶ bytes;
+    0: not said);
     `upload` where it goes, as in `kaggle:titanic`; `labels_fix` a table of corrected labels that training uses (see `fixes`).
     """
 
@@ -66,6 +68,7 @@ class Competition:
     max_mb: float = 0.0
     upload: str = ""
     labels_fix: str = ""
+    boxes_of: Mapping[str, BoxTable] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sample_id", self.sample_id or self.id)
@@ -81,6 +84,8 @@ class Competition:
             )
         if not 0 <= self.max_mb < float("inf"):
             raise CompetitionError(f"{FILE}: max_mb is a number of megabytes, not {self.max_mb}")
+        if strange := [name for name in self.boxes_of if not name.isidentifier()]:
+            raise CompetitionError(f"{FILE}: boxes are named by letters, digits and _, not {few(strange)}")
         if self.per_id not in ("", "mean", "max"):
             raise CompetitionError(f'{FILE}: per_id is "mean" or "max", not {self.per_id!r}')
 
@@ -133,6 +138,44 @@ class Competition:
                         f"{where}: images of one id disagree on {target.name!r}: {few(ids[i] for i in clash)}"
                     )
         return truth
+
+    @cached_property
+    def boxes(self) -> Boxes:
+        """The bounding boxes of all images, read when a model asks for them."""
+        return Boxes(self._boxes)
+
+    def _boxes(self, name: str) -> Found:
+        """Every box of that name, by id and file of both parts."""
+        if name not in self.boxes_of:
+            raise unknown(name, list(self.boxes_of))
+        parts: tuple[Part, ...] = ("train", "test")
+        there = [part for part in parts if self.path(getattr(self, part).folder).is_dir()]
+        return {key: box for part in there for key, box in self._boxes_in(name, part).items()}
+
+    def _boxes_in(self, name: str, part: Part) -> Found:
+        """One part's; rows of a table of its own are joined by id, those of the part's table are its images' own."""
+        said = self.boxes_of[name]
+        table, where = getattr(said, part), getattr(self, part)
+        key = self.id if part == "train" else self.sample_id
+        if table:
+            key = key if key in csvs.header(self.path(table)) else self.id
+            cells: Mapping[str, Sequence[str]] = csvs.cells(self.path(table), [key, *said.columns], unique=key)
+        else:
+            table = where.table or (self.sample if part == "test" else "")
+            cells = self._cells(part, list(dict.fromkeys([key, *patterns.columns(where.pattern), *said.columns])))
+        if missing := [column for column in said.columns if column not in cells]:
+            raise CompetitionError(
+                f"{table} has no column {few(missing)} of [boxes.{name}]",
+                hint=f'Name the table in {FILE}: {part} = "boxes.csv"',
+            )
+        rows = zip(cells[key], zip(*(cells[column] for column in said.columns), strict=True), strict=True)
+        boxes = [said.box(four, f"{table}, {one!r}") for one, four in rows]
+        if getattr(said, part):
+            by_id = dict(zip(cells[key], boxes, strict=True))
+            return {(one, file): by_id[one] for one, file in self.image_files(part) if one in by_id}
+        numbered = {**cells, _ROW: list(map(str, range(len(boxes))))}  # ids may repeat where a row is an image
+        files = find_files(numbered, _ROW, self.path(where.folder), where.pattern, f"[{part}]")
+        return {(cells[key][int(row)], file): boxes[int(row)] for row, file in files}
 
     def images(self, part: Part) -> list[tuple[str, Path]]:
         """(id, file) of every image of a part, in table order; files are not opened.
@@ -202,6 +245,10 @@ class Competition:
         said = (("id", other), ("format", self.format), ("per_id", self.per_id), ("upload", self.upload))
         lines += [f"{key} = {_quote(value)}" for key, value in said if value]
         lines += [f"max_mb = {self.max_mb!r}"] if self.max_mb else []
+        for name, box in self.boxes_of.items():
+            lines += ["", f"[boxes.{name}]", f"columns = {_quote(list(box.columns))}"]
+            plain = (("form", box.form), ("unit", box.unit), ("train", box.train), ("test", box.test))
+            lines += [f"{key} = {_quote(value)}" for key, value in plain if value]
         for target in self.targets:
             lines += [
                 "",
@@ -304,6 +351,9 @@ def _fields(raw: dict[str, Any]) -> dict[str, Any]:
     targets = tuple(Target(name=name, **{"classes": (), **keys}) for name, keys in raw["targets"].items())
     asked = {"sample_id" if key == "id" else key: value for key, value in raw.get("submission", {}).items()}
     asked |= {"labels_fix": raw["train"].get("labels_fix", "")}
+    for name, keys in raw.get("boxes", {}).items():
+        _check_keys(keys, _BOX_KEYS, f" in [boxes.{name}]")
+    asked |= {"boxes_of": {name: BoxTable(**keys) for name, keys in raw.get("boxes", {}).items()}}
     return {"name": raw["name"], "metric": raw["metric"], "targets": targets, **images, **raw.get("columns", {}), **asked}
 
 
@@ -321,6 +371,7 @@ def _check_keys(raw: Any, known: dict[str, Any], where: str = "") -> None:
             raise CompetitionError(f"{key} must be {_KINDS[kind]}{where}, not {value!r}")
 
 
+_ROW = "\0row"  # no column of a text file is called so
 _COMPARE = "Compare it with the README, or run `toolkit init` again."
 _NUMBER = (int, float)
 _KINDS: dict[Any, str] = {
@@ -339,8 +390,10 @@ _KEYS: dict[str, Any] = {
     "train": _IMAGES | {"labels_fix": str},
     "test": _IMAGES,
     "submission": {"sample": str, "id": str, "format": str, "per_id": str, "max_mb": _NUMBER, "upload": str},
+    "boxes": dict,
     "targets": dict,
 }
+_BOX_KEYS: dict[str, Any] = {"columns": list, "form": str, "unit": str, "train": str, "test": str}
 _TARGET_KEYS: dict[str, Any] = {
     "task": str,
     "column": str,

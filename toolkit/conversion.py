@@ -37,6 +37,7 @@ def convert(
     size: int | None = None,
     resize: Resize | None = None,
     interpolation: Interpolation | None = None,
+    box: str = "",
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
     force: bool = False,
@@ -57,9 +58,10 @@ def convert(
         network, card = checkpoints.build(found), found.card
         changes: dict[str, Any] = {"member": member, "fold": fold}
         card = replace(card, **{key: value for key, value in changes.items() if value is not None})
-        if size or resize or interpolation or mean or std:
+        if size or resize or interpolation or box or mean or std:
             raise ModelError(
-                f"{checkpoint} says its own pixels", hint="Leave --size, --resize, --interpolation, --mean and --std out."
+                f"{checkpoint} says its own pixels",
+                hint="Leave --size, --resize, --interpolation, --box, --mean and --std out.",
             )
     else:
         if model is None:
@@ -67,7 +69,7 @@ def convert(
         width = sum(len(target.classes) for target in competition.targets)
         network = checkpoints.build(found, {"model_name": model, "num_classes": width})
         card = _card(competition, network, member or model.replace(".", "_"), fold)
-        card = replace(card, preprocess=_changed(card.preprocess, size, resize, interpolation))
+        card = replace(card, preprocess=_changed(card.preprocess, size, resize, interpolation).framing(box))
         card = replace(card, mean=mean or card.mean, std=std or card.std)
     path = output or competition.path("folds", f"{card.title}.onnx")
     if path.exists() and not force:
@@ -82,9 +84,9 @@ def samples(competition: Competition, preprocess: Preprocess) -> NDArray[np.uint
         ImageError: none can be read.
     """
     found, why = [], "there are none"
-    for _, path in competition.images("train")[: 4 * SAMPLES]:
+    for key, path in competition.images("train")[: 4 * SAMPLES]:
         try:
-            found.append(images.load(path, preprocess))
+            found.append(images.load(path, preprocess, box=competition.boxes.of(preprocess.box, key, path)))
         except ImageError as error:
             why = error.message
         if len(found) == SAMPLES:

@@ -14,7 +14,8 @@ from toolkit.competition import Target
 from toolkit.errors import DataError
 from toolkit.graphs import Export
 from toolkit.indexes import Digests
-from toolkit.inference import BLOCK, Everything, Items, Rows, Run
+from toolkit.inference import BLOCK, Everything, Run
+from toolkit.items import Items, Rows
 from toolkit.keeping import Tables, merge
 from toolkit.members import output_of
 from toolkit.stopping import STOPPING, Race, ballots

@@ -16,7 +16,8 @@ from toolkit.competition import Competition
 from toolkit.errors import CompetitionError, DataError, ModelError
 from toolkit.folds import Split
 from toolkit.graphs import Export
-from toolkit.inference import Item, Outcome
+from toolkit.inference import Outcome
+from toolkit.items import Item
 from toolkit.members import output_of
 from toolkit.selection import compare
 
@@ -52,17 +53,17 @@ class Difference:
         return text
 
 
-def calibration_paths(competition: Competition) -> list[Path]:
-    """Files of the training images that quantisation is calibrated on: drawn by id, so that they stay when others come.
+def calibration_images(competition: Competition) -> list[tuple[str, Path]]:
+    """Ids and files of the training images that quantisation is calibrated on: drawn by id, so that they stay when others come.
 
     Raises:
         ModelError: there are none.
     """
     chosen = _calibration(competition)
-    paths = [path for name, path in _train(competition) if name in chosen][: 2 * CALIBRATION]
-    if not paths:
+    found = [(name, path) for name, path in _train(competition) if name in chosen][: 2 * CALIBRATION]
+    if not found:
         raise ModelError("int8 is calibrated on training images, and there are none", hint="Use another --precision.")
-    return paths
+    return found
 
 
 def difference(competition: Competition, member: Sequence[Export], plain: Way, reduced: Way) -> Difference:

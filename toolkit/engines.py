@@ -14,12 +14,14 @@ from typing import Any, NoReturn
 import numpy as np
 
 from toolkit import differences, images, quantising, trials
+from toolkit.boxes import Boxes
 from toolkit.cards import Preprocess
 from toolkit.competition import Competition
 from toolkit.differences import Difference
 from toolkit.errors import DeviceError, ModelError, StoreError
 from toolkit.graphs import Export
-from toolkit.inference import Item, Opener, Outcome, Progress, predict
+from toolkit.inference import Opener, Outcome, Progress, predict
+from toolkit.items import Item
 from toolkit.members import read_exports
 from toolkit.providers import PROVIDERS, available, check_precision, choose_device, engine_tag, gpu_count
 from toolkit.sessions import Session, open_session
@@ -61,6 +63,7 @@ class Engine:
         views: Mapping[str, Sequence[str]],
         items: Sequence[Item],
         store: Path,
+        boxes: Boxes,
         progress: Progress | None,
     ) -> int:
         """Bring rows into the store by one process per GPU, where there are several; how many passes that took."""
@@ -78,6 +81,7 @@ class Engine:
             key=self.key,
             files=self.files,
             batch=self.batch,
+            boxes=boxes,
             progress=progress,
         )
 
@@ -255,24 +259,30 @@ class _Bench:
             device=engine.device,
             batch=self.batch,
             precision=engine.key,
+            boxes=self.competition.boxes,
             opener=engine.open,
         )
 
     def _quantised(self, folder: Path, exports: Sequence[Export]) -> tuple[dict[str, Path], str]:
         """These models in int8 (by digest), and the key of the calibration."""
-        paths = differences.calibration_paths(self.competition)
+        found = differences.calibration_images(self.competition)
+        paths, boxes = [path for _, path in found], self.competition.boxes
         known, sure = Store(self.competition.path("store")).images.known(paths)
         digests = [
             bytes(digest).ljust(16, b"\0") if there else images.digest(images.read(path))
             for path, digest, there in zip(paths, known, sure, strict=True)
         ]
-        files = {export.digest: folder / quantising.name(export.digest, digests) for export in exports}
+
+        def seen(how: Preprocess) -> list[bytes]:
+            return [boxes.key(digest, [how.box], *image) for digest, image in zip(digests, found, strict=True)]
+
+        files = {e.digest: folder / quantising.name(e.digest, seen(e.card.preprocess)) for e in exports}
         missing = [export for export in exports if not files[export.digest].exists()]
         pixels: dict[Preprocess, Any] = {}
         for done, export in enumerate(missing):
             how = export.card.preprocess
             if how not in pixels:
-                pixels[how] = np.stack([images.load(path, how) for path in paths])
+                pixels[how] = np.stack([images.load(path, how, box=boxes.of(how.box, key, path)) for key, path in found])
             quantising.quantise(export.path, files[export.digest], pixels[how])
             if self.progress:
                 self.progress(done + 1, len(missing))

@@ -22,7 +22,8 @@ from toolkit.folds import Split
 from toolkit.formats import FORMATS
 from toolkit.graphs import Export
 from toolkit.indexes import Digests
-from toolkit.inference import BadImage, Item, Items, Opener, Outcome, Progress, predict
+from toolkit.inference import BadImage, Opener, Outcome, Progress, predict
+from toolkit.items import Item, Items
 from toolkit.keeping import Keeping
 from toolkit.members import output_of, read_exports, share
 from toolkit.predictions import Predictions, concat
@@ -113,6 +114,7 @@ def run(
         device=device,
         precision=precision,
         batch=batch,
+        boxes=competition.boxes,
         progress=progress,
         opener=opener,
     )
@@ -325,7 +327,8 @@ def unseen(
     for fold in folds:
         group = [export for export in scored if export.card.fold == fold]
         report = (lambda now, _all, before=done: progress(before + now, count)) if progress else None
-        yield group, rows[fold], predict(group, views, items[fold], store, progress=report, **how)
+        found = predict(group, views, items[fold], store, boxes=competition.boxes, progress=report, **how)
+        yield group, rows[fold], found
         done += len(items[fold])
 
 

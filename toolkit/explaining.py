@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit import images, voting
+from toolkit.boxes import Box
 from toolkit.cards import Preprocess
 from toolkit.competition import Competition, Target
 from toolkit.ensembling import views_for
@@ -124,7 +125,8 @@ def explain(
     name, path = find(competition, named)
     data = images.read(path)
     shares = share(exports, weights, higher_is_better=competition.score.higher_is_better)
-    committee = _Committee(exports, views_for(exports, tta), shares, chosen, device)
+    boxes = {box: competition.boxes.of(box, name, path) for box in {export.card.preprocess.box for export in exports}}
+    committee = _Committee(exports, views_for(exports, tta), shares, chosen, device, boxes)
     answers = committee.answers(data, str(path))
     first = exports[0].card.preprocess
     pixels = committee.pixels(data, str(path), first, "id")
@@ -148,6 +150,7 @@ class _Committee:
     shares: Sequence[float]
     target: Target
     device: str
+    boxes: Mapping[str, Box | None]  # of the image, by name
 
     def __post_init__(self) -> None:
         groups: dict[Preprocess, dict[str, Path]] = {}
@@ -161,7 +164,7 @@ class _Committee:
     def pixels(self, data: bytes, where: str, preprocess: Preprocess, view: str) -> U8:
         """uint8 (3, H, W) of a view before it is turned."""
         decoded = images.decode(data, where, exif=preprocess.orientation == "exif")
-        return images.cuts(decoded, preprocess, [parse(view)[0]], where=where)[0]
+        return images.cuts(decoded, preprocess, [parse(view)[0]], box=self.boxes[preprocess.box], where=where)[0]
 
     def answers(self, data: bytes, where: str) -> list[Said]:
         """What every model says of each of its views."""

@@ -43,6 +43,7 @@ class Asked:
     resize: Resize | None = None
     crop_pct: float | None = None
     interpolation: Interpolation | None = None
+    box: str = ""
     mapping: dict[str, str] = field(default_factory=dict)
     timm: str = ""
 

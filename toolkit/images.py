@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.cards import Preprocess
+from toolkit.boxes import Box
+from toolkit.cards import WHOLE, Preprocess
 from toolkit.errors import ImageError
 from toolkit.pixels import DAMAGED, IMPLEMENTATIONS, LIMIT_PIXELS, Pixels, decode, known
 from toolkit.views import Cut
@@ -98,8 +99,8 @@ def implementation_tag(implementation: str = "fast") -> str:
     return f"{implementation}:{'+'.join(versions)}"
 
 
-def load(path: Path, preprocess: Preprocess, *, implementation: str = "fast") -> Pixels:
-    """Read, decode and render one file.
+def load(path: Path, preprocess: Preprocess, *, box: Box | None = None, implementation: str = "fast") -> Pixels:
+    """Read, decode and render one file; `box` is its own of the name that `preprocess` says.
 
     Returns uint8 (3, height, width), C-contiguous. Safe in any number of threads; the work is done without the GIL.
 
@@ -108,10 +109,17 @@ def load(path: Path, preprocess: Preprocess, *, implementation: str = "fast") ->
     """
     exif = preprocess.orientation == "exif"
     pixels = decode(read(path), str(path), implementation=implementation, exif=exif)
-    return render(pixels, preprocess, implementation=implementation, where=str(path))
+    return render(pixels, preprocess, box=box, implementation=implementation, where=str(path))
 
 
-def render(image: Pixels, preprocess: Preprocess, *, implementation: str = "fast", where: str = "the image") -> Pixels:
+def render(
+    image: Pixels,
+    preprocess: Preprocess,
+    *,
+    box: Box | None = None,
+    implementation: str = "fast",
+    where: str = "the image",
+) -> Pixels:
     """Bring decoded RGB (height, width, 3) to the size that a model takes.
 
     Returns uint8 (3, height, width), C-contiguous, never sharing memory with `image`. The orientation was settled in
@@ -119,9 +127,9 @@ def render(image: Pixels, preprocess: Preprocess, *, implementation: str = "fast
     differ by at most 1 level when shrinking with antialias and 2 otherwise; "nearest" is the same to the bit.
 
     Raises:
-        ImageError: so long and thin that a centre crop would need more than LIMIT_PIXELS.
+        ImageError: so long and thin that a centre crop would need more than LIMIT_PIXELS, or a box outside of the image.
     """
-    return cuts(image, preprocess, [Cut()], implementation=implementation, where=where)[0]
+    return cuts(image, preprocess, [Cut()], box=box, implementation=implementation, where=where)[0]
 
 
 def cuts(
@@ -129,6 +137,7 @@ def cuts(
     preprocess: Preprocess,
     wanted: Sequence[Cut],
     *,
+    box: Box | None = None,
     implementation: str = "fast",
     where: str = "the image",
 ) -> list[Pixels]:
@@ -138,6 +147,7 @@ def cuts(
         ImageError: see `render`.
     """
     known(implementation)
+    image = _framed(image, preprocess, box, where)
     resized: dict[tuple[int, int], Pixels] = {}
     found = []
     for cut in wanted:
@@ -155,6 +165,28 @@ def cuts(
             pixels = _levels(cut)[pixels]
         found.append(np.array(pixels.transpose(2, 0, 1), order="C"))
     return found
+
+
+def _framed(image: Pixels, preprocess: Preprocess, box: Box | None, where: str) -> Pixels:
+    """The part of the image that counts, edges rounded to the nearest between two pixels; nothing is copied."""
+    if box is None and preprocess.region == WHOLE:
+        return image
+    height, width = image.shape[:2]
+    box = box or Box(0, 0, 1, 1, share=True)
+    scale = (width, height) if box.share else (1, 1)
+    edges = []
+    for axis, side in enumerate((width, height)):
+        start, stop = box[axis] * scale[axis], box[axis + 2] * scale[axis]
+        shares = (preprocess.region[axis], preprocess.region[axis + 2])
+        edges += [int(np.clip(np.floor(start + share * (stop - start) + 0.5), 0, side)) for share in shares]
+    left, right, top, bottom = edges
+    if left >= right or top >= bottom:
+        raise ImageError(
+            f"{where}: nothing of its {width:,} × {height:,} pixels lies in the box "
+            f"{tuple(box[:4])}{f' of {preprocess.framed!r}' if preprocess.framed else ''}",
+            hint="Boxes are those of the upright image: check the table's form and unit in competition.toml.",
+        )
+    return image[top:bottom, left:right]
 
 
 def _resized(height: int, width: int, preprocess: Preprocess, cut: Cut) -> tuple[int, int]:

@@ -10,17 +10,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, overload
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit import boxes as boxing
 from toolkit import images, timings
+from toolkit.boxes import Boxes
 from toolkit.cards import Output, Preprocess
 from toolkit.errors import ImageError
 from toolkit.graphs import Export
-from toolkit.indexes import Digests
+from toolkit.indexes import DIGEST, Digests
+from toolkit.items import Item, Items, Rows
 from toolkit.keeping import (
+    Identities,
     Keeping,
     Tables,
     announced_size,
@@ -42,47 +46,8 @@ FLUSH_ROWS, FLUSH_SECONDS = 1024, 30.0  # what a kill may cost at most: this man
 
 Progress = Callable[[int, int], None]  # images done, images in all
 Opener = Callable[..., Session]
-Rows = NDArray[np.int64]
 F32 = NDArray[np.float32]
 Run = Callable[[str, Sequence[str], Rows], Mapping[str, F32]]  # (view, model digests, items) → logits, which are kept
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image file and the row it belongs to."""
-
-    id: str
-    path: Path
-
-
-class Items(Sequence[Item]):
-    """Items as two columns: of a hundred thousand images whose rows are stored, none needs an object of its own."""
-
-    def __init__(self, ids: Sequence[str], files: Sequence[str]) -> None:
-        self.ids, self.files = ids, files
-
-    @classmethod
-    def of(cls, items: Sequence[Item]) -> Items:
-        """The same items as columns."""
-        return items if isinstance(items, Items) else cls([item.id for item in items], [str(item.path) for item in items])
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> Items: ...
-    def __getitem__(self, index: int | slice) -> Item | Items:
-        if isinstance(index, slice):
-            return Items(self.ids[index], self.files[index])
-        return Item(self.ids[index], Path(self.files[index]))
-
-    def take(self, rows: Rows) -> Items:
-        """Some of them."""
-        if len(rows) == len(self):
-            return self
-        return Items([self.ids[i] for i in rows.tolist()], [self.files[i] for i in rows.tolist()])
 
 
 @dataclass(frozen=True)
@@ -156,6 +121,7 @@ def predict(
     precision: str = "fp32",
     implementation: str = "fast",
     keeping: Keeping = Keeping(),  # noqa: B008 - frozen
+    boxes: Boxes = boxing.NONE,
     plan: Plan | None = None,
     until: float = float("inf"),
     progress: Progress | None = None,
@@ -165,25 +131,30 @@ def predict(
 
     Items that cannot be read are collected, not raised; the others are finished and stay in the store, also when the run
     is interrupted or fails later. `precision` is what the opener's sessions compute in; it keeps their rows apart. At `until`
-    (of time.monotonic) no further block is begun. A `plan` may leave out passes that its purpose does not need.
+    (of time.monotonic) no further block is begun. A `plan` may leave out passes that its purpose does not need. `boxes` are
+    those that cards name.
 
     Raises:
+        CompetitionError: a card names boxes that there are not, or a table of them cannot be read.
         DeviceError, ModelError: a session cannot be opened.
         StoreError: the store cannot be written; what was flushed before stays.
     """
     started = time.monotonic()
     device = choose_device(device)
     pixels = images.implementation_tag(implementation)
+    identities = Identities(exports, boxes)
     tables = {
-        (export.digest, view): store.table(table_key(export, view, pixels, device, precision, keeping.kept_as))
+        (export.digest, view): identities.table(
+            export, store.table(table_key(export, view, pixels, device, precision, keeping.kept_as))
+        )
         for export in exports
         for view in kept_views(views[export.digest], keeping)
     }
     items = Items.of(items)
-    digests, known = store.images.known(items.files)
+    digests, known = _known(store, items, identities)
     plan = plan or Everything(exports, views)
     work = _Work(
-        exports, views, items, digests, known, tables, store, keeping, plan, implementation,
+        exports, views, items, digests, known, tables, identities, store, keeping, plan, implementation,
         lambda models: opener(models, device=device, batch=batch),
     )  # fmt: skip
     blocks = plan.blocks(digests, known, tables)
@@ -224,6 +195,17 @@ def predict(
         seconds=time.monotonic() - started,
         finished=finished,
     )
+
+
+def _known(store: Store, items: Items, identities: Identities) -> tuple[Digests, NDArray[np.bool_]]:
+    """What stands for each item whose file is as it was, and whose that is."""
+    digests, known = store.images.known(items.files)
+    for i in np.flatnonzero(known).tolist() if identities.names else ():
+        try:
+            digests[i] = identities.of(bytes(digests[i]).ljust(DIGEST.itemsize, b"\0"), items.ids[i], items.files[i])
+        except ImageError:  # said when it is its turn
+            known[i] = False
+    return digests, known
 
 
 def _note(store: Store, work: _Work, engine: str, precision: str, images: int, began: tuple[float, float] | None) -> None:
@@ -302,6 +284,7 @@ class _Work:
     digests: Digests
     known: NDArray[np.bool_]
     tables: Tables
+    identities: Identities
     store: Store
     keeping: Keeping
     plan: Plan
@@ -333,13 +316,14 @@ class _Work:
             try:
                 before = path.stat() if path.exists() else None
                 data[i] = images.read(path)
+                digest = images.digest(data[i])
+                if before is not None:
+                    self.store.images.learn(path, before, digest)
+                self.digests[i] = self.identities.of(digest, self.items.ids[i], path)
             except ImageError as error:
                 self.bad[i] = error.message
                 continue
-            digest = images.digest(data[i])
-            if before is not None:
-                self.store.images.learn(path, before, digest)
-            self.digests[i], self.known[i] = digest, True
+            self.known[i] = True
         readable = items[self.known[items]]
         wanted = self.plan.wanted(readable, self.digests[readable], self.tables)
         return _Block(items, *self._render(wanted.tolist(), data))
@@ -408,7 +392,7 @@ class _Work:
             cuts.update((parse(view)[0], []) for view in self.views[export.digest])
 
         def cut(i: int) -> list[list[NDArray[np.uint8]]] | None:
-            path = self.items[i].path
+            path, boxes = self.items[i].path, self.identities.boxes
             try:
                 raw = data.pop(i, None) or images.read(path)
                 decoded = {
@@ -416,7 +400,14 @@ class _Work:
                     for orientation in {preprocess.orientation for preprocess in wanted}
                 }
                 return [
-                    images.cuts(decoded[p.orientation], p, list(cuts), implementation=self.implementation, where=str(path))
+                    images.cuts(
+                        decoded[p.orientation],
+                        p,
+                        list(cuts),
+                        box=boxes.of(p.box, self.items.ids[i], path),
+                        implementation=self.implementation,
+                        where=str(path),
+                    )
                     for p, cuts in wanted.items()
                 ]
             except ImageError as error:

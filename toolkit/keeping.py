@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit import voting
+from toolkit.boxes import Boxes
 from toolkit.cards import Output
 from toolkit.graphs import Export
 from toolkit.indexes import Digests
 from toolkit.sessions import engine_tag, probabilities
-from toolkit.store import Table, TableKey, rows_size
+from toolkit.store import Renamed, Table, TableKey, rows_size
 
-Tables = Mapping[tuple[str, str], Table]  # by model digest and view
+Tables = Mapping[tuple[str, str], Table | Renamed]  # by model digest and view
 F32 = NDArray[np.float32]
 
 
@@ -30,6 +32,38 @@ class Keeping:
 
     what: Literal["views", "folds", "none"] = "views"
     kept_as: str = "float32"
+
+
+class Identities:
+    """Which sixteen bytes stand for an image: its content's digest, with its boxes where models look at such.
+
+    All tables of a run are asked with one digest per image, of its content and all boxes that take part; each has its rows
+    under the content and its own box, so that a model finds them whoever runs beside it.
+    """
+
+    def __init__(self, exports: Sequence[Export], boxes: Boxes) -> None:
+        self.boxes = boxes
+        self.names = sorted({export.card.preprocess.box for export in exports} - {""})
+        self._rows: dict[str, dict[bytes, bytes]] = {}
+
+    def of(self, content: bytes, key: str, file: str | PathLike[str]) -> bytes:
+        """The image's own.
+
+        Raises:
+            ImageError: no row of a table of boxes says anything of it.
+            CompetitionError: there is no such table, or it cannot be read.
+        """
+        found = self.boxes.key(content, self.names, key, file)
+        for box, rows in self._rows.items():
+            rows[found.rstrip(b"\0")] = self.boxes.key(content, [box], key, file)  # numpy's bytes end before their zeros
+        return found
+
+    def table(self, export: Export, table: Table) -> Table | Renamed:
+        """The model's table, to be asked with what `of` gave."""
+        box = export.card.preprocess.box
+        if self.names in ([], [box]):
+            return table
+        return Renamed(table, self._rows.setdefault(box, {}))
 
 
 def table_key(export: Export, view: str, pixels: str, device: str, precision: str, kept_as: str = "float32") -> TableKey:

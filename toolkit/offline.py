@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from toolkit import images, longform, patterns, plaincsv, shards
+from toolkit.boxes import Box, BoxTable, unknown
 from toolkit.bundled import Outcome, Part, Recipe, Wanted, agreement_line, blend
 from toolkit.competition import Competition
 from toolkit.errors import DataError, DeviceError, ToolkitError, few
@@ -38,6 +39,7 @@ class _Plan:
     wanted: Wanted
     sheet: Sheet
     paths: tuple[str, ...]
+    boxes: Mapping[str, Sequence[Box | None]]
     output: Path
 
 
@@ -95,6 +97,9 @@ def _arguments(recipe: Recipe) -> argparse.ArgumentParser:
     parser.add_argument("--test", type=Path, required=True, help="the folder of test images")
     parser.add_argument("--sample", type=Path, help="the sample submission, whose rows are filled in")
     parser.add_argument("--table", type=Path, help="the table of the test images, if the sample does not name their files")
+    parser.add_argument(
+        "--boxes", action="append", default=[], metavar="NAME=FILE", help="a table of an id and a box per row; may be repeated"
+    )
     parser.add_argument("--out", type=Path, default=Path("submission.csv"), help="the file to write")
     parser.add_argument("--deadline", default="", help="stop in time and write what there is, as in 8h30m")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -118,13 +123,49 @@ def _plan(folder: Path, recipe: Recipe, asked: argparse.Namespace) -> _Plan:
     place = {name: i for i, name in enumerate(sheet.once)}
     find = patterns.finder(asked.test)
     found = []
-    for name, row in zip(_column(table, key, asked.table or asked.sample), rows, strict=True):
+    names = _column(table, key, asked.table or asked.sample)
+    for number, (name, row) in enumerate(zip(names, rows, strict=True)):
         pieces = patterns.fill(pattern, dict(zip(header, row, strict=True)))
-        found += [(place[name], str(asked.test / file)) for file in find(pieces) or ["*".join(pieces)] if name in place]
-    found.sort(key=lambda pair: pair[0])
-    owner = np.array([row for row, _ in found], dtype=np.int64)
+        files = find(pieces) or ["*".join(pieces)]
+        found += [(place[name], number, str(asked.test / file)) for file in files if name in place]
+    found.sort(key=lambda one: one[0])
+    owner = np.array([row for row, _, _ in found], dtype=np.int64)
     wanted = Wanted(recipe, competition, sheet.once, owner)
-    return _Plan(folder, wanted, sheet, tuple(path for _, path in found), asked.out)
+    boxes = {box: _boxes(competition, box, table, names, asked.boxes) for box in _framed(recipe)}
+    every = {box: [there[number] for _, number, _ in found] for box, there in boxes.items()}
+    return _Plan(folder, wanted, sheet, tuple(path for _, _, path in found), every, asked.out)
+
+
+def _framed(recipe: Recipe) -> list[str]:
+    """The names of the boxes that the models look into."""
+    return sorted({model.read_card.preprocess.box for model in recipe.models} - {""})
+
+
+def _boxes(
+    competition: Competition,
+    name: str,
+    table: tuple[Sequence[str], Sequence[Sequence[str]]],
+    ids: Sequence[str],
+    given: Sequence[str],
+) -> list[Box | None]:
+    """The box of every row of the table, from its own columns or those of a table of `--boxes`."""
+    said = competition.boxes_of.get(name)
+    if said is None:
+        raise unknown(name, list(competition.boxes_of))
+    files = dict(text.split("=", 1) for text in given if "=" in text)
+    if name in files or not set(said.columns) <= set(table[0]):
+        if name not in files:
+            raise DataError(f"nothing says where the boxes {name!r} of the test images are", hint=f"--boxes {name}=FILE.csv")
+        other = plaincsv.read(Path(files[name]))
+        by_id = dict(zip(_column(other, competition.sample_id, files[name]), _cells(other, said, files[name]), strict=True))
+        if missing := [one for one in ids if one not in by_id]:
+            raise DataError(f"{files[name]} has no row for {len(missing):,} ids: {few(missing)}")
+        return [said.box(by_id[one], f"{files[name]}, {one!r}") for one in ids]
+    return [said.box(four, f"row {one!r}") for one, four in zip(ids, _cells(table, said, "the table"), strict=True)]
+
+
+def _cells(table: tuple[Sequence[str], Sequence[Sequence[str]]], said: BoxTable, where: object) -> list[tuple[str, ...]]:
+    return list(zip(*(_column(table, column, where) for column in said.columns), strict=True))
 
 
 def _column(table: tuple[Sequence[str], Sequence[Sequence[str]]], key: str, where: object) -> list[str]:
@@ -185,7 +226,9 @@ def _devices(device: str, recipe: Recipe, count: int) -> list[str]:
 def _start(plan: _Plan, worker: _Worker) -> None:
     part = worker.part
     paths = plan.paths[part.start : part.stop]
-    job = Job(str(plan.folder), str(part.out), worker.device, plan.wanted.recipe.models, paths).write(part.out / "job.json")
+    boxes = {name: every[part.start : part.stop] for name, every in plan.boxes.items()}
+    made = Job(str(plan.folder), str(part.out), worker.device, plan.wanted.recipe.models, paths, boxes)
+    job = made.write(part.out / "job.json")
     (part.out / "error").unlink(missing_ok=True)
     env = dict(os.environ)
     if worker.device == "cuda":

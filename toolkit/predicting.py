@@ -19,7 +19,8 @@ from toolkit.competition import Competition, Images, Part, Target
 from toolkit.errors import DataError, ImageError, few
 from toolkit.folds import Split
 from toolkit.graphs import Export
-from toolkit.inference import BadImage, Item, Opener, Progress, predict
+from toolkit.inference import BadImage, Opener, Progress, predict
+from toolkit.items import Item
 from toolkit.predictions import Predictions
 from toolkit.sessions import open_session
 from toolkit.store import Store
@@ -128,7 +129,7 @@ def _predicted(
 ) -> tuple[dict[str, dict[str, Predictions]], Sequence[BadImage]]:
     """The tables by model (or "" for all together), and the images that were left out."""
     views = ensembling.views_for(exports, passing.tta)
-    outcome = predict(exports, views, items, Store(frame.path("store")), **passing.how)
+    outcome = predict(exports, views, items, Store(frame.path("store")), boxes=frame.boxes, **passing.how)
     if outcome.bad and not skip:
         raise _bad_images(outcome.bad)
     good = {item.id for item in outcome.items}

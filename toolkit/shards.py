@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit import files, images, voting
+from toolkit.boxes import Box
 from toolkit.cards import Card, Preprocess
 from toolkit.errors import DeviceError, ImageError, ModelError, ToolkitError
 from toolkit.sessions import F32, PROVIDERS, U8, probabilities
@@ -83,6 +84,7 @@ class Job:
     device: str
     models: tuple[Model, ...]
     paths: tuple[str, ...]
+    boxes: Mapping[str, Sequence[Box | None]] = field(default_factory=dict)  # by name, one per path
 
     def write(self, path: Path) -> Path:
         """Keep the job for the process that does it."""
@@ -93,7 +95,8 @@ class Job:
         """Read what `write` wrote."""
         raw = json.loads(path.read_text(encoding="utf-8"))
         models = tuple(Model(**(model | {"views": tuple(model["views"])})) for model in raw["models"])
-        return cls(**(raw | {"models": models, "paths": tuple(raw["paths"])}))
+        boxes = {name: [box and Box(*box) for box in every] for name, every in raw["boxes"].items()}
+        return cls(**(raw | {"models": models, "paths": tuple(raw["paths"]), "boxes": boxes}))
 
 
 def work(job: Job) -> None:
@@ -195,7 +198,7 @@ class _Pixels:
     """The images of a shard as all views of its models want them: decoded once, then kept on disk where there is room."""
 
     def __init__(self, job: Job, folder: Path) -> None:
-        self.paths = job.paths
+        self.paths, self.boxes = job.paths, job.boxes
         self.bad = folder / BAD
         self._known = {line["image"] for line in _bad_lines(self.bad)}
         wanted = _cuts(job.models)
@@ -257,7 +260,8 @@ class _Pixels:
             }
             found = {}
             for p, cuts in wanted.items():
-                made = images.cuts(decoded[p.orientation], p, cuts, implementation="pillow", where=where)
+                box = self.boxes[p.box][row] if p.box else None
+                made = images.cuts(decoded[p.orientation], p, cuts, box=box, implementation="pillow", where=where)
                 found.update({(p, cut): pixels for cut, pixels in zip(cuts, made, strict=True)})
             return found
         except ImageError as error:

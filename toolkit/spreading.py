@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from toolkit import boxes as boxing
 from toolkit import graphs
+from toolkit.boxes import Boxes, Plain
 from toolkit.graphs import Export
-from toolkit.inference import Item, Progress, predict
+from toolkit.inference import Progress, predict
+from toolkit.items import Item
 from toolkit.providers import gpu_count
 from toolkit.runners import RUNNERS, Job
 from toolkit.sessions import Session, open_session
@@ -31,6 +34,7 @@ def fill(
     key: str = "fp32",
     files: Mapping[str, Path] | None = None,
     batch: int | None = None,
+    boxes: Boxes = boxing.NONE,
     workers: int = 0,
     shard: int = SHARD,
     runner: str = "processes",
@@ -54,10 +58,13 @@ def fill(
         str(store),
         (device, precision, key, batch, tuple(opened.items())),
     )
-    jobs = (
-        Job("toolkit.spreading:work", (*common, tuple((item.id, str(item.path)) for item in items[start : start + shard])))
-        for start in range(0, len(items), shard)
-    )
+    names = sorted({export.card.preprocess.box for export in exports})
+
+    def job(start: int) -> Job:
+        part = tuple((item.id, str(item.path)) for item in items[start : start + shard])
+        return Job("toolkit.spreading:work", (*common, part, boxes.plain(names, part)))
+
+    jobs = (job(start) for start in range(0, len(items), shard))
     done = passes = 0
     for count, made in RUNNERS[runner](jobs, workers=workers or max(gpus, 1), gpus=gpus):
         done, passes = done + count, passes + made
@@ -72,6 +79,7 @@ def work(
     store: str,
     how: tuple[str, str, str, int | None, tuple[tuple[str, str], ...]],
     items: Sequence[tuple[str, str]],
+    boxes: Plain = (),
 ) -> tuple[int, int]:
     """One shard in a worker: (images, passes). Sessions stay open for the next one."""
     device, precision, key, batch, files = how
@@ -87,6 +95,7 @@ def work(
         device=device,
         batch=batch,
         precision=key,
+        boxes=Boxes.of_plain(boxes),
         opener=opener,
     )
     return len(items), outcome.passes

@@ -8,18 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from toolkit import boxes as boxing
 from toolkit import graphs, sharing
+from toolkit.boxes import Boxes
 from toolkit.deciding import Deciding
 from toolkit.errors import DataError, ModelError
 from toolkit.graphs import Export
-from toolkit.inference import Items, Outcome, Progress, predict
+from toolkit.inference import Outcome, Progress, predict
+from toolkit.items import Items
 from toolkit.keeping import Keeping, announced_size
 from toolkit.store import Store
 
 ANNOUNCED = 100_000_000  # bytes from which what the store takes is worth a line before the work
 
 Views = Mapping[str, Sequence[str]]
-Fill = Callable[[Sequence[Export], Views, Items, Path, Progress | None], int]  # … and the store's folder → passes made
+Fill = Callable[[Sequence[Export], Views, Items, Path, Boxes, Progress | None], int]  # Path: the store's folder; → passes made
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,7 @@ def stage(
     store: Store,
     *,
     keeping: Keeping,
+    boxes: Boxes = boxing.NONE,
     deadline: float | None = None,
     deciding: Deciding | None = None,
     announce: Callable[[str], object] | None = None,
@@ -70,9 +74,10 @@ def stage(
     if announce and (size := announced_size(exports, views, len(items), keeping)) >= ANNOUNCED:
         announce(f"The store may grow by {size / 1e9:,.1f} GB ({_smaller(exports, views, len(items), keeping)})")
     if deadline is not None:
-        return _until(exports, views, share, items, store, deadline, keeping=keeping, progress=progress, **how)
-    filled = fill(exports, views, items, store.root, progress) if fill and deciding is None and keeping == Keeping() else 0
-    outcome = predict(exports, views, items, store, keeping=keeping, plan=deciding, progress=progress, **how)
+        return _until(exports, views, share, items, store, deadline, keeping=keeping, boxes=boxes, progress=progress, **how)
+    whole = deciding is None and keeping == Keeping()
+    filled = fill(exports, views, items, store.root, boxes, progress) if fill and whole else 0
+    outcome = predict(exports, views, items, store, keeping=keeping, boxes=boxes, plan=deciding, progress=progress, **how)
     outcome = replace(outcome, passes=outcome.passes + filled)
     return Staged(outcome, exports, share, (), deciding if deciding is not None and not deciding.off else None)
 

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -173,6 +173,47 @@ class Table:
         self._indexed = len(sizes)
         name = hashlib.blake2b(keys.tobytes(), digest_size=16).digest()
         self._lookup = self.lookups.setdefault(name, _Lookup(keys))
+
+
+@dataclass(frozen=True, eq=False)
+class Renamed:
+    """A table whose rows stand under other digests than those it is asked with: `names` leads from these to those.
+
+    Models that look at different boxes of an image share no row of it, while the caller has one digest for the image.
+    """
+
+    table: Table
+    names: Mapping[bytes, bytes]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def present(self, digests: Digests) -> NDArray[np.bool_]:
+        """See `Table.present`."""
+        return self.table.present(self._named(digests))
+
+    def gather(self, digests: Digests) -> F32:
+        """See `Table.gather`.
+
+        Raises:
+            StoreError: a digest has no row.
+        """
+        return self.table.gather(self._named(digests))
+
+    def add(self, digests: Digests, values: F32) -> None:
+        """See `Table.add`.
+
+        Raises:
+            StoreError: see there.
+        """
+        self.table.add(self._named(digests), values)
+
+    def refresh(self) -> None:
+        """See `Table.refresh`."""
+        self.table.refresh()
+
+    def _named(self, digests: Digests) -> Digests:
+        return np.array([self.names[digest] for digest in digests.tolist()], dtype=DIGEST)
 
 
 class Store:

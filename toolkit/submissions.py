@@ -348,6 +348,8 @@ def inputs(competition: Competition, found: evidence.Evidence) -> dict[str, Path
     """What a submission depends on besides predictions, sample and competition file."""
     given = {"train": competition.path(competition.train.table), "split": competition.path("split.csv")}
     given |= {"test": competition.path(competition.test.table)} if competition.test.table else {}
+    told = {table for boxes in competition.boxes_of.values() for table in (boxes.train, boxes.test) if table}
+    given |= {f"boxes/{Path(table).stem}": competition.path(table) for table in sorted(told)}
     return given | {f"oof/{path.stem}": path for path in found.paths}
 
 

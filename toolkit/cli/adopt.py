@@ -52,6 +52,7 @@ class _Size(click.ParamType[tuple[int, int]]):
 @click.option("--multilabel", is_flag=True, help="Each class is a yes or no of its own.")
 @click.option("--resize", type=click.Choice(["squash", "crop"]), help="Resize whole (default), or cut the centre.")
 @click.option("--crop-pct", type=float, help="Share of the shorter side that the crop takes, as timm says it.")
+@click.option("--box", default="", help="What is cut out of an image first: a box of competition.toml, or shares of its sides.")
 @click.option("--interpolation", type=click.Choice(["nearest", "bilinear", "bicubic"]), help="Default bilinear.")
 @click.option(
     "--class-map", "mapping", type=click.Path(path_type=Path), help="Drop, merge, rename: CSV (from,to), JSON or TOML."

@@ -20,6 +20,7 @@ from toolkit.cli import options
 )
 @click.option("--size", type=click.IntRange(1), help="Input side in pixels; default timm's for the model.")
 @click.option("--resize", type=click.Choice(["crop", "squash"]), help="Cut the centre, or resize whole; default timm's.")
+@click.option("--box", default="", help="What is cut out of an image first: a box of competition.toml, or shares of its sides.")
 @click.option("--interpolation", type=click.Choice(["bilinear", "bicubic"]), help="Default timm's for the model.")
 @click.option("--mean", type=(float, float, float), help="Normalisation in units of pixel / 255; default timm's.")
 @click.option("--std", type=(float, float, float), help="Normalisation in units of pixel / 255; default timm's.")

@@ -83,6 +83,7 @@ def card(said: Card) -> str:
     for output in said.outputs:
         names = ", ".join(output.classes[:12]) + (f", … ({len(output.classes)} classes)" if len(output.classes) > 12 else "")
         lines.append(f"Target    {output.target}: {names} ({output.activation})")
+    cut = f"box {pixels.framed}, {cut}" if pixels.framed else cut
     lines.append(f"Pixels    {pixels.size[0]}×{pixels.size[1]} {pixels.colour}, {cut}, {pixels.interpolation}")
     lines.append(f"Inside    mean {_numbers(said.mean)}, std {_numbers(said.std)}")
     if said.score is not None:

@@ -8,7 +8,6 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit import files, images
+from toolkit.boxes import Box
 from toolkit.cards import Preprocess
 from toolkit.errors import StoreError
 from toolkit.indexes import ImageIndex
@@ -57,44 +57,55 @@ class Mapped:
 class Undecoded:
     """Images that are read and decoded each time they are asked for: uint8 (3, H, W), or (n, 3, H, W) for several rows."""
 
-    def __init__(self, paths: Sequence[Path], preprocess: Preprocess) -> None:
+    def __init__(self, paths: Sequence[Path], preprocess: Preprocess, boxes: Sequence[Box | None] = ()) -> None:
         self.paths, self.preprocess = list(paths), preprocess
+        self.boxes = list(boxes) or [None] * len(self.paths)
         self.shape = (len(self.paths), 3, *preprocess.size)
         self.dtype = np.dtype(np.uint8)
         self._home = os.getpid()
 
     def __getitem__(self, rows: Any) -> NDArray[np.uint8]:
         if isinstance(rows, int | np.integer):
-            return images.load(self.paths[rows], self.preprocess)
-        wanted = [self.paths[row] for row in np.arange(len(self.paths))[rows]]
-        load = partial(images.load, preprocess=self.preprocess)
+            return self._load(int(rows))
+        wanted = np.arange(len(self.paths))[rows].tolist()
         if os.getpid() != self._home or len(wanted) < 2:  # in a loader's worker: there is one per core already
-            return np.stack([load(path) for path in wanted])
+            return np.stack([self._load(row) for row in wanted])
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the GIL
-            return np.stack(list(pool.map(load, wanted)))
+            return np.stack(list(pool.map(self._load, wanted)))
+
+    def _load(self, row: int) -> NDArray[np.uint8]:
+        return images.load(self.paths[row], self.preprocess, box=self.boxes[row])
 
 
-def decoded(root: Path, paths: Sequence[Path], preprocess: Preprocess, *, say: Say, progress: Progress | None = None) -> Pixels:
-    """The images as a memory-mapped uint8 array (N, 3, H, W) below `root`/cache, made first where it is not there.
+def decoded(
+    root: Path,
+    paths: Sequence[Path],
+    preprocess: Preprocess,
+    boxes: Sequence[Box | None] = (),
+    *,
+    say: Say,
+    progress: Progress | None = None,
+) -> Pixels:
+    """The images (or what lies in their `boxes`) as a memory-mapped uint8 array (N, 3, H, W) below `root`/cache.
 
-    Its name is the digest of the images' contents in order and of everything that makes their pixels, so that every fold and
-    run on the same images finds it and a changed image does not. It may be larger than the memory. `say` is told the size
-    before it is built.
+    It is made first where it is not there. Its name is the digest of the images' contents and boxes in order and of everything
+    that makes their pixels, so that every fold and run on the same images finds it and a changed image does not. It may be
+    larger than the memory. `say` is told the size before it is built.
 
     Raises:
         ImageError: an image that cannot be read.
         StoreError: the disk is too small for it, or cannot be written.
     """
-    path = root / "cache" / f"pixels-{_key(root, paths, preprocess)}.npy"
+    path = root / "cache" / f"pixels-{_key(root, paths, preprocess, boxes)}.npy"
     if not path.exists():
         shape = (len(paths), 3, *preprocess.size)
         size = int(np.prod(shape, dtype=np.int64))
         say(f"decoding {len(paths):,} images once into {path} ({_bytes(size)})")
         files.sweep(root / "cache")
         room(path, size)
-        load = partial(images.load, preprocess=preprocess)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            store(path, shape, np.uint8, (np.stack(list(pool.map(load, part))) for part in _parts(paths)), progress)
+        source = Undecoded(paths, preprocess, boxes)
+        parts = (source[start : start + CHUNK] for start in range(0, len(paths), CHUNK))
+        store(path, shape, np.uint8, parts, progress)
     return Mapped(path)
 
 
@@ -143,7 +154,7 @@ def room(path: Path, size: int) -> None:
         )
 
 
-def _key(root: Path, paths: Sequence[Path], preprocess: Preprocess) -> str:
+def _key(root: Path, paths: Sequence[Path], preprocess: Preprocess, boxes: Sequence[Box | None]) -> str:
     index = ImageIndex(root / "store" / "images.npz")
     found, known = index.known(paths)
 
@@ -158,13 +169,9 @@ def _key(root: Path, paths: Sequence[Path], preprocess: Preprocess) -> str:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found[unknown] = list(pool.map(digest, unknown))
     index.save()
-    content = found.tobytes()
+    content = found.tobytes() + (repr(list(boxes)).encode() if any(boxes) else b"")
     said = f"{preprocess.digest} {images.implementation_tag()} {len(paths)} ".encode()
     return hashlib.blake2b(said + content, digest_size=8).hexdigest()
-
-
-def _parts(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
-    return (paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK))
 
 
 def _bytes(size: int) -> str:

@@ -93,6 +93,8 @@ class Plan:
             "classes": self.target.classes,
         }
         shared |= {"labels_fix": corrected} if (corrected := fixes.digest(self.competition)) else {}
+        if box := self.preprocess.box:
+            shared["boxes"] = self.competition.boxes.digest(box, set(self.split.ids))
         shared |= {f"architecture.{name}": value for name, value in self.architecture.items()}
         user = {name: str(value).rpartition(":")[0] for name, value in every.items() if ".py:" in str(value)}
         every |= {f"{name} content": files.sha256(Path(path))[:16] for name, path in user.items() if Path(path).is_file()}

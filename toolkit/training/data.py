@@ -184,7 +184,8 @@ def decode(
     every fold.
 
     Raises:
-        ImageError: an image that cannot be read.
+        ImageError: an image that cannot be read, or that has no box of the name that `preprocess` says.
+        CompetitionError: no such boxes, or a table of them that cannot be read.
         TrainingError: several images of one id.
         StoreError: the disk is too small for the cache.
     """
@@ -200,9 +201,10 @@ def decode(
         found = [pair for pair in found if pair[0] in wanted]
     ids, paths = tuple(name for name, _ in found), [path for _, path in found]
     labels = truth.align(ids).decided
+    boxes = [competition.boxes.of(preprocess.box, *pair) for pair in found] if preprocess.box else []
     if not cache:
-        return Samples(ids, Undecoded(paths, preprocess), labels)
-    return Samples(ids, decoded(root or competition.root, paths, preprocess, say=say, progress=progress), labels)
+        return Samples(ids, Undecoded(paths, preprocess, boxes), labels)
+    return Samples(ids, decoded(root or competition.root, paths, preprocess, boxes, say=say, progress=progress), labels)
 
 
 def loader(

@@ -39,8 +39,16 @@ def start(architecture: Mapping[str, Any], *, pretrained: bool, weights: str = "
     return model
 
 
-def pixels(name: str, size: int, resize: Literal["squash", "crop"] = "squash") -> tuple[Preprocess, Triple, Triple]:
-    """The evaluation pixels that a network was trained for, brought to `size`, and its mean and std in units of pixel / 255."""
+def pixels(
+    name: str, size: int, resize: Literal["squash", "crop"] = "squash", box: str = ""
+) -> tuple[Preprocess, Triple, Triple]:
+    """The evaluation pixels that a network was trained for, brought to `size`, and its mean and std in units of pixel / 255.
+
+    `box` is what is cut out first, as `cards.frame` reads it.
+
+    Raises:
+        CardError: no such box.
+    """
     import timm
 
     config: Any = timm.models.get_pretrained_cfg(name) if networks.timms(name) else None
@@ -48,7 +56,8 @@ def pixels(name: str, size: int, resize: Literal["squash", "crop"] = "squash") -
     filters = {"bilinear": "bilinear", "bicubic": "bicubic"}
     interpolation: Any = filters.get(config.interpolation, "bilinear") if config else "bilinear"
     shorter = max(size, ceil(size / (config.crop_pct if config else 0.875))) if resize == "crop" else None
-    return Preprocess((size, size), resize, shorter, interpolation=interpolation), tuple(mean), tuple(std)
+    made = Preprocess((size, size), resize, shorter, interpolation=interpolation).framing(box)
+    return made, tuple(mean), tuple(std)
 
 
 def preparation(name: str) -> Prepare:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from toolkit import images, inference, members, tables
 from toolkit.errors import AlignmentError, TrainingError, few
 from toolkit.graphs import Export
-from toolkit.inference import Item
+from toolkit.items import Item
 from toolkit.store import Store
 from toolkit.training.caching import decoded
 from toolkit.training.data import Rows, Samples
@@ -157,7 +157,8 @@ def _label(plan: Plan, fold: int | None, device: str) -> tuple[Rows, Report]:
     if not len(kept):
         return Rows(Samples((), np.zeros((0, 3, 1, 1), np.uint8), np.zeros((0, said.shape[1]), np.float32)), kept), report
     chosen = [items[i].path for i in kept]
-    pixels = decoded(plan.competition.root, chosen, plan.preprocess, say=lambda _text: None)
+    boxes = [plan.competition.boxes.of(plan.preprocess.box, str(path), path) for path in chosen]
+    pixels = decoded(plan.competition.root, chosen, plan.preprocess, boxes, say=lambda _text: None)
     samples = Samples(tuple(map(str, chosen)), pixels, said[kept].astype(np.float32))
     return Rows(samples, np.arange(len(kept))), report
 
@@ -165,7 +166,8 @@ def _label(plan: Plan, fold: int | None, device: str) -> tuple[Rows, Report]:
 def _predict(plan: Plan, exports: Sequence[Export], items: Sequence[Item], device: str) -> tuple[list[Item], F64, int]:
     """The usable items, the exports' mean probabilities of them (n, C) in the target's class order, and the number unusable."""
     store = Store(plan.competition.path("store"))
-    outcome = inference.predict(exports, {export.digest: ("id",) for export in exports}, items, store, device=device)
+    views, boxes = {export.digest: ("id",) for export in exports}, plan.competition.boxes
+    outcome = inference.predict(exports, views, items, store, boxes=boxes, device=device)
     found = []
     for export in exports:
         output = members.output_of(export, plan.target.name)
