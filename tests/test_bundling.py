@@ -277,7 +277,7 @@ def test_the_agreement_would_tell_if_the_pixels_differed(packed, workspace, monk
     monkeypatch.setattr(
         images,
         "cuts",
-        lambda image, *wanted, implementation, where: plain(image // (1 + 7 * (implementation == "pillow")), *wanted),
+        lambda image, *wanted, implementation, where, box: plain(image // (1 + 7 * (implementation == "pillow")), *wanted),
     )
     shutil.rmtree(workspace / "store")
     (workspace / "split.csv").unlink()
