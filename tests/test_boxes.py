@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from conftest import CLASSES, card, draw, network
 from PIL import Image
 
-from toolkit import bundling, cards, conversion, ensembling, explaining, images, predicting, spreading, tables
+from toolkit import adopting, bundling, cards, conversion, ensembling, explaining, images, predicting, spreading, tables
 from toolkit.boxes import FORMS, Box, BoxTable
 from toolkit.cards import Preprocess
 from toolkit.cli import cli
@@ -26,11 +26,13 @@ from toolkit.competition import Competition, Images, Target
 from toolkit.errors import CardError, CompetitionError, ImageError
 from toolkit.exporting import export
 from toolkit.folds import Split, make
+from toolkit.foreign import Asked
 from toolkit.graphs import read
 from toolkit.inference import predict
 from toolkit.items import Item
 from toolkit.keeping import merge
 from toolkit.members import find_exports, output_of, read_exports
+from toolkit.sessions import open_session
 from toolkit.store import Store
 from toolkit.training.data import decode
 
@@ -399,3 +401,21 @@ def test_boxes_of_a_folder_are_found_by_their_files(meadow, folds):
     np.testing.assert_array_equal(tables.read_table(out).predictions["label"].values, expected.values)
     with pytest.raises(ImageError, match="has no box 'bug'"):
         predicting.run(meadow, find_exports([BUGS], base=meadow.root), str(meadow.path("cut")), out)
+
+
+def test_models_from_elsewhere_are_given_a_box(meadow, folds):
+    done = adopting.adopt(folds / "bug.fold0.onnx", Asked(CLASSES, member="theirs", box="bug"), meadow)
+    assert done.card.preprocess == BUG
+    cut = np.stack([images.load(meadow.path("cut", "train", path.name), WHOLE) for _, path in meadow.images("train")])
+    session = open_session({"m": folds / "bug.fold0.onnx"}, device="cpu")
+    said = session.run(session.place(cut), "id", ["m"])["m"].argmax(axis=1)
+    assert done.accuracy == np.mean(said == meadow.truth()["label"].decided)
+    import timm
+    from safetensors.torch import save_file
+
+    save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), meadow.path("mine.safetensors"))
+    words = ["export", "mine.safetensors", "--model", "test_resnet", "--size", "32", "--resize", "squash", "--member", "mine"]
+    ran = CliRunner().invoke(cli, [*words, "--box", "bug+0.1"])
+    assert ran.exit_code == 0, ran.output
+    assert read(meadow.path("folds", "mine.all.onnx")).card.preprocess.framed == "bug+0.1"
+    assert CliRunner().invoke(cli, [*words, "--force", "--box", "eye"]).exit_code == 1
