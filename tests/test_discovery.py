@@ -4,12 +4,14 @@ import csv
 import itertools
 import os
 import random
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from toolkit.boxes import BoxTable
 from toolkit.competition import FILE, Competition
 from toolkit.deduction import Wishes
 from toolkit.discovery import discover, factors
@@ -526,3 +528,25 @@ def test_factors():
     }  # fmt: skip
     with pytest.raises(CompetitionError):
         factors(["a=1,2", "a=1,2"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "form", "box"),
+    [
+        ("xmin,ymin,xmax,ymax", "corners", ["xmin", "ymin", "xmax", "ymax"]),
+        ("bbox_y,bbox_x,bbox_h,bbox_w", "size", ["bbox_x", "bbox_y", "bbox_w", "bbox_h"]),
+        ("X Center,Y Center,width,height", "centre", ["X Center", "Y Center", "width", "height"]),
+        ("x1,x2,y1,age", "", []),
+    ],
+)
+def test_columns_that_look_like_a_box_are_pointed_out(tmp_path, columns, form, box):
+    kaggle(tmp_path)
+    rows = [(f"{i:05d}", i, i + 1, i + 20, i + 30, KINDS[i % 3]) for i in range(12)]
+    table(tmp_path / "train.csv", f"id,{columns},label", rows)
+    discovery = discover(tmp_path, replace(ACCURACY, target=("label",)))
+    said = [line for line in discovery.lines if "[boxes.NAME]" in line]
+    assert len(said) == bool(box)
+    if box:
+        assert f'form = "{form}"' in said[0]
+        text = said[0].split("columns = ")[1].split("]")[0] + "]"
+        assert BoxTable(tomllib.loads(f"columns = {text}")["columns"], form).columns == tuple(box)

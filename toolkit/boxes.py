@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,6 +81,31 @@ class BoxTable:
             said = ", ".join(f"{name} {cell}" for name, cell in zip(FORMS[self.form], cells, strict=True))
             raise CompetitionError(f"{where}: {said} has no area", hint=f"The form is {self.form!r}: is that so?")
         return box
+
+
+def likely(columns: Sequence[str]) -> BoxTable | None:
+    """The box that four columns seem to say by their names, as xmin, ymin, xmax, ymax or bbox_x, bbox_y, bbox_w, bbox_h."""
+    plain = {_AROUND.sub("", name.casefold()).replace("_", "").replace(" ", ""): name for name in columns}
+    for form, names in _USUAL:
+        if set(names) <= set(plain):
+            return BoxTable(tuple(plain[name] for name in names), form)
+    return None
+
+
+_AROUND = re.compile(r"^(bbox|bb|box|roi)[_ .]?|[_ .]?(bbox|box|px)$")
+_USUAL = (
+    ("corners", ("xmin", "ymin", "xmax", "ymax")),
+    ("corners", ("x1", "y1", "x2", "y2")),
+    ("corners", ("x0", "y0", "x1", "y1")),
+    ("corners", ("left", "top", "right", "bottom")),
+    ("corners", ("minx", "miny", "maxx", "maxy")),
+    ("size", ("x", "y", "w", "h")),
+    ("size", ("x", "y", "width", "height")),
+    ("size", ("left", "top", "width", "height")),
+    ("size", ("xmin", "ymin", "width", "height")),
+    ("centre", ("cx", "cy", "w", "h")),
+    ("centre", ("xcenter", "ycenter", "width", "height")),
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit import csvs, deduction, files, locating, patterns
+from toolkit import boxes, csvs, deduction, files, locating, patterns
 from toolkit.competition import FILE, Competition, Images
 from toolkit.deduction import Findings, Tables, Wishes
 from toolkit.errors import CompetitionError, few
@@ -342,6 +342,12 @@ def _say_columns(train: _Source, wishes: Wishes, key: str, targets: Iterable[Any
     findings.say(f"group column: {wishes.group}" if wishes.group else f"group column: none, use --group{hint}")
     if wishes.extra:
         findings.say(f"extra rows: marked in column {wishes.extra}")
+    if box := boxes.likely([str(name) for name in train.frame.columns]):
+        said = ", ".join(f'"{name}"' for name in box.columns)
+        findings.say(
+            f'box columns, it seems: to cut them out, add [boxes.NAME] with columns = [{said}] and form = "{box.form}", '
+            f"train with --box NAME"
+        )
 
 
 def _written(path: Path, root: Path) -> str:
