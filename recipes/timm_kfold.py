@@ -20,6 +20,7 @@ from torch import nn
 from toolkit.cli.recipes import Recipe, common, folds_of, follow, results, settings
 from toolkit.competition import Competition
 from toolkit.training import Fold, Plan, augment, fit, limited, loader, losses, models, schedules, setting
+from toolkit.training.choosing import described
 from toolkit.training.pseudo import SelfTraining
 
 
@@ -35,27 +36,25 @@ class Config(SelfTraining):
     resize: str = setting("squash", "Squash the whole image, or cut its centre.", choices=("squash", "crop"))
     tune: str = setting("all", "What learns: see recipes/README.md.", choices=models.TUNES)
     epochs: int = setting(10, "Passes over the training images.", minimum=1)
-    lr: float = setting(1e-3, "The highest learning rate, of the head.", minimum=0)
-    layer_decay: float = setting(1.0, "The rate of each stage further from the head, as a share of the one before.", minimum=0)
+    lr: float = setting(1e-3, "The highest learning rate, of the head.", minimum=1e-12)
+    layer_decay: float = setting(1.0, "The rate of each stage, as a share of the next one's.", minimum=0.01, maximum=1)
     optimiser: str = setting("adamw", "A name that timm's factory knows: sgd, adam, adamw, lamb ...")
     weight_decay: float = setting(0.05, "For AdamW apart from the gradient.", minimum=0)
-    schedule: str = setting("cosine", "How the rate runs.", choices=tuple(schedules.SCHEDULES))
+    schedule: str = setting("cosine", f"How the rate runs: {described(schedules.SCHEDULES)} (step:every=3,gamma=0.5).")
     warmup: float = setting(0.0, "Epochs in which the rate climbs.", minimum=0)
-    loss: str = setting("auto", f"One of {', '.join(losses.LOSSES)}, or file.py:function.")
-    smoothing: float = setting(0.0, "Label smoothing.", minimum=0)
+    loss: str = setting("auto", f"One of {described(losses.LOSSES)} (focal:gamma=1.5), or file.py:function.")
+    smoothing: float = setting(0.0, "Label smoothing.", minimum=0, maximum=1)
     augment: str = setting("auto", f"One of {', '.join(augment.PRESETS)}, or file.py:function.  auto: light; none for a head.")
     flip: bool = setting(True, "Presets mirror images: not where a mirrored image is another class.")
-    erase: float = setting(0.0, "Probability that a rectangle is blanked.", minimum=0)
+    erase: float = setting(0.0, "Probability that a rectangle is blanked.", minimum=0, maximum=1)
     mixup: float = setting(0.0, "Alpha of mixup; 0 for none.", minimum=0)
     cutmix: float = setting(0.0, "Alpha of CutMix; 0 for none.", minimum=0)
     batch_size: int | str = setting(64, "Images at once.  auto: as many as have memory.", choices=("auto",), minimum=2)
     accumulate: int = setting(1, "Batches per step of the optimiser.", minimum=1)
-    effective_batch: int = setting(
-        0, "Images per step, however many fit at once.  [default: batch size x accumulate]", minimum=0
-    )
+    effective_batch: int = setting(0, "Images per step; 0: batch size x accumulate.", minimum=0)
     precision: str = setting("auto", "Arithmetic on the device.", choices=("auto", "fp32", "bf16", "fp16"))
     clip: float = setting(0.0, "Largest norm of the gradient; 0 for any.", minimum=0)
-    ema: float = setting(0.0, "Decay of averaged weights; 0 for none, 0.999 for long runs.", minimum=0)
+    ema: float = setting(0.0, "Decay of averaged weights; 0 for none, 0.999 for long runs.", minimum=0, maximum=0.99999)
     compile: bool = setting(False, "torch.compile the network.")
     sampler: str = setting("shuffled", "weighted: every class equally often.", choices=("shuffled", "weighted"))
     select: str = setting(
@@ -79,7 +78,8 @@ def architecture(config: Config, classes: int) -> dict[str, object]:
 def train_fold(config: Config, fold: Fold) -> nn.Module:
     """Start from pretrained weights, let the layers learn that should, and return what the schedule ends in."""
     classes = len(fold.classes)
-    model = models.start(architecture(config, classes), pretrained=config.pretrained, weights=config.weights)
+    said = architecture(config, classes)
+    model = models.start(said, pretrained=config.pretrained, weights=config.weights, size=config.size)
     tuning = models.Tuning(config.tune, model, config.epochs)
     prepare = models.preparation(config.model)
     preset = config.augment if config.augment != "auto" else "none" if config.tune == "head" else "light"
