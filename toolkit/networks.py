@@ -100,24 +100,30 @@ def stage_of(parameter: str, stages: Sequence[str]) -> int:
     return next((i for i, stage in enumerate(stages) if parameter.startswith(f"{stage}.")), 0)
 
 
-def parts(model: torch.nn.Module, head: str = "", above: str = "") -> Iterator[str]:
-    """Names of the parts that hold parameters, in order; rows of blocks, and what holds them or the head, are taken apart."""
-    for name, child in model.named_children():
-        path = f"{above}{name}"
-        if not any(True for _ in child.parameters()):
+def parts(model: torch.nn.Module, head: str = "") -> Iterator[str]:
+    """Names of the parts that hold parameters, in order: rows of blocks, and what holds them or the head, are taken apart."""
+    return _parts(model, head, "", sum(p.numel() for p in model.parameters()) / 2, in_row=False)
+
+
+def _parts(module: torch.nn.Module, head: str, above: str, half: float, *, in_row: bool) -> Iterator[str]:
+    """Below `module`; in a row only rows are taken apart further, elsewhere also what has a row and half of all parameters."""
+    for name, child in module.named_children():
+        path, size = f"{above}{name}", sum(p.numel() for p in child.parameters())
+        if not size:
             continue
-        if head.startswith(f"{path}.") or name == "inner" or any(map(_row, (child, *child.children()))):
-            yield from parts(child, head, f"{path}.")
+        holder = not in_row and size > half and any(map(_row, child.children()))
+        if head.startswith(f"{path}.") or name == "inner" or holder or _row(child):
+            yield from _parts(child, head, f"{path}.", half, in_row=in_row or _row(child))
         else:
             yield path
 
 
 def _row(module: torch.nn.Module) -> bool:
-    """Whether it is a row of blocks."""
+    """Whether it is a row of blocks, and no block of single layers."""
     import torch
 
-    blocks = list(module.children()) if isinstance(module, torch.nn.Sequential | torch.nn.ModuleList) else []
-    return bool(blocks) and all(list(block.children()) for block in blocks)
+    ordered = isinstance(module, torch.nn.Sequential | torch.nn.ModuleList)
+    return ordered and any(list(block.children()) for block in module.children())
 
 
 def load_weights(model: torch.nn.Module, state: Mapping[str, torch.Tensor], *, where: str) -> tuple[str, ...]:

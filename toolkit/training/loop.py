@@ -210,7 +210,7 @@ def _said_by_workers() -> Iterator[None]:
         if not error.message.startswith("Caught "):
             raise
         _, _, said = error.message.strip().splitlines()[-1].partition(": ")
-        raise type(error)(said, hint="It happened in a worker: --workers 0 says more.") from error
+        raise type(error)(said) from error
 
 
 @contextmanager
