@@ -12,6 +12,8 @@ from typing import Any
 from toolkit import files
 from toolkit.errors import ModelError, ToolkitError
 
+_MODULE = "_user_"  # begins the names of modules made of users' files
+
 
 def user_function(place: str) -> Callable[..., Any]:
     """The function that "file.py:function" names; what it raises becomes a sentence that names its line.
@@ -23,7 +25,7 @@ def user_function(place: str) -> Callable[..., Any]:
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise ModelError(f"{path} does not exist", hint="Name a Python file and a function in it: file.py:function.")
-    module_name = f"_user_{files.sha256(file)[:16]}"  # one module per content, so that a changed file is read again
+    module_name = f"{_MODULE}{files.sha256(file)[:16]}"  # one module per content, so that a changed file is read again
     if module_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(module_name, file)
         assert spec is not None
@@ -48,7 +50,6 @@ def explained(function: Callable[..., Any], place: str) -> Callable[..., Any]:
     Raises:
         ModelError: when it is called and fails, but for want of memory, which others know how to answer.
     """
-    file = str(Path(place.rpartition(":")[0]).expanduser().resolve())
 
     @wraps(function)
     def called(*arguments: Any, **options: Any) -> Any:
@@ -59,16 +60,17 @@ def explained(function: Callable[..., Any], place: str) -> Callable[..., Any]:
         except Exception as error:
             if "memory" in str(error).lower():
                 raise
-            raise ModelError(f"{place}{_line(error, file)} failed: {type(error).__name__}: {first_line(error)}") from error
+            raise ModelError(f"{place}{_line(error)} failed: {type(error).__name__}: {first_line(error)}") from error
 
     return called
 
 
-def _line(error: BaseException, file: str) -> str:
-    """`, line 7` for the innermost line of a file that an error passed through."""
+def _line(error: BaseException) -> str:
+    """`, line 7,` for the innermost line of a user's file that an error passed through."""
     import traceback
 
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    own = {module.__file__ for name, module in list(sys.modules.items()) if name.startswith(_MODULE)}
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
     return f", line {lines[-1]}," if lines else ""
 
 
