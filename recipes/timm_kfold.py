@@ -2,10 +2,12 @@
 
 python recipes/timm_kfold.py --model resnet18 --size 224                       fine-tune on all folds of the workspace here
 python recipes/timm_kfold.py --model vit_small_patch16_224 --tune head         only its last layer, on cached features
-python recipes/timm_kfold.py --weights lite0.pth --model tf_efficientnet_lite0 weights from a file, where there is no network
+python recipes/timm_kfold.py --weights lite0.pth --model tf_efficientnet_lite0  from a file, where there is no network
 python recipes/timm_kfold.py --model net.py:build --loss loss.py:mine          your own nn.Module and loss
 python recipes/timm_kfold.py --batch-size auto --effective-batch 256           as many at once as fit, steps of 256
 python recipes/timm_kfold.py --summary                                         its modules, parameters and what is trainable
+
+Expected score, time and hardware: `benchmarks/fashion.py` runs it on Fashion-MNIST; benchmarks/RESULTS.md has the figures.
 """
 
 from __future__ import annotations
@@ -78,8 +80,7 @@ def architecture(config: Config, classes: int) -> dict[str, object]:
 def train_fold(config: Config, fold: Fold) -> nn.Module:
     """Start from pretrained weights, let the layers learn that should, and return what the schedule ends in."""
     classes = len(fold.classes)
-    said = architecture(config, classes)
-    model = models.start(said, pretrained=config.pretrained, weights=config.weights, size=config.size)
+    model = models.start(architecture(config, classes), pretrained=config.pretrained, weights=config.weights, size=config.size)
     tuning = models.Tuning(config.tune, model, config.epochs)
     prepare = models.preparation(config.model)
     preset = config.augment if config.augment != "auto" else "none" if config.tune == "head" else "light"
@@ -92,12 +93,10 @@ def train_fold(config: Config, fold: Fold) -> nn.Module:
     step = config.effective_batch or images * config.accumulate
     rows = head.rows if head else fold.training
     feed = loader(rows, step, workers=config.workers, augment=transform, weighted=config.sampler == "weighted")
-    count = min(len(feed), config.batches or len(feed))
     decay = config.layer_decay if config.layer_decay < 1 and not head else None
     optimiser = schedules.optimiser(config.optimiser, learner, config.lr, config.weight_decay, layer_decay=decay)
-    schedule, interval, plateau = schedules.make(
-        config.schedule, optimiser, epochs=config.epochs, steps_per_epoch=count, lr=config.lr, warmup=config.warmup
-    )
+    lasts = {"epochs": config.epochs, "steps_per_epoch": min(len(feed), config.batches or len(feed)), "warmup": config.warmup}
+    schedule, interval, plateau = schedules.make(config.schedule, optimiser, lr=config.lr, **lasts)
     trained = fit(
         learner,
         feed,

@@ -27,7 +27,11 @@ class _Enough(Exception):  # noqa: N818 - ends a rehearsal, is no error
 
 
 def rehearse(plan: Plan, train_fold: Callable[[Any, Fold], torch.nn.Module], fold: int | None, device: str) -> None:
-    """One epoch of `train_fold` on a few images of noise, in a folder that is thrown away; what it raises is raised."""
+    """One epoch of `train_fold` on a few images of noise, in a folder that is thrown away.
+
+    Raises:
+        ToolkitError: what `train_fold` cannot do with these settings.
+    """
     import torch
 
     def enough(*_: Any) -> None:
