@@ -26,6 +26,7 @@ from toolkit import networks, portraits
 from toolkit.cards import Preprocess
 from toolkit.cli.recipes import Recipe, common, follow, results, settings
 from toolkit.training import Fold, Plan, fit, heads, loader, losses, normalise
+from toolkit.training.choosing import described
 from toolkit.training.pseudo import SelfTraining
 from toolkit.training.settings import setting
 
@@ -34,7 +35,7 @@ SMALL = {"model_name": "resnet10t", "channels": [16, 32, 64, 96], "stem_width": 
 SIZES = tuple(len(classes) for classes in portraits.FACTORS.values())
 CROPS = ((0.35, 0.15, 0.85, 0.85), (0.1, 0.1, 0.9, 0.9), (0.1, 0.1, 0.75, 0.9))  # mask, gender, age: top, left, bottom, right
 HEADS = ("joint", "factored", "parts")
-LOSSES = [name for name, loss in losses.LOSSES.items() if not loss.multilabel]
+LOSSES = described({name: loss for name, loss in losses.LOSSES.items() if not loss.multilabel})
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Config(SelfTraining):
     model: str = setting("small", "A timm name, torchvision/NAME, file.py:function; small: a ResNet-10-T of a quarter width.")
     pretrained: bool = setting(False, "Begin from ImageNet weights.")
     heads: str = setting("factored", "One of 18, one per factor, or a network per factor.", choices=HEADS)
-    loss: str = setting("cross_entropy", "Of each factor where there are several heads, and added up.", choices=LOSSES)
+    loss: str = setting("cross_entropy", f"Of each head, added up: {LOSSES} (focal:gamma=1.5).")
     size: int = setting(64, "Height in pixels; the width is three quarters of it.", minimum=32)
     box: str = setting("", "Cut out first: a box of competition.toml (face, face+0.2), or shares: left,top,right,bottom.")
     epochs: int = setting(30, "A fixed number.", minimum=1)

@@ -25,12 +25,13 @@ from toolkit.cards import Preprocess
 from toolkit.cli.recipes import Recipe, common, follow, results, settings
 from toolkit.errors import TrainingError
 from toolkit.training import Fold, Plan, fit, loader, losses, normalise
+from toolkit.training.choosing import described
 from toolkit.training.pseudo import SelfTraining
 from toolkit.training.settings import setting
 
 MEAN = STD = (0.5, 0.5, 0.5)
 SMALL = {"model_name": "resnet10t", "channels": [16, 32, 64, 96], "stem_width": 16}  # 232,000 parameters
-LOSSES = [name for name, loss in losses.LOSSES.items() if loss.multilabel]
+LOSSES = described({name: loss for name, loss in losses.LOSSES.items() if loss.multilabel})
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Config(SelfTraining):
     seed: int = setting(0, "Of weights, order and augmentation.", minimum=0)
     model: str = setting("small", "A timm name, torchvision/NAME, file.py:function; small: a ResNet-10-T of a quarter width.")
     pretrained: bool = setting(False, "Begin from ImageNet weights.")
-    loss: str = setting("bce", "Asymmetric pays off where most labels are a no.", choices=LOSSES)
+    loss: str = setting("bce", f"One of {LOSSES}: asymmetric pays off where most labels are a no.")
     size: int = setting(48, "Height and width in pixels.", minimum=32)
     box: str = setting("", "Cut out first: a box of competition.toml (face, face+0.2), or shares: left,top,right,bottom.")
     epochs: int = setting(40, "A fixed number.", minimum=1)

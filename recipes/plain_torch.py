@@ -99,6 +99,8 @@ def train_fold(config: Config, fold: Fold) -> nn.Module:
         total = 0.0
         optimiser.zero_grad()
         for number, (images, labels) in zip(range(1, count + 1), loader, strict=False):
+            if fold.look:
+                fold.look(images)  # TensorBoard shows the first batch
             logits = model(images.to(fold.device))  # forward
             loss = F.cross_entropy(logits, labels.to(fold.device))
             (loss / config.accumulate).backward()  # gradients add up until the next zero_grad

@@ -2,10 +2,12 @@
 
 python recipes/timm_kfold.py --model resnet18 --size 224                       fine-tune on all folds of the workspace here
 python recipes/timm_kfold.py --model vit_small_patch16_224 --tune head         only its last layer, on cached features
-python recipes/timm_kfold.py --weights lite0.pth --model tf_efficientnet_lite0 weights from a file, where there is no network
+python recipes/timm_kfold.py --weights lite0.pth --model tf_efficientnet_lite0  from a file, where there is no network
 python recipes/timm_kfold.py --model net.py:build --loss loss.py:mine          your own nn.Module and loss
 python recipes/timm_kfold.py --batch-size auto --effective-batch 256           as many at once as fit, steps of 256
 python recipes/timm_kfold.py --summary                                         its modules, parameters and what is trainable
+
+Expected score, time and hardware: `benchmarks/fashion.py` runs it on Fashion-MNIST; benchmarks/RESULTS.md has the figures.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import nn
 from toolkit.cli.recipes import Recipe, common, folds_of, follow, results, settings
 from toolkit.competition import Competition
 from toolkit.training import Fold, Plan, augment, fit, limited, loader, losses, models, schedules, setting
+from toolkit.training.choosing import described
 from toolkit.training.pseudo import SelfTraining
 
 
@@ -36,27 +39,25 @@ class Config(SelfTraining):
     box: str = setting("", "Cut out first: a box of competition.toml (face, face+0.2), or shares: left,top,right,bottom.")
     tune: str = setting("all", "What learns: see recipes/README.md.", choices=models.TUNES)
     epochs: int = setting(10, "Passes over the training images.", minimum=1)
-    lr: float = setting(1e-3, "The highest learning rate, of the head.", minimum=0)
-    layer_decay: float = setting(1.0, "The rate of each stage further from the head, as a share of the one before.", minimum=0)
+    lr: float = setting(1e-3, "The highest learning rate, of the head.", minimum=1e-12)
+    layer_decay: float = setting(1.0, "The rate of each stage, as a share of the next one's.", minimum=0.01, maximum=1)
     optimiser: str = setting("adamw", "A name that timm's factory knows: sgd, adam, adamw, lamb ...")
     weight_decay: float = setting(0.05, "For AdamW apart from the gradient.", minimum=0)
-    schedule: str = setting("cosine", "How the rate runs.", choices=tuple(schedules.SCHEDULES))
+    schedule: str = setting("cosine", f"How the rate runs: {described(schedules.SCHEDULES)} (step:every=3,gamma=0.5).")
     warmup: float = setting(0.0, "Epochs in which the rate climbs.", minimum=0)
-    loss: str = setting("auto", f"One of {', '.join(losses.LOSSES)}, or file.py:function.")
-    smoothing: float = setting(0.0, "Label smoothing.", minimum=0)
+    loss: str = setting("auto", f"One of {described(losses.LOSSES)} (focal:gamma=1.5), or file.py:function.")
+    smoothing: float = setting(0.0, "Label smoothing.", minimum=0, maximum=1)
     augment: str = setting("auto", f"One of {', '.join(augment.PRESETS)}, or file.py:function.  auto: light; none for a head.")
     flip: bool = setting(True, "Presets mirror images: not where a mirrored image is another class.")
-    erase: float = setting(0.0, "Probability that a rectangle is blanked.", minimum=0)
+    erase: float = setting(0.0, "Probability that a rectangle is blanked.", minimum=0, maximum=1)
     mixup: float = setting(0.0, "Alpha of mixup; 0 for none.", minimum=0)
     cutmix: float = setting(0.0, "Alpha of CutMix; 0 for none.", minimum=0)
     batch_size: int | str = setting(64, "Images at once.  auto: as many as have memory.", choices=("auto",), minimum=2)
     accumulate: int = setting(1, "Batches per step of the optimiser.", minimum=1)
-    effective_batch: int = setting(
-        0, "Images per step, however many fit at once.  [default: batch size x accumulate]", minimum=0
-    )
+    effective_batch: int = setting(0, "Images per step; 0: batch size x accumulate.", minimum=0)
     precision: str = setting("auto", "Arithmetic on the device.", choices=("auto", "fp32", "bf16", "fp16"))
     clip: float = setting(0.0, "Largest norm of the gradient; 0 for any.", minimum=0)
-    ema: float = setting(0.0, "Decay of averaged weights; 0 for none, 0.999 for long runs.", minimum=0)
+    ema: float = setting(0.0, "Decay of averaged weights; 0 for none, 0.999 for long runs.", minimum=0, maximum=0.99999)
     compile: bool = setting(False, "torch.compile the network.")
     sampler: str = setting("shuffled", "weighted: every class equally often.", choices=("shuffled", "weighted"))
     select: str = setting(
@@ -80,7 +81,7 @@ def architecture(config: Config, classes: int) -> dict[str, object]:
 def train_fold(config: Config, fold: Fold) -> nn.Module:
     """Start from pretrained weights, let the layers learn that should, and return what the schedule ends in."""
     classes = len(fold.classes)
-    model = models.start(architecture(config, classes), pretrained=config.pretrained, weights=config.weights)
+    model = models.start(architecture(config, classes), pretrained=config.pretrained, weights=config.weights, size=config.size)
     tuning = models.Tuning(config.tune, model, config.epochs)
     prepare = models.preparation(config.model)
     preset = config.augment if config.augment != "auto" else "none" if config.tune == "head" else "light"
@@ -93,12 +94,10 @@ def train_fold(config: Config, fold: Fold) -> nn.Module:
     step = config.effective_batch or images * config.accumulate
     rows = head.rows if head else fold.training
     feed = loader(rows, step, workers=config.workers, augment=transform, weighted=config.sampler == "weighted")
-    count = min(len(feed), config.batches or len(feed))
     decay = config.layer_decay if config.layer_decay < 1 and not head else None
     optimiser = schedules.optimiser(config.optimiser, learner, config.lr, config.weight_decay, layer_decay=decay)
-    schedule, interval, plateau = schedules.make(
-        config.schedule, optimiser, epochs=config.epochs, steps_per_epoch=count, lr=config.lr, warmup=config.warmup
-    )
+    lasts = {"epochs": config.epochs, "steps_per_epoch": min(len(feed), config.batches or len(feed)), "warmup": config.warmup}
+    schedule, interval, plateau = schedules.make(config.schedule, optimiser, lr=config.lr, **lasts)
     trained = fit(
         learner,
         feed,

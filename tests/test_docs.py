@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+KIT = ROOT / "recipes" / "README.md"
 
 KINDS = (Path("recipes"), Path("tests"), Path("benchmarks"))
 
@@ -75,7 +76,32 @@ def files() -> str:
     return "\n".join(lines)
 
 
-BLOCKS = {"commands": commands, "registries": registries, "files": files}
+def sourced() -> list[tuple[str, str, str]]:
+    """Kind, name and source of every loss, schedule and preset."""
+    from toolkit.training.augment import PRESETS
+    from toolkit.training.losses import LOSSES
+    from toolkit.training.schedules import SCHEDULES, WARMUP
+
+    rows = [("loss", name, loss.source) for name, loss in LOSSES.items()]
+    rows += [("schedule", name, schedule.source) for name, schedule in SCHEDULES.items()]
+    rows += [("schedule", "warmup", WARMUP)]
+    return rows + [("augmentation", name, preset.source) for name, preset in PRESETS.items() if preset]
+
+
+def sources() -> str:
+    from toolkit.training.losses import LOSSES
+    from toolkit.training.schedules import SCHEDULES
+
+    every = {**LOSSES, **SCHEDULES}
+    lines = ["| kind | name | options | source |", "| --- | --- | --- | --- |"]
+    for kind, name, source in sourced():
+        options = ", ".join(f"`{key}={value:g}`" for key, value in every[name].options.items()) if name in every else ""
+        lines.append(f"| {kind} | `{name}` | {options} | {source} |")
+    return "\n".join(lines)
+
+
+BLOCKS = {"commands": commands, "registries": registries, "files": files, "sources": sources}
+PAGES = {"sources": KIT}  # the others stand in README.md
 
 
 def block(name: str, text: str) -> str:
@@ -84,7 +110,82 @@ def block(name: str, text: str) -> str:
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_the_tables_are_what_the_code_says(name):
-    assert block(name, README.read_text(encoding="utf-8")) == BLOCKS[name](), "run: uv run python tests/test_docs.py"
+    page = PAGES.get(name, README).read_text(encoding="utf-8")
+    assert block(name, page) == BLOCKS[name](), "run: uv run python tests/test_docs.py"
+
+
+@pytest.mark.parametrize(("kind", "name", "source"), [pytest.param(*row, id=" ".join(row[:2])) for row in sourced()])
+def test_every_loss_schedule_and_preset_has_a_paper(kind, name, source):
+    assert re.search(r"[A-Z][\w-]+.* (19|20)\d\d\b", source), source
+
+
+def kit() -> list[tuple[str, str, str]]:
+    """The rows of the kit's table: what, where, proved by."""
+    lines = block("kit", KIT.read_text(encoding="utf-8")).splitlines()[2:]
+    rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
+    return [row for row in rows if not row[0].startswith("**")]
+
+
+def spans(text: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", text)
+
+
+def options_of(words: list[str]) -> set[str]:
+    """The flags of a recipe, or of a command of the toolkit."""
+    from test_recipes import load
+
+    if words[0] == "toolkit":
+        command = importlib.import_module(f"toolkit.cli.{words[1]}").command
+    else:
+        command = load(ROOT / "recipes" / words[0]).main
+    return {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row[0]) for row in kit()])
+def test_what_the_kits_table_names_is_there(row):
+    _, where, proofs = row
+    known: set[str] = set()
+    for words in map(str.split, spans(where)):
+        if words[0] == "toolkit" or (ROOT / "recipes" / words[0]).is_file():
+            known = options_of(words)
+        flags = [word for word in words if word.startswith("--")]
+        assert set(flags) <= known, (flags, where)
+    assert known, f"{where} names no recipe and no command"
+    assert spans(proofs)
+    for proof in spans(proofs):
+        file, _, function = proof.partition("::")
+        module = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
+        assert function in {node.name for node in module.body if isinstance(node, ast.FunctionDef)}, proof
+
+
+def command_lines() -> list[tuple[str, list[str]]]:
+    """Where `python recipes/NAME.py …` stands in docstrings and READMEs, and its words from NAME.py on."""
+    import shlex
+
+    texts = {
+        path.name: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) for path in (ROOT / "recipes").glob("*.py")
+    }
+    texts |= {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in (README, KIT)}
+    found = []
+    for where, text in texts.items():
+        for line in re.findall(r"python recipes/([\w]+\.py(?: [^#`\n]*)?)", text):
+            found.append((where, shlex.split(re.split(r"\s{2,}", line.rstrip(" &"))[0])))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("where", "words"), [pytest.param(*one, id=f"{one[0]}: {' '.join(one[1])}") for one in command_lines()]
+)
+def test_command_lines_are_ones_that_recipes_take(where, words):
+    from test_recipes import load
+
+    load(ROOT / "recipes" / words[0]).main.make_context(words[0], [word for word in words[1:] if word != "--help"])
+
+
+def test_the_kits_table_names_every_flag_of_the_recipe_for_any_workspace():
+    shown = {word for _, where, _ in kit() for span in spans(where) for word in span.split()}
+    flags = options_of(["timm_kfold.py"])
+    assert {flag for flag in flags if flag not in shown and f"--no-{flag[2:]}" not in shown and flag[:5] != "--no-"} == set()
 
 
 def test_summaries_are_the_commands_own_first_sentences():
@@ -158,12 +259,13 @@ def test_the_commands_of_the_readme_exist():
 
 
 if __name__ == "__main__":
-    page = README.read_text(encoding="utf-8")
     for name, make in BLOCKS.items():
+        path = PAGES.get(name, README)
+        page = path.read_text(encoding="utf-8")
         page = re.sub(
             rf"(<!-- {name} -->\n).*?\n?(<!-- /{name} -->)",
             lambda m, make=make: m[1] + make() + "\n" + m[2],
             page,
             flags=re.DOTALL,
         )
-    README.write_text(page, encoding="utf-8")
+        path.write_text(page, encoding="utf-8")

@@ -194,6 +194,13 @@ def test_a_bad_file_is_named(tmp_path, text, error, message):
     assert "split.csv" in caught.value.message
 
 
+def test_a_table_of_folds_only_is_told_what_a_split_is(tmp_path):
+    (tmp_path / "split.csv").write_text("id,fold\n1,0\n")
+    with pytest.raises(CompetitionError) as caught:
+        Split.read(tmp_path / "split.csv")
+    assert "toolkit split" in caught.value.hint
+
+
 def test_no_file(tmp_path):
     with pytest.raises(SplitError, match="does not exist"):
         Split.read(tmp_path / "split.csv")

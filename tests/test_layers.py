@@ -21,7 +21,7 @@ ORDER = """
     providers precision units ortsessions ovsessions sessions quantising
     tables sources indexes fitting scoring diagnosing store timings
     checks delimited formats manifests mixing ledger sense evidence submissions
-    networks checkpoints exporting conversion foreign adopting
+    userfiles networks checkpoints exporting conversion foreign adopting
     keeping inference members differences trials runners spreading engines
     deciding staging ensembling upkeep predicting fusing tta planning verifying
     uploading plaincsv shards bundled offline wheels bundling

@@ -91,6 +91,13 @@ def test_every_epoch_is_written_and_watched(recipe, fold):
     assert float(rows[-1]["training accuracy"]) == pytest.approx(right)
 
 
+def test_every_batch_is_shown_as_it_is_fed(recipe, fold):
+    shown = []
+    run(recipe, replace(fold, look=shown.append))
+    assert len(shown) == 18
+    assert all(images.shape == (8, 3, 8, 8) and images.min() >= -1 and images.max() <= 1 for images in shown)
+
+
 def test_a_loss_that_is_no_number_stops_with_a_hint(recipe, fold, monkeypatch):
     broken = small()
     nn.init.constant_(broken[0].weight, float("nan"))

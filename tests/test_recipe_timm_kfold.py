@@ -87,7 +87,7 @@ def test_many_flags_at_once_run_and_are_recorded_nowhere_in_a_smoke_run(recipe, 
     assert ran.exit_code == 0, ran.output
     assert "optimistic" in ran.output
     assert sorted(tiny.rglob("*")) == before
-    from toolkit.networks import user_function
+    from toolkit.userfiles import user_function
 
     calls = sys.modules[user_function(f"{tmp_path / 'loss.py'}:mine").__module__].calls
     assert calls == [torch.Size([12, 10])] * 2  # two batches of 12, mixed labels over ten classes

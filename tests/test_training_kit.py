@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from toolkit import graphs, networks, tables
+from toolkit import graphs, networks, tables, userfiles
 from toolkit.cards import Preprocess
 from toolkit.competition import Competition
 from toolkit.errors import ModelError, TrainingError
@@ -503,7 +503,7 @@ def test_networks_come_from_timm_torchvision_and_the_users_file(tmp_path):
         assert said in caught.value.hint
     (tmp_path / "bad.py").write_text("1 / 0\n")
     with pytest.raises(ModelError, match="ZeroDivisionError"):
-        networks.user_function(f"{tmp_path / 'bad.py'}:f")
+        userfiles.user_function(f"{tmp_path / 'bad.py'}:f")
 
 
 def test_without_a_hub_the_message_says_what_to_do(monkeypatch):

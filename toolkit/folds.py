@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit import csvs, files, markup
-from toolkit.errors import SplitError, few
+from toolkit.errors import CompetitionError, SplitError, few
 from toolkit.targets import class_order
 
 EXTRA = -1  # the fold of rows that train in every fold and are never scored
@@ -120,10 +120,15 @@ class Split:
 
         Raises:
             SplitError: the file is missing, or a fold is no number.
+            CompetitionError: it is no table of a split.
         """
         if not path.exists():
             raise SplitError(f"{path} does not exist", hint="Run `toolkit split` first.")
-        frame = csvs.cells(path, ["id", "label", "group", "fold"], unique="id")
+        try:
+            frame = csvs.cells(path, ["id", "label", "group", "fold"], unique="id")
+        except CompetitionError as error:
+            hint = "`toolkit split` makes such a table: id, label, group, fold." if "no column" in error.message else error.hint
+            raise CompetitionError(error.message, hint=hint) from error
         try:
             folds = np.array([int(cell) for cell in frame["fold"]], dtype=np.int64)
         except ValueError as error:
@@ -246,7 +251,7 @@ def _check(labels: NDArray[Any], names: Sequence[str], parts: int, groups: NDArr
     if small:
         raise SplitError(
             f"{len(small)} classes have fewer than {parts} members: {few(small, limit=10)}",
-            hint="Use fewer folds, or --rare extra: their rows then train in every fold and are never scored.",
+            hint="`toolkit split` with fewer --folds, or with --rare extra: such rows then train in every fold, never scored.",
         )
     if groups is None:
         return

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit import files
-from toolkit.errors import ModelError, few
+from toolkit import userfiles
+from toolkit.errors import ModelError, ToolkitError, few
+from toolkit.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
 
 TORCHVISION = "torchvision/"
+PATIENCE = 5  # seconds for the hub to answer
 
 
 def create(architecture: Mapping[str, Any], *, pretrained: bool = False) -> torch.nn.Module:
@@ -42,7 +42,7 @@ def create(architecture: Mapping[str, Any], *, pretrained: bool = False) -> torc
             raise ModelError(f"{prod(factors)} combinations of {list(factors)} for {said.get('num_classes')} classes")
         said["num_classes"] = sum(factors)
     if ".py:" in name:
-        model: torch.nn.Module = user_function(name)(**said)
+        model: torch.nn.Module = userfiles.user_function(name)(**said)
     elif not timms(name):
         model = _torchvision(name.removeprefix(TORCHVISION), pretrained=pretrained, **said)
     else:
@@ -55,32 +55,75 @@ def timms(name: str) -> bool:
     return not name.startswith(TORCHVISION) and ".py:" not in name
 
 
-def user_function(place: str) -> Callable[..., Any]:
-    """The function that "file.py:function" names.
+def probe(model: torch.nn.Module, name: str, size: int, classes: int) -> None:
+    """Send one blank image of `size` × `size` through a network.
 
     Raises:
-        ModelError: there is no such file or function, or the file cannot be run.
+        ModelError: it is no network, cannot take the image, or gives other than `classes` logits for it.
     """
-    path, _, name = place.rpartition(":")
-    file = Path(path).expanduser().resolve()
-    if not file.is_file():
-        raise ModelError(f"{path} does not exist", hint="Name a Python file and a function in it: file.py:function.")
-    module_name = f"_user_{files.sha256(file)[:16]}"  # one module per content, so that a changed file is read again
-    if module_name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(module_name, file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[module_name]
-            raise ModelError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
-    found = getattr(sys.modules[module_name], name, None)
-    if not callable(found):
-        raise ModelError(f"{path} has no function {name!r}")
-    function: Callable[..., Any] = found
-    return function
+    import torch
+
+    if not isinstance(model, torch.nn.Module):
+        raise ModelError(f"{name} gives {type(model).__name__}, which is no torch.nn.Module", hint="Return the network.")
+    training = model.training
+    try:
+        with torch.inference_mode():
+            logits = model.eval()(torch.zeros(1, 3, size, size))
+    except ToolkitError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{name} cannot take images of {size} × {size} pixels: {userfiles.first_line(error)}",
+            hint="Use another --size, or another --model.",
+        ) from error
+    finally:
+        model.train(training)
+    found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if found != (1, classes):
+        raise ModelError(
+            f"{name} gives {found} for one image, not logits (1, {classes}), one for each class",
+            hint="Make its last layer as wide as `num_classes` says.",
+        )
+
+
+def stages(model: torch.nn.Module) -> list[str]:
+    """Names of the parts that hold parameters, from the images to the last layer, which is the last name."""
+    try:
+        head, _ = classifier(model)
+    except ModelError:
+        return list(parts(model))
+    return [*(name for name in parts(model, head) if name != head), head]
+
+
+def stage_of(parameter: str, stages: Sequence[str]) -> int:
+    """The number of a parameter's stage; parameters of no module, such as a class token, belong to the first."""
+    return next((i for i, stage in enumerate(stages) if parameter.startswith(f"{stage}.")), 0)
+
+
+def parts(model: torch.nn.Module, head: str = "") -> Iterator[str]:
+    """Names of the parts that hold parameters, in order: rows of blocks, and what holds them or the head, are taken apart."""
+    return _parts(model, head, "", sum(p.numel() for p in model.parameters()) / 2, in_row=False)
+
+
+def _parts(module: torch.nn.Module, head: str, above: str, half: float, *, in_row: bool) -> Iterator[str]:
+    """Below `module`; in a row only rows are taken apart further, elsewhere also what has a row and half of all parameters."""
+    for name, child in module.named_children():
+        path, size = f"{above}{name}", sum(p.numel() for p in child.parameters())
+        if not size:
+            continue
+        holder = not in_row and size > half and any(map(_row, child.children()))
+        if head.startswith(f"{path}.") or name == "inner" or holder or _row(child):
+            yield from _parts(child, head, f"{path}.", half, in_row=in_row or _row(child))
+        else:
+            yield path
+
+
+def _row(module: torch.nn.Module) -> bool:
+    """Whether it is a row of blocks, and no block of single layers."""
+    import torch
+
+    ordered = isinstance(module, torch.nn.Sequential | torch.nn.ModuleList)
+    return ordered and any(list(block.children()) for block in module.children())
 
 
 def load_weights(model: torch.nn.Module, state: Mapping[str, torch.Tensor], *, where: str) -> tuple[str, ...]:
@@ -140,7 +183,8 @@ def _timm(name: str, **said: Any) -> torch.nn.Module:
     import timm
 
     try:
-        model: torch.nn.Module = timm.create_model(name, **said)
+        with _hub() if said.get("pretrained") else quiet():
+            model: torch.nn.Module = timm.create_model(name, **said)
     except Exception as error:
         if said.get("pretrained") and name.partition(".")[0] in timm.list_models():
             raise _no_weights(name, error) from error
@@ -153,6 +197,24 @@ def _timm(name: str, **said: Any) -> torch.nn.Module:
     return model
 
 
+@contextmanager
+def _hub() -> Iterator[None]:
+    """The hub's client without its notes, and with its cache alone where the hub does not answer: it tries for a minute."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    before = constants.HF_HUB_OFFLINE
+    with quiet("huggingface_hub"):
+        try:
+            get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+        except Exception:  # noqa: BLE001 - whatever keeps it from answering
+            constants.HF_HUB_OFFLINE = True
+        try:
+            yield
+        finally:
+            constants.HF_HUB_OFFLINE = before
+
+
 def _torchvision(name: str, *, num_classes: int, pretrained: bool = False, **said: Any) -> torch.nn.Module:
     import torch
     from torchvision import models
@@ -160,24 +222,50 @@ def _torchvision(name: str, *, num_classes: int, pretrained: bool = False, **sai
     if name not in (every := models.list_models(module=models)):
         close = difflib.get_close_matches(name, every, n=5)
         raise ModelError(f"torchvision has no classifier {name!r}", hint=f"Similar names: {', '.join(close)}." if close else "")
+    if name in ("googlenet", "inception_v3"):  # with and without weights the same network, so that a checkpoint rebuilds it
+        said = {"transform_input": True, **({} if pretrained else {"init_weights": True}), **said}
     if not pretrained:
-        model: torch.nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **said)
-        return model
+        return _single(models.get_model(name, weights=None, num_classes=num_classes, **said))
     try:
-        model = models.get_model(name, weights="DEFAULT", **said)
+        model = _single(models.get_model(name, weights="DEFAULT", **said))
     except Exception as error:
         raise _no_weights(TORCHVISION + name, error) from error
-    place, old = classifier(model)
+    place, old = last_layer(model)
     parent, _, leaf = place.rpartition(".")
-    assert isinstance(old, torch.nn.Linear)
-    setattr(model.get_submodule(parent), leaf, torch.nn.Linear(old.in_features, num_classes))
+    if isinstance(old, torch.nn.Linear):
+        new: torch.nn.Module = torch.nn.Linear(old.in_features, num_classes)
+    else:
+        new = torch.nn.Conv2d(old.in_channels, num_classes, old.kernel_size)
+    setattr(model.get_submodule(parent), leaf, new)
+    return model
+
+
+def last_layer(model: torch.nn.Module) -> tuple[str, Any]:
+    """Name and module of what makes the logits: the classifier, or the last convolution where there is no Linear."""
+    import torch
+
+    try:
+        return classifier(model)
+    except ModelError:
+        convolutions = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d)]
+        if not convolutions:
+            raise
+        return convolutions[-1]
+
+
+def _single(model: torch.nn.Module) -> torch.nn.Module:
+    """A network without the further heads that GoogLeNet and Inception have while they train."""
+    plain: Any = model
+    if getattr(plain, "aux_logits", False):
+        plain.aux_logits = False
+        for name in {"aux1", "aux2", "AuxLogits"} & dict(plain.named_children()).keys():
+            setattr(plain, name, None)
     return model
 
 
 def _no_weights(name: str, error: Exception) -> ModelError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return ModelError(
-        f"the pretrained weights of {name} cannot be had: {first}",
+        f"the pretrained weights of {name} cannot be had: {userfiles.first_line(error)}",
         hint="Without a network, give a file: --weights model.safetensors (or .pth). To start from nothing: --no-pretrained.",
     )
 

@@ -82,23 +82,25 @@ class _Fold(click.ParamType[Any]):
         return int(value)
 
 
-class _NumberOr(click.ParamType[Any]):
-    """A number from `least` up, or one of a few words."""
+_RANGES: dict[type, Any] = {int: click.IntRange, float: click.FloatRange}
 
-    def __init__(self, kind: type, words: Sequence[str], least: float | None) -> None:
-        self.kind, self.words, self.least = kind, words, least
+
+class _NumberOr(click.ParamType[Any]):
+    """A number in a range, or one of a few words."""
+
+    def __init__(self, kind: type, words: Sequence[str], least: float | None, most: float | None) -> None:
+        self.kind, self.words = kind, words
+        self.range: Any = _RANGES[kind](least, most)
         self.name = "|".join(("NUMBER", *words))
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value in self.words:
             return value
         try:
-            number = self.kind(value)
+            self.kind(value)
         except ValueError:
             self.fail(f"{value!r} is no number and not {' or '.join(self.words)}", param, ctx)
-        if self.least is not None and number < self.least:
-            self.fail(f"{value} is less than {self.least:g}", param, ctx)
-        return number
+        return self.range.convert(value, param, ctx)
 
 
 def settings(config: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -115,14 +117,13 @@ def settings(config: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def _option(known: dataclasses.Field[Any], kind: Any) -> Callable[..., Any]:
-    said, words, least = (known.metadata[key] for key in ("help", "choices", "minimum"))
+    said, words, least, most = (known.metadata[key] for key in ("help", "choices", "minimum", "maximum"))
     flag = "--" + known.name.replace("_", "-")
     if kind is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", known.name, default=known.default, show_default=True, help=said)
     numbers = [one for one in (kind, *typing.get_args(kind)) if one in (int, float)]
     if numbers:
-        ranges: dict[type, Any] = {int: click.IntRange, float: click.FloatRange}
-        of: Any = _NumberOr(numbers[0], words, least) if words else ranges[numbers[0]](least)
+        of: Any = _NumberOr(numbers[0], words, least, most) if words else _RANGES[numbers[0]](least, most)
     else:
         of = click.Choice(words) if words else click.STRING
     return click.option(flag, known.name, type=of, default=known.default, show_default=known.default is not None, help=said)

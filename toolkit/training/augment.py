@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolkit import networks
+from toolkit import userfiles
 from toolkit.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def make(name: str, size: tuple[int, int], *, flip: bool = True, erase: float = 
 
     steps: list[Any] = []
     if ".py:" in name:
-        steps = _own(name, networks.user_function(name)())
+        steps = [Own(name)]
     elif name not in PRESETS:
         raise TrainingError(f"unknown augmentation {name!r}", hint=f"Use one of: {', '.join(PRESETS)}, or file.py:function.")
     elif preset := PRESETS[name]:
@@ -110,16 +110,58 @@ def _step(word: str, preset: str) -> Any:
     }[word]()
 
 
-def _own(name: str, made: Any) -> list[Any]:
-    """The user's transform as steps; Albumentations is known by what it has, never imported."""
+def _transform(name: str, made: Any) -> Transform:
+    """The user's transform; Albumentations is known by what it has, never imported."""
     if hasattr(made, "set_random_seed") and hasattr(made, "transforms"):
-        return [Albumentations(made)]
+        return Albumentations(made)
     if not callable(made):
         raise TrainingError(
             f"{name} gives {type(made).__name__}, which is no transform",
             hint="The function takes nothing and returns a torchvision v2 transform or an Albumentations Compose.",
         )
-    return [made]
+    return userfiles.explained(made, name)
+
+
+class Own:
+    """A transform of the user's own, whose images are looked at: uint8 (3, H, W), all of one size.
+
+    It goes to another process as its name, "file.py:function". `transforms` are the steps of a torchvision Compose.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.__name__ = name, name.rpartition(":")[2]
+        made = userfiles.user_function(name)()
+        self.transform = _transform(name, made)
+        self.transforms = None if isinstance(self.transform, Albumentations) else getattr(made, "transforms", None)
+        self.shape: tuple[int, ...] = ()
+
+    def __reduce__(self) -> Any:
+        return Own, (self.name,)
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """One image, augmented.
+
+        Raises:
+            TrainingError: it is no image of that kind any more, or of another size than those before.
+            ModelError: the user's own code failed.
+        """
+        import torch
+
+        found: Any = self.transform(image)
+        shape = tuple(found.shape) if isinstance(found, torch.Tensor) else ()
+        if len(shape) != 3 or shape[0] != 3 or found.dtype != torch.uint8:
+            kind = f"{str(found.dtype).removeprefix('torch.')} {shape}" if shape else type(found).__name__
+            raise TrainingError(
+                f"{self.name} gives {kind}, not uint8 (3, H, W)",
+                hint="Leave out what makes floats or normalises (ToDtype, Normalize, ToTensorV2): the recipe does that itself.",
+            )
+        if self.shape not in ((), shape):
+            raise TrainingError(
+                f"{self.name} gives images of {self.shape[1]} × {self.shape[2]} and of {shape[1]} × {shape[2]} pixels",
+                hint="End it in a resize or crop to one size.",
+            )
+        self.shape = shape
+        return found  # type: ignore[no-any-return]  # a tensor, as was seen
 
 
 class Albumentations:

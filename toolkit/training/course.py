@@ -115,7 +115,8 @@ class Course:
             raise TrainingError(f"unknown selection {self.select!r}", hint=f"There are: {', '.join(KEPT)}.")
         if self.judged and self.fold.judge is None:
             raise TrainingError(
-                f"{self.fold.title} holds out no rows to choose an epoch by", hint="Use --select last without --patience."
+                f"{self.fold.title} holds out no rows to choose an epoch by",
+                hint="Use --select last and no --patience for it, under a --member of its own.",
             )
         per_epoch = min(len(self.feed), self.batches or len(self.feed))
         if not per_epoch:

@@ -24,7 +24,7 @@ from toolkit.competition import Competition, Target
 from toolkit.errors import TrainingError, few
 from toolkit.folds import Split
 from toolkit.predictions import Predictions, concat
-from toolkit.training import feeding, pseudo, resuming, tracking
+from toolkit.training import feeding, pseudo, rehearsing, resuming, tracking
 from toolkit.training.data import Fold, Progress, Rows, Samples, decode
 from toolkit.training.loop import Triple, choose_device, logits
 
@@ -157,8 +157,8 @@ def train(
     """Train and export the folds asked for (default: every fold; None: one model on all rows), skipping finished ones.
 
     `fresh` trains them again. A fold's result depends on its number and the seed only, so a resumed run ends as an
-    uninterrupted one does (on a CPU). `say` is told what takes long or looks odd; `watch` is called after every epoch with the
-    fold, the row of metrics.csv and the model.
+    uninterrupted one does (on a CPU). Where there are many images to decode, a step on made-up ones comes first. `say` is told
+    what takes long or looks odd; `watch` is called after every epoch with the fold, the row of metrics.csv and the model.
 
     Raises:
         TrainingError: a fold that the split does not have, or finished folds that were trained with other settings.
@@ -188,6 +188,9 @@ def train(
         started = time.monotonic()
         _discard(plan, fold)
         if samples is None:
+            assert plan.key  # teachers that are not there are said before anything is decoded
+            if len(plan.split.ids) >= rehearsing.WORTH:
+                rehearsing.rehearse(plan, train_fold, fold, device)
             samples = _samples(plan, bar, say)
             for note in imbalance(samples.labels, plan.target.classes, plan.competition.metric):
                 say(note)

@@ -163,8 +163,8 @@ class Fold:
 
     @property
     def title(self) -> str:
-        """`fold 3`, or `all` for a model that trains on everything."""
-        return "all" if self.number is None else f"fold {self.number}"
+        """`fold 3`, or `the model of all rows`."""
+        return "the model of all rows" if self.number is None else f"fold {self.number}"
 
 
 def decode(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ class Feeding:
     """Rates in images per second: the loader alone, the model while it had data; `waiting` is the device's idle share.
 
     `transforms` are milliseconds per image, in the order they run in; `cheaper` is the order that measured fastest, empty where
-    none is clearly faster.
+    none is clearly faster. `steps` are those of an epoch.
     """
 
     loader: float
@@ -32,6 +33,7 @@ class Feeding:
     workers: int = 0
     transforms: dict[str, float] = field(default_factory=dict)
     cheaper: tuple[str, ...] = ()
+    steps: int = 0
 
     @property
     def record(self) -> dict[str, Any]:
@@ -41,6 +43,8 @@ class Feeding:
     @property
     def advice(self) -> str:
         """What to change, or that nothing needs to be."""
+        if self.steps == 1:
+            return "an epoch is a single step: try a smaller --batch-size"
         if self.waiting < WAITING:
             return "the loader keeps up: nothing to change"
         if self.loader > KEEPS_UP * self.model:
@@ -76,6 +80,7 @@ def measure(feed: Any, *, images: int, seconds: float, waited: float) -> Feeding
         workers=int(getattr(feed, "num_workers", 0)),
         transforms=costs,
         cheaper=cheaper,
+        steps=len(feed),
     )
 
 
@@ -106,11 +111,11 @@ def verdict(training: dict[str, float], held_out: dict[str, float]) -> str:
 
 
 def _steps(augment: Any) -> list[Callable[[Any], Any]]:
-    """The transforms of a Compose, or the one that there is."""
+    """The transforms of a Compose, also of one that the user passed, or the one that there is."""
     if augment is None:
         return []
-    found = getattr(augment, "transforms", None)
-    return list(found) if isinstance(found, Sequence) or (found is not None and hasattr(found, "__iter__")) else [augment]
+    found = getattr(augment, "transforms", None) if type(augment).__name__ in ("Compose", "Own") else None
+    return [augment] if found is None else [step for one in found for step in _steps(one)]
 
 
 def _example(feed: Any) -> list[torch.Tensor]:
@@ -136,10 +141,11 @@ def _costs(steps: list[Callable[[Any], Any]], images: list[torch.Tensor]) -> tup
 
 
 def _cheaper(steps: list[Callable[[Any], Any]], names: list[str], images: list[torch.Tensor]) -> tuple[str, ...]:
-    """The fastest other order, the better of two measurements each, if it saves a tenth."""
-    spent = {
-        places: min(_run([steps[i] for i in places], images) for _ in range(2)) for places in permutations(range(len(steps)))
-    }
+    """The fastest other order, the better of two measurements each, if it saves a tenth; orders that fail are none."""
+    spent = {}
+    for places in permutations(range(len(steps))):
+        with suppress(Exception):  # steps of the user's own may need each other's results
+            spent[places] = min(_run([steps[i] for i in places], images) for _ in range(2))
     fastest = min(spent, key=lambda places: spent[places])
     return tuple(names[i] for i in fastest) if spent[fastest] < 0.9 * spent[tuple(range(len(steps)))] else ()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import DeviceError
+from toolkit.errors import DeviceError, ToolkitError
 from toolkit.quiet import quiet
 from toolkit.training import batching, feeding
 from toolkit.training.course import Course, Loss, Mix, Prepare, lightning_module
@@ -140,7 +140,7 @@ def fit(
     course.restore()
     left = epochs - course.epoch
     if left > 0 and not course.stopped:
-        with quiet("pytorch_lightning", "lightning_fabric", "lightning.pytorch"), _interruptible():
+        with quiet("pytorch_lightning", "lightning_fabric", "lightning.pytorch"), _interruptible(), _said_by_workers():
             trainer = pl.Trainer(
                 accelerator="gpu" if fold.device == "cuda" else "cpu",
                 devices=1,
@@ -199,6 +199,18 @@ def logits(
             pixels, _ = rows.__getitems__(range(start, min(start + batch, len(rows))))
             found.append(model(normalise(torch.from_numpy(pixels).to(device), mean, std)).float().cpu().numpy())
     return np.concatenate(found)
+
+
+@contextmanager
+def _said_by_workers() -> Iterator[None]:
+    """Errors of a loader's workers as they were: torch makes each one a text with its traceback."""
+    try:
+        yield
+    except ToolkitError as error:
+        if not error.message.startswith("Caught "):
+            raise
+        _, _, said = error.message.strip().splitlines()[-1].partition(": ")
+        raise type(error)(said) from error
 
 
 @contextmanager

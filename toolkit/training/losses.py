@@ -34,14 +34,15 @@ class Loss:
 def make(name: str, *, classes: int, counts: Sequence[int] | None = None, **options: float) -> Function:
     """The loss of that name over `classes` classes, as a function of logits (N, C) and targets; it pickles.
 
-    `counts` are the training rows of each class, for losses that weigh classes by them.
+    Options may stand in the name as well ("focal:gamma=1.5"). `counts` are the training rows of each class, for losses that
+    weigh classes by them.
 
     Raises:
         TrainingError: no such loss, an option that it does not have, or counts that are missing or too few. The function
             raises it too, for targets of another task or shape.
     """
-    loss, given = choose("loss", LOSSES, name, options)
-    if loss.counts:
+    name, given = choose("loss", LOSSES, name, options)
+    if LOSSES[name].counts:
         if counts is None or len(counts) != classes:
             raise TrainingError(
                 f"loss {name!r} needs the number of training rows of each of {classes} classes, "
@@ -156,17 +157,19 @@ def _soft_f1(p: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     return 1 - (f1 * there).sum() / there.sum().clamp(min=1)
 
 
+_BRIDLE = "Bridle 1990, Probabilistic Interpretation of Feedforward Classification Network Outputs"
+_SZEGEDY = "Szegedy et al. 2016, Rethinking the Inception Architecture, arXiv:1512.00567"
 _LIN = "Lin et al. 2017, Focal Loss for Dense Object Detection, arXiv:1708.02002"
 _F1 = "Bénédict et al. 2021, sigmoidF1, arXiv:2108.10566"
 _KING = "King and Zeng 2001, Logistic Regression in Rare Events Data"
 
 LOSSES: dict[str, Loss] = {
-    "cross_entropy": Loss(cross_entropy, "maximum likelihood"),
-    "label_smoothing": Loss(cross_entropy, "Szegedy et al. 2016, arXiv:1512.00567", options={"smoothing": 0.1}),
+    "cross_entropy": Loss(cross_entropy, _BRIDLE, options={"smoothing": 0.0}),
+    "label_smoothing": Loss(cross_entropy, _SZEGEDY, options={"smoothing": 0.1}),
     "class_weighted": Loss(class_weighted, _KING, options={"power": 1.0, "smoothing": 0.0}, counts=True),
     "focal": Loss(focal, _LIN, options={"gamma": 2.0}),
     "soft_f1": Loss(soft_f1, _F1),
-    "bce": Loss(bce, "maximum likelihood", multilabel=True, options={"smoothing": 0.0}),
+    "bce": Loss(bce, "Cox 1958, The Regression Analysis of Binary Sequences", multilabel=True, options={"smoothing": 0.0}),
     "sigmoid_focal": Loss(sigmoid_focal, _LIN, multilabel=True, options={"alpha": 0.25, "gamma": 2.0}),
     "asymmetric": Loss(
         asymmetric,

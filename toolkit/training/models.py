@@ -9,7 +9,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from toolkit import checkpoints, networks
+from toolkit import checkpoints, networks, userfiles
 from toolkit.cards import Preprocess
 from toolkit.errors import TrainingError
 from toolkit.training import losses
@@ -19,7 +19,7 @@ from toolkit.training.features import precomputed
 from toolkit.training.loop import Triple, normalise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     import torch
 
@@ -27,15 +27,19 @@ TUNES = ("all", "head", "gradual")
 IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # torchvision's
 
 
-def start(architecture: Mapping[str, Any], *, pretrained: bool, weights: str = "") -> torch.nn.Module:
+def start(architecture: Mapping[str, Any], *, pretrained: bool, weights: str = "", size: int = 0) -> torch.nn.Module:
     """The network to begin from: with the hub's weights, with those of a file (its own classifier may differ), or with none.
 
+    With `size` it has to take an image of that side and to give a logit for each class.
+
     Raises:
-        ModelError: no such network, weights that cannot be had or belong to another.
+        ModelError: no such network, weights that cannot be had or belong to another, images that it cannot take.
     """
     model = networks.create(architecture, pretrained=pretrained and not weights)
     if weights:
         networks.load_weights(model, checkpoints.read(Path(weights)).state, where=weights)
+    if size:
+        networks.probe(model, architecture["model_name"], size, architecture["num_classes"])
     return model
 
 
@@ -90,7 +94,7 @@ class Tuning:
         self.stages, self.head = [], ""
         if kind != "all":
             self.head, _ = networks.classifier(model)
-            self.stages = [name for name in _parts(model, self.head) if name != self.head]  # first stage first
+            self.stages = networks.stages(model)[:-1]
         if kind == "head":
             self(model, 0)
 
@@ -112,24 +116,33 @@ class Tuning:
             model.eval()
 
     def _stage(self, name: str) -> int:
-        """The number of a parameter's stage; parameters of no module, such as a class token, belong to the first."""
+        """The number of a parameter's stage; the head's comes after all others."""
         if name.startswith(f"{self.head}."):
             return len(self.stages)
-        return next((i for i, stage in enumerate(self.stages) if name.startswith(f"{stage}.")), 0)
+        return networks.stage_of(name, self.stages)
 
 
 def objective(name: str, fold: Fold, *, smoothing: float = 0.0) -> losses.Function:
     """The loss over logits and labels: by its name in LOSSES, "auto" for the task's own, or "file.py:function".
 
     Raises:
-        TrainingError, ModelError: see `losses.make` and `networks.user_function`.
+        TrainingError, ModelError: see `losses.make` and `userfiles.user_function`.
     """
     if ".py:" in name:
-        return networks.user_function(name)
+        return partial(_scalar, name, userfiles.user_function(name))
     task = "bce" if fold.training.samples.labels.dtype == bool else "cross_entropy"
     counts = [round(count) for count in fold.training.counts(len(fold.classes))]
     options = {"smoothing": smoothing} if smoothing else {}
     return losses.make(task if name == "auto" else name, classes=len(fold.classes), counts=counts, **options)
+
+
+def _scalar(name: str, loss: losses.Function, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """A user's loss, which must be one number."""
+    found: Any = loss(logits, labels)
+    if getattr(found, "shape", None) != ():
+        kind = f"shape {tuple(found.shape)}" if hasattr(found, "shape") else type(found).__name__
+        raise TrainingError(f"{name} gives {kind}, not one number", hint="Return the mean over the rows: loss.mean().")
+    return found  # type: ignore[no-any-return]  # a tensor, from a file of the user's
 
 
 def summary(architecture: Mapping[str, Any], tune: str, epochs: int = 1) -> str:
@@ -142,7 +155,7 @@ def summary(architecture: Mapping[str, Any], tune: str, epochs: int = 1) -> str:
 def table(model: torch.nn.Module) -> str:
     """The parts of a network with their parameters, and how many of them learn."""
     rows = [("module", "type", "parameters", "trainable")]
-    for name in _parts(model):
+    for name in networks.parts(model):
         module = model.get_submodule(name)
         every = sum(p.numel() for p in module.parameters())
         free = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -184,18 +197,3 @@ class Head:
         outcome = self.fold.outcome
         outcome.others = [self.whole(other) for other in outcome.others]
         return self.whole(layer)
-
-
-def _parts(model: torch.nn.Module, head: str = "", above: str = "") -> Iterator[str]:
-    """Names of the parts that hold parameters, in order; rows of blocks, and what holds the head, are taken apart."""
-    import torch
-
-    for name, child in model.named_children():
-        path = f"{above}{name}"
-        if not any(True for _ in child.parameters()):
-            continue
-        rows = isinstance(child, torch.nn.Sequential | torch.nn.ModuleList)
-        if head.startswith(f"{path}.") or name == "inner" or (rows and all(list(c.children()) for c in child.children())):
-            yield from _parts(child, head, f"{path}.")
-        else:
-            yield path

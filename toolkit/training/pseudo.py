@@ -42,9 +42,11 @@ class SelfTraining:
 
     pseudo: str = setting("", "A folder of unlabelled images to learn from as well; --teacher labels them.")
     teacher: str = setting("", "The member that labels them: its fold k for fold k of this one.")
-    floor: float = setting(0.9, "Pseudo-labels below this confidence are left out.", minimum=0)
+    floor: float = setting(0.9, "Pseudo-labels below this confidence are left out.", minimum=0, maximum=1)
     soft_labels: str = setting("", "A member (its fold k says how sure fold k may be), or oof/MEMBER.parquet (which leaks).")
-    soft_weight: float = setting(0.3, "The share of soft labels in a target; the rest is the given label.", minimum=0)
+    soft_weight: float = setting(
+        0.3, "The share of soft labels in a target; the rest is the given label.", minimum=0, maximum=1
+    )
 
 
 def sources(plan: Plan) -> Report:

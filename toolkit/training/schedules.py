@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from toolkit import networks
 from toolkit.errors import TrainingError
 from toolkit.training.choosing import choose
 
@@ -36,6 +38,10 @@ class Span:
     epoch: int
     climb: int
 
+    def length(self, epochs: float) -> int:
+        """So many epochs in steps, one at least; 0 stands for a third of the training."""
+        return max(round(epochs * self.epoch) if epochs else -(-self.steps // 3), 1)
+
 
 def optimiser(
     name: str, model: torch.nn.Module, lr: float, weight_decay: float = 0.0, layer_decay: float | None = None, **options: Any
@@ -43,7 +49,8 @@ def optimiser(
     """An optimiser of timm's factory over the parameters that are trained; biases and norms are not decayed.
 
     "sgd" has Nesterov's momentum of 0.9. `layer_decay` multiplies the rate once for every stage away from the head (Clark et
-    al. 2020, arXiv:2003.10555); the rates stand in the groups themselves, so that any scheduler keeps their ratios.
+    al. 2020, arXiv:2003.10555), as timm knows them, or as `networks.stages` finds them in networks of others; the rates stand
+    in the groups themselves, so that any scheduler keeps their ratios.
 
     Raises:
         TrainingError: no such optimiser, numbers that make no sense, or nothing to train.
@@ -62,6 +69,9 @@ def optimiser(
         )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("every parameter of the model is frozen: there is nothing to train")
+    if layer_decay is not None and not hasattr(model, "group_matcher"):
+        options["param_group_fn"] = partial(_by_stage, weight_decay=weight_decay, layer_decay=layer_decay)
+        layer_decay = None
     try:
         made: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
             model, opt=name, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, **options
@@ -71,6 +81,23 @@ def optimiser(
     for group in made.param_groups:
         group["lr"] = lr * group.pop("lr_scale", 1.0)  # timm's own schedulers read it, torch's do not
     return made
+
+
+def _by_stage(model: torch.nn.Module, *, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """Groups of parameters by stage and by whether they are decayed, with the share of the rate that each learns at."""
+    stages = networks.stages(model)
+    if len(stages) < 2:
+        raise TrainingError(
+            f"{type(model).__name__} is one layer: its layers have no rates of their own", hint="Leave --layer-decay out."
+        )
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            stage, plain = networks.stage_of(name, stages), parameter.ndim <= 1
+            scale, decay = layer_decay ** (len(stages) - 1 - stage), 0.0 if plain else weight_decay
+            group = groups.setdefault((stage, plain), {"params": [], "lr_scale": scale, "weight_decay": decay})
+            group["params"].append(parameter)
+    return list(groups.values())
 
 
 def make(
@@ -85,13 +112,15 @@ def make(
 ) -> tuple[torch.optim.lr_scheduler.LRScheduler, Interval, bool]:
     """A scheduler whose highest rate is `lr`, when to step it, and whether `step` takes the epoch's score (larger is better).
 
+    Options may stand in the name as well: "step:every=3,gamma=0.5".
     Groups of the optimiser keep the ratios of their rates. The first `warmup` epochs (a fraction will do) climb from a
     hundredth of the rate, and the schedule runs over what is left.
 
     Raises:
         TrainingError: no such schedule, an option that it does not have, or a warm-up as long as the whole training.
     """
-    schedule, given = choose("schedule", SCHEDULES, name, options)
+    name, given = choose("schedule", SCHEDULES, name, options)
+    schedule = SCHEDULES[name]
     if not 0 <= warmup < epochs:
         raise TrainingError(f"a warm-up of {warmup:g} epochs leaves nothing of {epochs} epochs")
     peak = max(float(group["lr"]) for group in optimiser.param_groups)
@@ -111,10 +140,10 @@ def constant(optimiser: Any, span: Span) -> Any:
 
 
 def step(optimiser: Any, span: Span, *, every: float, gamma: float) -> Any:
-    """The rate times `gamma` after every `every` epochs."""
+    """The rate times `gamma` after every `every` epochs; 0: after each third of the training."""
     from torch.optim.lr_scheduler import StepLR
 
-    return _behind_warmup(optimiser, span.climb, lambda: StepLR(optimiser, max(round(every * span.epoch), 1), gamma))
+    return _behind_warmup(optimiser, span.climb, lambda: StepLR(optimiser, span.length(every), gamma))
 
 
 def cosine(optimiser: Any, span: Span, *, floor: float) -> Any:
@@ -123,8 +152,11 @@ def cosine(optimiser: Any, span: Span, *, floor: float) -> Any:
 
 
 def cosine_restarts(optimiser: Any, span: Span, *, first: float, times: float, floor: float) -> Any:
-    """Half cosines down to `floor` times the rate: the first over `first` epochs, each `times` as long as the one before."""
-    length = max(round(first * span.epoch), 1)
+    """Half cosines down to `floor` times the rate: the first over `first` epochs, each `times` as long as the one before.
+
+    `first` of 0 is a third of the training.
+    """
+    length = span.length(first)
     return _behind_warmup(optimiser, span.climb, lambda: _cosine(optimiser, span.steps, length, round(times), floor))
 
 
@@ -188,15 +220,20 @@ def _behind_warmup(optimiser: Any, climb: int, then: Callable[[], Any]) -> Any:
 
 
 _SGDR = "Loshchilov and Hutter 2017, SGDR, arXiv:1608.03983"
+_BOTTOU = "Bottou et al. 2018, Optimization Methods for Large-Scale Machine Learning, arXiv:1606.04838"
+_STEPS = "Szegedy et al. 2015, Going Deeper with Convolutions, arXiv:1409.4842"
+WARMUP = "Goyal et al. 2017, Accurate, Large Minibatch SGD, arXiv:1706.02677"
 
 SCHEDULES: dict[str, Schedule] = {
-    "constant": Schedule(constant, "none"),
-    "step": Schedule(step, "torch.optim.lr_scheduler.StepLR", {"every": 10, "gamma": 0.1}),
+    "constant": Schedule(
+        constant, "Bottou et al. 2018, Optimization Methods for Large-Scale Machine Learning, arXiv:1606.04838"
+    ),
+    "step": Schedule(step, _STEPS, {"every": 0, "gamma": 0.1}),
     "cosine": Schedule(cosine, _SGDR, {"floor": 0.0}),
-    "cosine_restarts": Schedule(cosine_restarts, _SGDR, {"first": 10, "times": 1, "floor": 0.0}),
+    "cosine_restarts": Schedule(cosine_restarts, _SGDR, {"first": 0, "times": 1, "floor": 0.0}),
     "plateau": Schedule(
         plateau,
-        "torch.optim.lr_scheduler.ReduceLROnPlateau",
+        "He et al. 2016, Deep Residual Learning, arXiv:1512.03385",
         {"factor": 0.1, "patience": 3, "floor": 0.0},
         interval="epoch",
         needs_metric=True,

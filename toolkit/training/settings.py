@@ -7,10 +7,19 @@ from dataclasses import field
 from typing import Any
 
 
-def setting(default: Any, said: str, *, choices: Sequence[str] = (), minimum: float | None = None, matters: bool = True) -> Any:
+def setting(
+    default: Any,
+    said: str,
+    *,
+    choices: Sequence[str] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    matters: bool = True,
+) -> Any:
     """A dataclass field with a default and a sentence of help.
 
-    `choices` are the words that a text may be, or that may stand in place of a number; `minimum` is the least number. Without
-    `matters` it changes speed, not results: a run goes on with another value.
+    `choices` are the words that a text may be, or that may stand in place of a number; `minimum` and `maximum` are the least
+    and the largest number. Without `matters` it changes speed, not results: a run goes on with another value.
     """
-    return field(default=default, metadata={"help": said, "choices": tuple(choices), "minimum": minimum, "matters": matters})
+    known = {"help": said, "choices": tuple(choices), "minimum": minimum, "maximum": maximum, "matters": matters}
+    return field(default=default, metadata=known)
