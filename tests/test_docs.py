@@ -100,6 +100,7 @@ def test_summaries_are_the_commands_own_first_sentences():
         "options",
         "progress",
         "summaries",
+        "terminal",
         "recipes",
     }
 

@@ -37,10 +37,11 @@ from toolkit.voting import VOTES
     help="Stop without predictions, or give such rows the class prior and list them.",
 )
 @options.passes
+@options.as_json
 @options.workspace
 def command(
     competition: Any, models: tuple[str, ...], members: str, asked: str, *, blend: bool, check: bool, **choices: Any
-) -> None:
+) -> options.Said:
     """Predict the test images with every fold model and view, and combine them by vote.
 
     MODELS are .onnx files, folders, or globs (quoted or not). Every image is decoded once for all of them, and what was
@@ -71,4 +72,4 @@ def command(
     del choices["min_agreement"]
     with bar("Predicting") as progress:
         made = ensembling.run(competition, paths, progress=progress, **choices)
-    click.echo(ensemble(made))
+    return made.record, ensemble(made)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--device", type=click.Choice(["auto", *PROVIDERS]), default="auto", show_default=True)
 @options.as_json
 @options.workspace
-def command(competition: Competition, image: str, models: tuple[str, ...], **choices: Any) -> tuple[dict[str, Any], str]:
+def command(competition: Competition, image: str, models: tuple[str, ...], **choices: Any) -> options.Said:
     """Show what every fold model and view says of one image, and which parts of it the answer rests on.
 
     IMAGE is a path or an id; MODELS are those of folds/ unless told. Writes reports/explain-IMAGE.html.

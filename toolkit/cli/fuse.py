@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli import options
+from toolkit.printing import Table, Verbatim, facts
 
 if TYPE_CHECKING:
     from toolkit.competition import Competition
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @options.as_json
 @options.workspace
-def command(competition: Competition, models: tuple[str, ...], members: str, output: Path, **how: Any) -> Any:
+def command(competition: Competition, models: tuple[str, ...], members: str, output: Path, **how: Any) -> options.Said:
     """Make one self-contained .onnx of fold models, views, weights and mean, proved equal to the ensemble.
 
     It takes what the models take (uint8 images), gives `probabilities` in the competition's order of classes, and needs nothing
@@ -49,21 +50,21 @@ def command(competition: Competition, models: tuple[str, ...], members: str, out
     return record, _text(made)
 
 
-def _text(made: Fused) -> str:
+def _text(made: Fused) -> Table:
     from toolkit.cli.summaries import card, shown
 
     views = sorted({", ".join(found) for found in made.views.values()})
     flips = made.card.parity["flips"]
     smaller, faster = made.bytes / made.parts_bytes, made.rate / made.parts_rate
     size = f"{made.bytes / 1e6:.2f} MB, the parts {made.parts_bytes / 1e6:.2f} MB ({smaller:.2f}×)"
-    lines = [
-        f"Fused     {len(made.models)} models: {', '.join(made.models)}",
-        f"Views     {'; '.join(views)}",
-        card(made.card),
-        f"Labels    {flips:.0f} of {made.checked} changed against the ensemble of the parts",
-        f"Size      {size}; {made.nodes:,} nodes, the parts {made.parts_nodes:,}",
-        f"Speed     {made.rate:,.0f} images/s on the CPU, the parts {made.parts_rate:,.0f} ({faster:.2f}×)",
-        f"Wrote     {shown(made.path)}",
-        f"Next      toolkit ensemble {shown(made.path)}",
+    rows = [
+        ("Fused", f"{len(made.models)} models: {', '.join(made.models)}"),
+        ("Views", "; ".join(views)),
+        *card(made.card),
+        ("Labels", f"{flips:.0f} of {made.checked} changed against the ensemble of the parts"),
+        ("Size", f"{size}; {made.nodes:,} nodes, the parts {made.parts_nodes:,}"),
+        ("Speed", f"{made.rate:,.0f} images/s on the CPU, the parts {made.parts_rate:,.0f} ({faster:.2f}×)"),
+        ("Wrote", shown(made.path)),
+        ("Next", Verbatim(f"toolkit ensemble {shown(made.path)}")),
     ]
-    return "\n".join(lines)
+    return facts(rows)

@@ -9,7 +9,9 @@ from typing import Any
 
 import click
 
+from toolkit.cli import options
 from toolkit.metrics import METRICS
+from toolkit.printing import Verbatim
 
 _NEXT = """Next:
   toolkit split                                {split}
@@ -60,8 +62,9 @@ def _path(flag: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., 
 )
 @click.option("--recipe", default="", metavar="NAME", help="Only copy this recipe into DIR/recipes.")
 @click.option("--force", is_flag=True, help="Overwrite what is there.")
+@options.as_json
 @click.pass_context
-def command(ctx: click.Context, /, folder: Path | None, recipe: str, *, force: bool, **said: Any) -> None:
+def command(ctx: click.Context, /, folder: Path | None, recipe: str, *, force: bool, **said: Any) -> options.Said:
     """Write competition.toml by looking at a folder."""
     from toolkit import discovery, shipped
     from toolkit.competition import FILE
@@ -69,17 +72,11 @@ def command(ctx: click.Context, /, folder: Path | None, recipe: str, *, force: b
 
     root = folder or ctx.obj or Path.cwd()
     if recipe:
-        click.echo(f"Wrote {shipped.copy_recipe(recipe, root, force=force)}")
-        return
+        made = shipped.copy_recipe(recipe, root, force=force)
+        return {"ok": True, "path": str(made)}, f"Wrote {made}"
     discovery.refuse_existing(root / FILE, force=force)
     found = discovery.discover(root, Wishes(**{**said, "factor": discovery.factors(said["factor"])}))
     path = found.write(force=force)
-    click.echo(
-        "\n".join(
-            [
-                *found.lines,
-                f"Wrote {path}",
-                _NEXT.format(split="stratified folds" + (" that keep groups whole" if said["group"] else "")),
-            ]
-        )
-    )
+    after = _NEXT.format(split="stratified folds" + (" that keep groups whole" if said["group"] else ""))
+    lines = [*found.lines, f"Wrote {path}", *map(Verbatim, after.splitlines())]
+    return {"ok": True, "path": str(path), "found": list(found.lines)}, lines

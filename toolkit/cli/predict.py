@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli import options
+from toolkit.printing import Mark, Table, facts
 from toolkit.voting import VOTES
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def command(
     min_agreement: float,
     batch: int | None,
     **choices: Any,
-) -> tuple[dict[str, Any], str]:
+) -> options.Said:
     """Predict any images with any models and write one table, or one per model.
 
     MODELS are .onnx files with a card, folders, or globs. No workspace is needed: classes come from the card. In one, what was
@@ -80,12 +81,12 @@ def _record(done: Tables) -> dict[str, Any]:
     }
 
 
-def _text(done: Tables) -> str:
+def _text(done: Tables) -> Table:
     from toolkit.cli.summaries import shown
 
-    lines = [f"Bad       {len(done.bad):,} images were left out:"] if done.bad else []
-    lines += [f"          {image.why}" for image in done.bad]
-    lines += [f"Note      {note}" for note in done.notes]
+    rows: list[tuple[str, str]] = [(Mark("Bad", "odd"), f"{len(done.bad):,} images were left out:")] if done.bad else []
+    rows += [("", image.why) for image in done.bad]
+    rows += [("Note", note) for note in done.notes]
     for path, said in done.written.items():
-        lines.append(f"Wrote     {shown(path)} ({len(next(iter(said.values()))):,} rows × {', '.join(said)})")
-    return "\n".join(lines)
+        rows.append(("Wrote", f"{shown(path)} ({len(next(iter(said.values()))):,} rows × {', '.join(said)})"))
+    return facts(rows)
