@@ -99,6 +99,7 @@ def test_summaries_are_the_commands_own_first_sentences():
         "__init__",
         "options",
         "progress",
+        "completion",
         "summaries",
         "terminal",
         "recipes",

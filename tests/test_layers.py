@@ -99,7 +99,7 @@ def test_imports_go_up(path):
 
 
 def test_commands_do_not_import_each_other():
-    shared = {"options", "progress", "summaries", "terminal", "recipes", "__init__"}
+    shared = {"completion", "options", "progress", "summaries", "terminal", "recipes", "__init__"}
     for path in (PACKAGE / "cli").glob("*.py"):
         for module, name in imports(path, typing=True):
             if module.startswith("toolkit.cli"):

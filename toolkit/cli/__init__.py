@@ -120,6 +120,13 @@ class _Stages(Explaining, click.Group):
             ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {close[0]!r}?" if close else ""))
         return super().resolve_command(ctx, args)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        every = ((name, text) for commands in STAGES.values() for name, text in commands.items())
+        found = [CompletionItem(name, help=text) for name, text in every if name.startswith(incomplete)]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for stage, commands in STAGES.items():
             with formatter.section(stage):

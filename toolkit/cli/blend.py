@@ -10,6 +10,7 @@ import click
 
 from toolkit.blending import WEIGHERS
 from toolkit.cli import options, summaries
+from toolkit.cli.completion import FILES, offer
 from toolkit.judging import CALIBRATIONS
 from toolkit.printing import INTERVAL, Part, Table, Verbatim, facts, interval
 from toolkit.voting import VOTES
@@ -40,9 +41,13 @@ class _Several(click.ParamType[tuple[str, ...]]):
             self.fail(f"{unknown[0]!r} is not one of auto, {', '.join(self.known)}", param, ctx)
         return tuple("" if name == "none" else name for name in names)
 
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        """Names of the registry."""
+        return offer(["auto", *self.known], several=True)(ctx, param, incomplete)
+
 
 @click.command()
-@click.argument("tables", nargs=-1, metavar="[TABLES]...")
+@click.argument("tables", nargs=-1, metavar="[TABLES]...", shell_complete=FILES)
 @click.option(
     "--weigher",
     "weighers",

@@ -8,13 +8,14 @@ from typing import Any
 import click
 
 from toolkit.cli import options
+from toolkit.cli.completion import PREDICTIONS
 from toolkit.printing import Verbatim
 
 CUDA = ("12", "13", "cpu")  # a test holds it equal to wheels.ENGINES, which cost too much to import for --help
 
 
 @click.command()
-@click.option("--name", default="", help="Which predictions' ensemble.  [default: those made last]")
+@click.option("--name", default="", shell_complete=PREDICTIONS, help="Which predictions' ensemble.  [default: those made last]")
 @click.option("--output", "-o", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder to make.")
 @click.option("--python", required=True, metavar="3.12", help="The target's Python.")
 @click.option("--cuda", type=click.Choice(CUDA), required=True, help="The target's CUDA.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli import options
+from toolkit.cli.completion import FILES
 from toolkit.printing import INTERVAL, Mark, Part, Table, interval
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ _SHOWN = 12  # rows of a table of pairs or classes; all of them stand in --json
 
 
 @click.command()
-@click.argument("tables", nargs=-1, metavar="[TABLES]...")
+@click.argument("tables", nargs=-1, metavar="[TABLES]...", shell_complete=FILES)
 @click.option("--fit-on", type=click.Choice(["all", "common"]), default="all", help="Rows: all must agree, or those shared.")
 @options.as_json
 @options.tables

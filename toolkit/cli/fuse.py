@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli import options
+from toolkit.cli.completion import FILES, MEMBERS, VIEWS
 from toolkit.printing import Table, Verbatim, facts
 
 if TYPE_CHECKING:
@@ -17,11 +18,17 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, metavar="MODELS...")
-@click.option("--tta", default="none", show_default=True, help="Views that turn images: hflip, flip, d4, or b4=flip,vit=none.")
+@click.argument("models", nargs=-1, required=True, metavar="MODELS...", shell_complete=FILES)
+@click.option(
+    "--tta",
+    default="none",
+    shell_complete=VIEWS,
+    show_default=True,
+    help="Views that turn images: hflip, flip, d4, or b4=flip,vit=none.",
+)
 @click.option("--weights", default="", help="A number per model (0.2,0.8), names (b4=0.7,vit=0.3), or score.")
 @click.option("--blend", is_flag=True, help="Weights, vote, temperatures and views of blend.json.")
-@click.option("--members", default="", help="Use these members only (b4,vit).")
+@click.option("--members", default="", shell_complete=MEMBERS, help="Use these members only (b4,vit).")
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path, dir_okay=False), default="ensemble.onnx", show_default=True,
     help="The file to write; the member is called as it is.",

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from toolkit.cli import options
+from toolkit.cli.completion import FILES, offer
 from toolkit.metrics import METRICS
 from toolkit.printing import Verbatim
 
@@ -25,8 +26,17 @@ def _absolute(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     return os.path.abspath(value) if value else ""  # noqa: PTH100 - resolve() would follow links
 
 
+def _recipes(_ctx: click.Context) -> tuple[str, ...]:
+    from toolkit import shipped
+
+    return shipped.recipe_names()
+
+
+RECIPES = offer(_recipes)
+
+
 def _path(flag: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option(flag, default="", callback=_absolute, metavar="PATH", help=text)
+    return click.option(flag, default="", callback=_absolute, metavar="PATH", shell_complete=FILES, help=text)
 
 
 @click.command()
@@ -60,7 +70,7 @@ def _path(flag: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., 
     metavar="mean|max",
     help="How several images of one id are merged.",
 )
-@click.option("--recipe", default="", metavar="NAME", help="Only copy this recipe into DIR/recipes.")
+@click.option("--recipe", default="", metavar="NAME", shell_complete=RECIPES, help="Only copy this recipe into DIR/recipes.")
 @click.option("--force", is_flag=True, help="Overwrite what is there.")
 @options.as_json
 @click.pass_context

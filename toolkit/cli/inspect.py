@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from toolkit.cli import options
+from toolkit.cli.completion import FILES
 from toolkit.printing import facts
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, metavar="MODELS...")
+@click.argument("models", nargs=-1, required=True, metavar="MODELS...", shell_complete=FILES)
 @options.as_json
 def command(models: tuple[str, ...]) -> Iterator[options.Said]:
     """Print what exports say about themselves.

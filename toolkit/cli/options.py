@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from toolkit.cli import sentence
+from toolkit.cli.completion import offer
 from toolkit.cli.terminal import show
 from toolkit.errors import DataError, ToolkitError
 from toolkit.printing import Part, Table, to_json
 from toolkit.providers import PRECISIONS, PROVIDERS
-from toolkit.views import AUTO, views
+from toolkit.views import AUTO, VIEW_SETS, views
 
 Said = tuple[dict[str, Any], Part | Sequence[Part]]  # what a command found as plain values, and what people are shown
 
@@ -34,6 +35,10 @@ class _Views(click.ParamType[str]):
         except DataError as error:
             self.fail(f"{error.message}. {error.hint}", param, ctx)
         return text
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        """Sets by name."""
+        return offer([*VIEW_SETS, *([] if self.single else [AUTO])])(ctx, param, incomplete)
 
 
 VIEWS, SETS = _Views(single=False), _Views(single=True)

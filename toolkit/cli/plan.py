@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from toolkit.cli import options
+from toolkit.cli.completion import FILES
 from toolkit.printing import INTERVAL, Mark, Part, Table, Verbatim, facts, interval
 from toolkit.providers import PROVIDERS
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("models", nargs=-1, metavar="[MODELS]...")
+@click.argument("models", nargs=-1, metavar="[MODELS]...", shell_complete=FILES)
 @click.option("--budget", required=True, metavar="8h30m", help="The time there is, as in 90s, 45m, 8h30m.")
 @click.option("--device", type=click.Choice(["auto", *PROVIDERS]), default="auto", show_default=True)
 @click.option("--images", type=click.IntRange(1), help="How many images there will be.  [default: those of the test set]")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli import options
+from toolkit.cli.completion import FILES, offer
 from toolkit.printing import Mark, Table, facts
 from toolkit.voting import VOTES
 
@@ -17,9 +18,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, metavar="MODELS...")
+@click.argument("models", nargs=-1, required=True, metavar="MODELS...", shell_complete=FILES)
 @click.option(
-    "--on", required=True, metavar="train|test|DIR|CSV", help="The workspace's images, a folder, or a CSV of id and path."
+    "--on",
+    required=True,
+    metavar="train|test|DIR|CSV",
+    shell_complete=offer(["train", "test"], files=True),
+    help="The workspace's images, a folder, or a CSV of id and path.",
 )
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Where to write: *.parquet or *.csv.")
 @click.option("--tta", type=options.SETS, default="none", show_default=True, help="Views of every image.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli import options
+from toolkit.cli.completion import FILES
 from toolkit.metrics import METRICS
 from toolkit.printing import INTERVAL, Mark, Part, Table, interval
 
@@ -21,7 +22,7 @@ _SHOWN = 40  # classes; more only with --json
 
 
 @click.command()
-@click.argument("tables", nargs=-1, metavar="[TABLES]...")
+@click.argument("tables", nargs=-1, metavar="[TABLES]...", shell_complete=FILES)
 @click.option(
     "--also", multiple=True, type=click.Choice(list(METRICS)), metavar="NAME", help="A further metric; may be repeated."
 )

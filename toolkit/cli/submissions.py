@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli import options, summaries
+from toolkit.cli.completion import SUBMISSIONS
 
 if TYPE_CHECKING:
     from toolkit.competition import Competition
@@ -42,7 +43,7 @@ def _list(competition: Competition) -> options.Said:
 
 
 @command.command()
-@click.argument("name", metavar="ID")
+@click.argument("name", metavar="ID", shell_complete=SUBMISSIONS)
 @click.argument("value", type=float, metavar="SCORE")
 @click.option("--private", "board", flag_value="private", default="public", help="It is the private board's score.")
 @options.as_json
@@ -56,8 +57,8 @@ def score(competition: Competition, name: str, value: float, board: Any) -> opti
 
 
 @command.command()
-@click.argument("first", metavar="A")
-@click.argument("second", metavar="B")
+@click.argument("first", metavar="A", shell_complete=SUBMISSIONS)
+@click.argument("second", metavar="B", shell_complete=SUBMISSIONS)
 @options.as_json
 @options.workspace
 def diff(competition: Competition, first: str, second: str) -> options.Said:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from toolkit.cli import options, summaries
+from toolkit.cli.completion import PREDICTIONS
 
 if TYPE_CHECKING:
     from toolkit.competition import Competition
@@ -18,7 +19,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
-@click.option("--name", default="", help="Which predictions.  [default: those made last]")
+@click.option("--name", default="", shell_complete=PREDICTIONS, help="Which predictions.  [default: those made last]")
 @click.option("--output", type=_FILE, help="The file to write.  [default: submission.csv in the workspace]")
 @click.option("--sample", type=_FILE, help="The sample submission.  [default: that of competition.toml]")
 @click.option("--check-only", "foreign", type=_FILE, metavar="FILE", help="Check a file made elsewhere and write nothing.")

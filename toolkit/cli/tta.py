@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli import options
+from toolkit.cli.completion import FILES, MEMBERS
 from toolkit.printing import Part, Verbatim, facts
 from toolkit.sessions import PROVIDERS
 from toolkit.views import VIEW_SETS
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("models", nargs=-1, metavar="[MODELS]...")
+@click.argument("models", nargs=-1, metavar="[MODELS]...", shell_complete=FILES)
 @click.option(
     "--set",
     "sets",
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     type=options.SETS,
     help=f"A set to judge, as `ensemble --tta` takes them; may be repeated. All of {', '.join(VIEW_SETS)} unless told.",
 )
-@click.option("--members", default="", help="Judge these members only (b4,vit).")
+@click.option("--members", default="", shell_complete=MEMBERS, help="Judge these members only (b4,vit).")
 @click.option("--limit", type=click.IntRange(2), help="About so many held-out rows, drawn by chance, instead of all.")
 @click.option("--device", type=click.Choice(["auto", *PROVIDERS]), default="auto", show_default=True)
 @click.option("--batch-size", "batch", type=click.IntRange(1), help="Images a model takes at a time.")
