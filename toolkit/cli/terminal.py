@@ -105,12 +105,13 @@ class _Drawing:
 
     def __init__(self, to: Console) -> None:
         self.to = to
+        self.folds = to.width < _ENDLESS
         self.before: Part = ""
 
     def add(self, part: Part) -> None:
         """Draw one part; tables with a head stand by themselves."""
         alone = [one for one in (self.before, part) if isinstance(one, Table) and one.head]
-        if alone and self.before != "":
+        if alone and self.before != "" and self.folds:
             self.to.print()
         self.before = part
         if isinstance(part, str):
@@ -168,8 +169,10 @@ class _Drawing:
         from rich import box
         from rich.table import Table as Drawn
 
-        ruled = self.to.width != _ENDLESS
-        drawn = Drawn(box=box.SIMPLE_HEAD if ruled else None, show_edge=False, pad_edge=False, padding=(0, GAP - ruled, 0, 0))
+        rule, gap = (
+            (box.SIMPLE_HEAD, GAP - 1) if self.folds else (None, GAP)
+        )  # rich draws a cell between columns that have a rule
+        drawn = Drawn(box=rule, show_edge=False, pad_edge=False, padding=(0, gap, 0, 0))
         drawn.header_style, drawn.border_style = "bold", "dim"
         for head, kind, cells in zip(table.head, table.kinds, widths, strict=True):
             drawn.add_column(_text(head), width=cells, justify="right" if kind == "r" else "left", overflow="fold")
