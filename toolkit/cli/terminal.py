@@ -171,7 +171,7 @@ class _Drawing:
 
         rule, gap = (
             (box.SIMPLE_HEAD, GAP - 1) if self.folds else (None, GAP)
-        )  # rich draws a cell between columns that have a rule
+        )  # a rule brings a cell
         drawn = Drawn(box=rule, show_edge=False, pad_edge=False, padding=(0, gap, 0, 0))
         drawn.header_style, drawn.border_style = "bold", "dim"
         for head, kind, cells in zip(table.head, table.kinds, widths, strict=True):
