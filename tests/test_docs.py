@@ -200,7 +200,9 @@ def test_summaries_are_the_commands_own_first_sentences():
         "__init__",
         "options",
         "progress",
+        "completion",
         "summaries",
+        "terminal",
         "recipes",
     }
 

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "toolkit"
 
 # a module imports only from those before it
 ORDER = """
-    errors quiet files csvs classmaps markup boxes items
+    errors quiet files csvs classmaps markup printing boxes items
     metrics cards predictions patterns targets longform competition fixes folds splitting
     views voting stopping objectives optima blending calibration combining selection judging payoff
     pixels images limits graphs wrapping sharing merging
@@ -44,7 +44,7 @@ OWNERS = {
     "jinja2": {"reports"},
     "matplotlib": {"reports", "training"},
     "click": {"cli"},
-    "rich": {"cli"},
+    "rich": {"cli", "printing"},
     "sklearn": {"folds", "digits", "blending", "calibration"},
     "iterstrat": {"folds"},
     "tensorboard": {"training"},
@@ -99,7 +99,7 @@ def test_imports_go_up(path):
 
 
 def test_commands_do_not_import_each_other():
-    shared = {"options", "progress", "summaries", "recipes", "__init__"}
+    shared = {"completion", "options", "progress", "summaries", "terminal", "recipes", "__init__"}
     for path in (PACKAGE / "cli").glob("*.py"):
         for module, name in imports(path, typing=True):
             if module.startswith("toolkit.cli"):

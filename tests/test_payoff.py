@@ -109,10 +109,10 @@ def test_a_class_that_suffers_is_named_with_what_it_becomes():
     truth, p = rows.truth["label"], rows.said["label"]
     assert (one.target, one.name, one.became, one.rows) == ("label", "2", "5", (truth == 2).sum())
     assert one.lost == ((truth == 2) & (p[0].argmax(1) == 2) & (p[:2].mean(0).argmax(1) != 2)).sum()
-    text = "\n".join(table(found))
+    text = "\n".join(map(str, table(found)))
     assert f"class '2': {one.lost} of {one.rows} rows lost (most become '5'), 0 won" in text
     assert "view alone" in text
-    assert "view alone" not in "\n".join(table(found, alone=False))
+    assert "view alone" not in "\n".join(map(str, table(found, alone=False)))
 
 
 @pytest.mark.parametrize(("lost", "won"), [(4, 0), (5, 0), (7, 2), (8, 2), (20, 11), (21, 10)])

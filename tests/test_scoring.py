@@ -101,8 +101,13 @@ def test_labels_are_scored_where_labels_are_enough(workspace):
 def test_the_command_shows_what_is_asked_for(workspace):
     table(workspace, "good", skill=2, seed=1)
     text = run("--metric", "roc_auc", "--also", "log_loss", "--classes", "--calibration").output
-    for words in ("roc_auc 0.", "log_loss 0.", "  mean 0.", "ant  ", "precision", "ECE", "nested", "confidence"):
+    for words in ("ant  ", "precision", "ECE", "nested", "confidence"):
         assert words in text
+    head, *rows = [line.split() for line in text.splitlines()[:3]]
+    assert (head[0], head[-1]) == ("table", "mean")
+    assert [row[:2] for row in rows] == [["good", "roc_auc"], ["good", "log_loss"]]
+    assert float(rows[0][-1]) == pytest.approx((float(rows[0][-2]) + float(rows[0][-3])) / 2, abs=1e-5)
+    assert len(rows[1]) == len(rows[0]) - 1  # the mean over folds is for metrics of scores, whose scale differs by fold
     said = json.loads(run("--metric", "roc_auc", "--calibration", "--json").output)["label"]["good"]
     assert set(said["calibration"]) == {"before", "after", "temperature", "bins"}
     assert said["metrics"]["roc_auc"]["score"] == said["score"]

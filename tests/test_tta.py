@@ -244,7 +244,7 @@ def test_views_of_held_out_images_are_what_torch_says(workspace, folds):
 def test_the_command_prints_the_table_or_json(workspace, folds):
     done = invoke("tta", "--set", "hflip", "--set", "hflip+scale:0.9")
     assert done.exit_code == 0, done.output
-    for word in ("tiny: accuracy on 24 held-out rows", "hflip+scale:0.9", "scale:0.9+hflip", "right→wrong", "← chosen"):
+    for word in ("tiny: accuracy on 24 held-out rows", "hflip+scale:0.9", "scale:0.9+hflip", "right → wrong", "← chosen"):
         assert word in done.stdout
     said = json.loads(invoke("tta", "folds", "--set", "hflip", "--json").stdout)["tiny"]
     assert [line["name"] for line in said["sets"]] == ["none", "hflip"]

@@ -14,10 +14,11 @@ from toolkit.competition import Competition
 from toolkit.errors import TrainingError
 from toolkit.inference import Progress
 from toolkit.members import find_exports, read_exports
+from toolkit.printing import Part
 
 INTERRUPTED = (130, -2)  # the recipe's exit code when Ctrl-C reached it, or the signal itself
 
-Say = Callable[[str], None]
+Say = Callable[[Part], None]
 Bar = Callable[[str], AbstractContextManager[Progress]]
 
 
@@ -58,7 +59,8 @@ def run(root: Path, *, say: Say, bar: Bar = _no_bar) -> Demo:
         found, _ = tta.find(competition, exports, progress=progress)
     (finding,) = found.values()
     chosen = finding.chosen
-    say("\n".join(f"   {line}" for line in payoff.table(finding, alone=False)))
+    for part in payoff.table(finding, alone=False):
+        say(part)
     say(f"5. Predict: toolkit ensemble folds/*.onnx --tta {chosen}")
     other = next(name for name in ("flip", "none") if name != chosen)
     made = {}

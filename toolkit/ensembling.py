@@ -49,6 +49,13 @@ class Ensemble:
     outcome: Outcome
     notes: tuple[str, ...] = ()
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """Where it stands, what was computed, and how, as plain values."""
+        bad = [{"id": image.id, "why": image.why} for image in self.outcome.bad]
+        done = {"passes": self.outcome.passes, "seconds": self.outcome.seconds, "bad": bad, "notes": list(self.notes)}
+        return {"ok": True, "path": str(self.path), **done, **self.meta}
+
 
 def run(
     competition: Competition,

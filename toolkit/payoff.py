@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from toolkit.competition import Target
 from toolkit.metrics import Metric
 from toolkit.objectives import decide
+from toolkit.printing import INTERVAL, Mark, Part, Table, facts, interval
 from toolkit.selection import Chooser, Estimate, compare, nested, outer_folds, score_of, widening
 from toolkit.views import views
 from toolkit.voting import vote
@@ -134,22 +135,22 @@ def judge(rows: Rows, metric: Metric, sets: Sequence[str], *, draws: int | None 
     )
 
 
-def table(finding: Finding, *, alone: bool = True) -> list[str]:
-    """What a person reads of a finding: a line per set and per view `alone`, classes that suffer below, the choice and why."""
-    width = max(len(line.name) for line in (*finding.sets, *finding.views)) + 2
-    lines = [f"{finding.member}: {finding.metric} on {finding.rows:,} held-out rows"]
-    head = f"{'score':>8}  {'gain':>8}  {'95 % interval':^19}  {'wrong→right':>11}  {'right→wrong':>11}"
+def table(finding: Finding, *, alone: bool = True) -> list[Part]:
+    """What a person reads of a finding: a row per set and per view `alone`, the classes that suffer, the choice and why."""
+    lines: list[Part] = []
+    caption = f"{finding.member}: {finding.metric} on {finding.rows:,} held-out rows"
     for title, found in (("set", finding.sets), ("view alone", finding.views))[: 1 + alone]:
-        lines.append(f"  {title:<{width}}{head}")
+        rows = []
         for line in found:
-            e = line.estimate
-            interval = f"{e.gain_low:+.4f} to {e.gain_high:+.4f}"
-            mark = "  ← chosen" if title == "set" and line.name == finding.chosen else ""
-            lines.append(
-                f"  {line.name:<{width}}{e.score:8.4f}  {e.gain:+8.4f}  {interval:^19}  {line.won:11,}  {line.lost:11,}{mark}"
-            )
-            lines += [f"  {'':<{width}}{said}" for said in sufferers(line)]
-    return [*lines, f"  {finding.reason}"]
+            e, chosen = line.estimate, title == "set" and line.name == finding.chosen
+            sure = interval(e.gain_low, e.gain_high, 4, sign="+")
+            moved = (f"{line.won:,}", f"{line.lost:,}")
+            rows.append((line.name, f"{e.score:.4f}", f"{e.gain:+.4f}", sure, *moved, Mark("← chosen" * chosen, "good")))
+        head = (title, "score", "gain", INTERVAL, "wrong → right", "right → wrong", "")
+        lines.append(Table(head, rows, "lrrrrrl", caption="" if lines else caption))
+        suffering = [("" if i else line.name, said) for line in found for i, said in enumerate(sufferers(line))]
+        lines += [facts(suffering)] if suffering else []
+    return [*lines, facts([("Chosen", finding.reason)])]
 
 
 def sufferers(line: Line) -> list[str]:

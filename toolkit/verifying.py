@@ -26,9 +26,6 @@ class Input:
     path: str
     state: str
 
-    def __str__(self) -> str:
-        return f"{self.state:<10}{self.what:<14}{self.path}"
-
 
 @dataclass(frozen=True)
 class Verdict:

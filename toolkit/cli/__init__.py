@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +66,20 @@ class _Explained(click.ClickException):
         self.error = error
 
     def show(self, file: Any = None) -> None:
-        click.secho(f"Error: {self.error.message}", fg="red", err=True)
-        if isinstance(self.error, SubmissionError):
-            for problem in self.error.problems:
-                click.echo(f"  {problem}", err=True)
-        if self.error.hint:
-            click.echo(f"Hint: {self.error.hint}", err=True)
+        from toolkit.cli.terminal import show
+        from toolkit.printing import Mark
+
+        said = [Mark(line, "bad") for line in f"Error: {self.error.message}".splitlines()]
+        problems = self.error.problems if isinstance(self.error, SubmissionError) else ()
+        hint = f"Hint: {self.error.hint}".splitlines() if self.error.hint else []
+        show(*said, *(f"  {problem}" for problem in problems), *hint, err=True)
+
+
+def sentence(error: ToolkitError | OSError) -> ToolkitError:
+    """What the system refused, as an error of ours; ours as they are."""
+    if isinstance(error, ToolkitError):
+        return error
+    return ToolkitError((f"{error.filename}: " if error.filename else "") + str(error.strerror or error))
 
 
 class Explaining(click.Command):
@@ -81,16 +91,13 @@ class Explaining(click.Command):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except ToolkitError as error:
-            raise _Explained(error) from error
         except KeyboardInterrupt:
             click.echo(f"\nInterrupted. {self.kept}: run the same command again to go on.", err=True)
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:
             raise
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            raise _Explained(ToolkitError(f"{where}{error.strerror or error}")) from error
+        except (ToolkitError, OSError) as error:
+            raise _Explained(sentence(error)) from error
 
 
 class _Stages(Explaining, click.Group):
@@ -112,6 +119,13 @@ class _Stages(Explaining, click.Group):
             close = difflib.get_close_matches(args[0], names, n=1)
             ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {close[0]!r}?" if close else ""))
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        every = ((name, text) for commands in STAGES.values() for name, text in commands.items())
+        found = [CompletionItem(name, help=text) for name, text in every if name.startswith(incomplete)]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for stage, commands in STAGES.items():
@@ -138,4 +152,7 @@ def cli(ctx: click.Context, workspace: Path | None) -> None:
 
 def main() -> None:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an encoding without Hangul is no reason to stop
     cli(prog_name="toolkit")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from toolkit.cli import options
+from toolkit.printing import Table, facts
 
 if TYPE_CHECKING:
     from toolkit.adopting import Adopted
@@ -62,6 +64,7 @@ class _Size(click.ParamType[tuple[int, int]]):
 @click.option("--target", default="", help="Which of several targets of competition.toml it predicts.")
 @click.option("--to", "-o", type=click.Path(path_type=Path), help="Where to write; default folds/MEMBER.foldK.onnx.")
 @click.option("--force", is_flag=True, help="Replace an export that is there.")
+@options.as_json
 @options.workspace_if_any
 def command(
     competition: Competition | None,
@@ -73,7 +76,7 @@ def command(
     *,
     force: bool,
     **said: Any,
-) -> None:
+) -> options.Said:
     """Take in a classifier that others exported: any layout, element type, batch or output, with a card.
 
     Its graph is put behind uint8 RGB input and checked to give what it gave by itself, on training images where there are
@@ -90,7 +93,8 @@ def command(
     names = adopting.class_names(classes, competition, said["target"])
     said |= {"classes": names, "top": int(top[3:]), "mapping": classmaps.read(mapping) if mapping else {}}
     done = adopting.adopt(source, foreign.Asked(**said), competition, output=to, force=force)
-    click.echo(_text(done))
+    record = {"ok": True, "path": str(done.path), "card": asdict(done.card), "batching": done.batching}
+    return record | {"accuracy": done.accuracy, "checked": done.checked, "notes": list(done.notes)}, _text(done)
 
 
 _BATCHING = {
@@ -100,16 +104,15 @@ _BATCHING = {
 }
 
 
-def _text(done: Adopted) -> str:
+def _text(done: Adopted) -> Table:
     from toolkit.cli.summaries import card, shown
 
-    lines = [card(done.card), f"Batches   {_BATCHING[done.batching]}"]
+    lines = [*card(done.card), ("Batches", _BATCHING[done.batching])]
     if done.accuracy is not None:
         rows = (
             f"{done.checked} images of fold {done.card.fold}"
             if done.card.fold is not None
             else f"{done.checked} training images"
         )
-        lines.append(f"Accuracy  {done.accuracy:.4f} on {rows}")
-    lines += [f"Note      {note}" for note in done.notes]
-    return "\n".join([*lines, f"Wrote     {shown(done.path)}"])
+        lines.append(("Accuracy", f"{done.accuracy:.4f} on {rows}"))
+    return facts([*lines, *(("Note", note) for note in done.notes), ("Wrote", shown(done.path))])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,9 @@ import click
 
 from toolkit.blending import WEIGHERS
 from toolkit.cli import options, summaries
+from toolkit.cli.completion import FILES, offer
 from toolkit.judging import CALIBRATIONS
+from toolkit.printing import INTERVAL, Part, Table, Verbatim, facts, interval
 from toolkit.voting import VOTES
 
 if TYPE_CHECKING:
@@ -39,9 +41,13 @@ class _Several(click.ParamType[tuple[str, ...]]):
             self.fail(f"{unknown[0]!r} is not one of auto, {', '.join(self.known)}", param, ctx)
         return tuple("" if name == "none" else name for name in names)
 
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        """Names of the registry."""
+        return offer(["auto", *self.known], several=True)(ctx, param, incomplete)
+
 
 @click.command()
-@click.argument("tables", nargs=-1, metavar="[TABLES]...")
+@click.argument("tables", nargs=-1, metavar="[TABLES]...", shell_complete=FILES)
 @click.option(
     "--weigher",
     "weighers",
@@ -70,7 +76,7 @@ class _Several(click.ParamType[tuple[str, ...]]):
 @options.tables
 def command(
     competition: Competition, tables: tuple[str, ...], fit_on: str, reading: Reading, *, apply: bool, labels: bool, **said: Any
-) -> tuple[dict[str, Any], str]:
+) -> options.Said:
     """Learn members' weights from out-of-fold tables and write blend.json: the mean unless more is certain.
 
     TABLES are files (Parquet, CSV, npz; FILE or NAME=FILE), all of oof/ unless told. Weights, vote and calibration are chosen
@@ -89,7 +95,7 @@ def command(
     return _fit(competition, tables, common=common, reading=reading, unused=bool(test["weights"] or test["output"]), **said)
 
 
-def _fit(competition: Competition, tables: Sequence[str], *, unused: bool, **said: Any) -> tuple[dict[str, Any], str]:
+def _fit(competition: Competition, tables: Sequence[str], *, unused: bool, **said: Any) -> options.Said:
     import json
 
     from toolkit import fitting
@@ -100,15 +106,13 @@ def _fit(competition: Competition, tables: Sequence[str], *, unused: bool, **sai
     with bar("Choosing", unit="fits") as report:
         path, verdicts = fitting.fit(competition, fitting.find_tables(competition, tables), report=report, **said)
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    lines = []
+    lines: list[Part] = []
     for target, verdict in verdicts.items():
-        lines += [f"Target    {target}", *_table(verdict, competition.metric), *_chosen(verdict, record["targets"][target])]
-    return record, "\n".join([*lines, f"Wrote     {summaries.shown(path)}"])
+        lines += [_table(target, verdict, competition.metric), facts(_chosen(verdict, record["targets"][target]))]
+    return record, [*lines, facts([("Wrote", summaries.shown(path))])]
 
 
-def _combine(
-    competition: Competition, tables: Sequence[str], *, labels: bool, both: bool, **said: Any
-) -> tuple[dict[str, Any], str]:
+def _combine(competition: Competition, tables: Sequence[str], *, labels: bool, both: bool, **said: Any) -> options.Said:
     from toolkit import mixing, sources
 
     if both or not tables:
@@ -117,47 +121,52 @@ def _combine(
     return made.record, _mixed(made)
 
 
-def _table(verdict: Verdict, metric: str) -> list[str]:
-    lines = [f"          {'':16}  {metric:>9}  {'95 % interval':^21}  {'gain':>9}  {'95 % interval':^21}"]
-    for name, one in verdict.estimates.items():
-        score = f"{one.score:>9.5f}  {one.low:>9.5f} – {one.high:>9.5f}"
-        lines.append(f"          {_NAMES[name]:16}  {score}  {one.gain:>+9.5f}  {one.gain_low:>+9.5f} – {one.gain_high:>+9.5f}")
-    return lines
+def _table(target: str, verdict: Verdict, metric: str) -> Table:
+    rows = [
+        (
+            *(_NAMES[name], f"{one.score:.5f}", interval(one.low, one.high)),
+            *(f"{one.gain:+.5f}", interval(one.gain_low, one.gain_high, sign="+")),
+        )
+        for name, one in verdict.estimates.items()
+    ]
+    return Table(("", metric, INTERVAL, "gain", INTERVAL), rows, "lrrrr", caption=f"Target    {target}")
 
 
-def _chosen(verdict: Verdict, said: dict[str, Any]) -> list[str]:
-    """What was chosen and why, in lines; what is as usual is left out."""
-    picks = ", ".join(f"{name} ({count})" for name, count in verdict.picks.items())
-    lines = [f"Tried     {said['plans']} plans; chosen in the outer folds: {picks}"] if said["plans"] > 1 else []
-    lines.append(f"Chosen    {verdict.reason}")
-    lines.append("Weights   " + ", ".join(f"{name} {weight:.4g}" for name, weight in said["members"].items()))
+def _chosen(verdict: Verdict, said: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was chosen and why; what is as usual is left out."""
+    if said["plans"] > 1:
+        picks = ", ".join(f"{name} ({count})" for name, count in verdict.picks.items())
+        yield "Tried", f"{said['plans']} plans; chosen in the outer folds: {picks}"
+    yield "Chosen", verdict.reason
+    yield "Weights", _listed(said["members"], "{} {:.4g}")
     if said["vote"] != "soft":
-        lines.append(f"Vote      {said['vote']}")
+        yield "Vote", said["vote"]
     if any(value != 1 for value in said["temperatures"].values()):
-        lines.append("Cooled    " + ", ".join(f"{name} T = {value:.3g}" for name, value in said["temperatures"].items()))
+        yield "Cooled", _listed(said["temperatures"], "{} T = {:.3g}")
     if said["temperature"]:
-        lines.append(f"Cooled    the outcome, T = {said['temperature']:.3g}")
+        yield "Cooled", f"the outcome, T = {said['temperature']:.3g}"
     if said["thresholds"]:
-        lines.append("Classes   " + ", ".join(f"{name} {value:.3g}" for name, value in said["thresholds"].items()))
+        yield "Classes", _listed(said["thresholds"], "{} {:.3g}")
     if said["test_prior"]:
-        lines.append("Prior     the test set's is not that of these rows: its effect cannot be scored on them")
-    return lines + [f"Note      {note}" for note in said["notes"]]
+        yield "Prior", "the test set's is not that of these rows: its effect cannot be scored on them"
+    yield from (("Note", note) for note in said["notes"])
 
 
-def _mixed(made: Mixed) -> str:
+def _listed(values: Mapping[str, float], form: str) -> str:
+    return ", ".join(form.format(name, value) for name, value in values.items())
+
+
+def _mixed(made: Mixed) -> list[Part]:
     names = list(made.weights)
-    width = max(map(len, names))
-    lines = [f"Weights   {', '.join(f'{name} {weight:.4g}' for name, weight in made.weights.items())}"]
+    lines: list[Part] = [facts([("Weights", _listed(made.weights, "{} {:.4g}"))])]
     if len(names) == len(made.agreement) > 1:
-        lines.append("Agreement, share of rows labelled alike:")
-        lines.append(f"  {'':{width}}  " + "  ".join(f"{name:>8.8}" for name in names))
-        lines += [
-            f"  {name:{width}}  " + "  ".join(f"{value:>8.4f}" for value in row)
-            for name, row in zip(names, made.agreement, strict=True)
-        ]
+        rows = [(name, *(f"{value:.4f}" for value in row)) for name, row in zip(names, made.agreement, strict=True)]
+        kinds = "l" + "r" * len(names)
+        lines.append(Table(("", *names), rows, kinds, caption="Agreement, share of rows labelled alike:"))
+    said = []
     if made.ties:
-        lines.append(f"Ties      {made.ties:,} rows; each went to the first table named of those tied (or the mean, if soft)")
-    lines.append(f"Wrote     {summaries.shown(made.path)} ({made.record['rows']:,} rows × {', '.join(made.predictions)})")
+        said.append(("Ties", f"{made.ties:,} rows; each went to the first table named of those tied (or the mean, if soft)"))
+    said.append(("Wrote", f"{summaries.shown(made.path)} ({made.record['rows']:,} rows × {', '.join(made.predictions)})"))
     if made.path.suffix == ".parquet":
-        lines.append(f"Next      toolkit submit --name {made.path.stem}")
-    return "\n".join(lines)
+        said.append(("Next", Verbatim(f"toolkit submit --name {made.path.stem}")))
+    return [*lines, facts(said)]

@@ -8,19 +8,22 @@ from typing import Any
 import click
 
 from toolkit.cli import options
+from toolkit.cli.completion import PREDICTIONS
+from toolkit.printing import Verbatim
 
 CUDA = ("12", "13", "cpu")  # a test holds it equal to wheels.ENGINES, which cost too much to import for --help
 
 
 @click.command()
-@click.option("--name", default="", help="Which predictions' ensemble.  [default: those made last]")
+@click.option("--name", default="", shell_complete=PREDICTIONS, help="Which predictions' ensemble.  [default: those made last]")
 @click.option("--output", "-o", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder to make.")
 @click.option("--python", required=True, metavar="3.12", help="The target's Python.")
 @click.option("--cuda", type=click.Choice(CUDA), required=True, help="The target's CUDA.")
 @click.option("--no-wheels", is_flag=True, help="Leave out the wheels: the target has onnxruntime, numpy and Pillow.")
 @click.option("--deadline", default="", metavar="8h30m", help="When a run stops and writes what it has.  [default: never]")
+@options.as_json
 @options.workspace
-def command(competition: Any, name: str, output: Path, deadline: str, no_wheels: bool, **target: Any) -> None:  # noqa: FBT001
+def command(competition: Any, name: str, output: Path, deadline: str, *, no_wheels: bool, **target: Any) -> options.Said:
     """Pack an ensemble into one folder that predicts a hidden test set without network.
 
     It holds the exports, the vote, the wheels of the target and the few modules that are needed: no torch, no pandas.
@@ -35,6 +38,7 @@ def command(competition: Any, name: str, output: Path, deadline: str, no_wheels:
     limit = offline.seconds(deadline) if deadline else 0.0
     with bar("Comparing pixels") as progress:
         made = bundling.make(competition, output, name=name, wheels=not no_wheels, deadline=limit, progress=progress, **target)
-    click.echo(f"Made {made.path}: {len(made.recipe.models)} models, {len(made.wheels)} wheels, {made.size / 1e6:,.0f} MB")
-    click.echo(made.agreement)
-    click.echo(f"Run it as: python {made.path}/run.py --test DIR --sample FILE --out submission.csv")
+    run = f"python {made.path}/run.py --test DIR --sample FILE --out submission.csv"
+    size = f"{len(made.recipe.models)} models, {len(made.wheels)} wheels, {made.size / 1e6:,.0f} MB"
+    record = {"ok": True, "path": str(made.path), "bytes": made.size, "wheels": list(made.wheels), "run": run}
+    return record, [f"Made {made.path}: {size}", made.agreement, Verbatim(f"Run it as: {run}")]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from toolkit.cli import options
+from toolkit.cli.completion import RUNS
+from toolkit.printing import Part, Table, facts
 
 if TYPE_CHECKING:
     from toolkit.comparing import Comparison
@@ -16,10 +18,10 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...", shell_complete=RUNS)
 @options.as_json
 @options.workspace
-def command(competition: Competition, runs: tuple[str, ...]) -> tuple[dict[str, Any], str]:
+def command(competition: Competition, runs: tuple[str, ...]) -> options.Said:
     """Compare training runs: which settings differ, the scores of each, and whether one is better.
 
     RUN is a member's name or its folder under runs/. The first is what the others are compared with, row by row on the
@@ -31,32 +33,27 @@ def command(competition: Competition, runs: tuple[str, ...]) -> tuple[dict[str, 
     from toolkit import comparing
 
     found = comparing.compare(competition, runs)
-    return {one.target: asdict(one) for one in found}, "\n\n".join("\n".join(_lines(one)) for one in found)
+    lines = [part for one in found for part in ("", *_lines(one))][1:]
+    return {one.target: asdict(one) for one in found}, lines
 
 
-def _lines(found: Comparison) -> Iterator[str]:
-    names = list(found.estimates)
-    yield f"Target    {found.target}, {found.metric}, {found.rows:,} rows"
-    wide = max([12, *map(len, names)])
-    rows = [("", names), *((key, [str(said[name]) for name in names]) for key, said in found.differing.items())]
-    yield "Settings  " + ("" if found.differing else "none differ")
-    yield from _table(rows[1:] and rows, wide)
-    yield "Scores"
-    scores = [("", names)] + [(f"fold {fold}", list(map(_number, said.values()))) for fold, said in found.folds.items()]
-    scores.append(("all rows", [f"{one.score:.5f}" for one in found.estimates.values()]))
-    scores.append(("95 % from", [f"{one.low:.5f}" for one in found.estimates.values()]))
-    scores.append(("95 % to", [f"{one.high:.5f}" for one in found.estimates.values()]))
-    yield from _table(scores, wide)
-    for name, words in found.verdicts.items():
-        yield f"Verdict   {name} is {words}" if not words.startswith("cannot") else f"Verdict   {name}: {words}"
-    yield from (f"Note      {note}" for note in found.notes)
+def _lines(found: Comparison) -> Iterator[Part]:
+    names, count = list(found.estimates), len(found.estimates)
+    yield facts([("Target", f"{found.target}, {found.metric}, {found.rows:,} rows")])
+    settings = [(key, *(str(said[name]) for name in names)) for key, said in found.differing.items()]
+    if settings:
+        yield Table(("", *names), settings, "l" + "p" * count, caption="Settings")
+    else:
+        yield facts([("Settings", "none differ")])
+    every = found.estimates.values()
+    scores = [(f"fold {fold}", *map(_number, said.values())) for fold, said in found.folds.items()]
+    scores.append(("all rows", *(f"{one.score:.5f}" for one in every)))
+    scores.append(("95 % from", *(f"{one.low:.5f}" for one in every)))
+    scores.append(("95 % to", *(f"{one.high:.5f}" for one in every)))
+    yield Table(("", *names), scores, "l" + "r" * count, caption="Scores")
+    verdicts = [f"{name}{':' if words.startswith('cannot') else ' is'} {words}" for name, words in found.verdicts.items()]
+    yield facts([*(("Verdict", words) for words in verdicts), *(("Note", note) for note in found.notes)])
 
 
 def _number(score: float | None) -> str:
     return "none" if score is None else f"{score:.5f}"
-
-
-def _table(rows: list[tuple[str, list[str]]], wide: int) -> Iterator[str]:
-    left = max((len(name) for name, _ in rows), default=0)
-    for name, cells in rows:
-        yield "          " + f"{name:<{left}}  " + "  ".join(f"{cell:>{wide}}" for cell in cells)

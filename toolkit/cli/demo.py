@@ -17,6 +17,7 @@ def command(folder: Path) -> None:
     """
     from toolkit.cli.progress import bar
     from toolkit.cli.summaries import demo
+    from toolkit.cli.terminal import show
     from toolkit.demo import run
 
-    click.echo(demo(run(folder, say=click.echo, bar=bar), folder))
+    show(*demo(run(folder, say=show, bar=bar), folder))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli import options
+from toolkit.cli.completion import FILES
+from toolkit.printing import INTERVAL, Mark, Part, Table, interval
 
 if TYPE_CHECKING:
     from toolkit.competition import Competition
@@ -18,11 +20,11 @@ _SHOWN = 12  # rows of a table of pairs or classes; all of them stand in --json
 
 
 @click.command()
-@click.argument("tables", nargs=-1, metavar="[TABLES]...")
+@click.argument("tables", nargs=-1, metavar="[TABLES]...", shell_complete=FILES)
 @click.option("--fit-on", type=click.Choice(["all", "common"]), default="all", help="Rows: all must agree, or those shared.")
 @options.as_json
 @options.tables
-def command(competition: Competition, tables: tuple[str, ...], fit_on: str, reading: Reading) -> tuple[dict[str, Any], str]:
+def command(competition: Competition, tables: tuple[str, ...], fit_on: str, reading: Reading) -> options.Said:
     """Look for permuted classes, copies, odd folds and idle members in out-of-fold tables.
 
     TABLES are files (Parquet, CSV, npz; FILE or NAME=FILE), all of oof/ unless told.
@@ -30,18 +32,18 @@ def command(competition: Competition, tables: tuple[str, ...], fit_on: str, read
     from toolkit import diagnosing, fitting
 
     record: dict[str, Any] = {}
-    lines: list[str] = []
+    lines: list[Part] = []
     for target in competition.targets:
         found = fitting.find_tables(competition, tables)
         rows = fitting.read_members(competition, target, found, common=fit_on == "common", reading=reading)
         said = diagnosing.diagnose(rows, competition.score)
         record[target.name] = said.record
-        lines += [f"Target {target.name}, {said.rows:,} rows", *_findings(said), *_members(said, competition.metric)]
+        lines += [f"Target {target.name}, {said.rows:,} rows", *_findings(said), _members(said, competition.metric)]
         lines += [*_pairs(said), *_classes(said)]
-    return record, "\n".join(lines)
+    return record, lines
 
 
-def _findings(said: Diagnosis) -> list[str]:
+def _findings(said: Diagnosis) -> list[Part]:
     """What should be mended or left out, in sentences."""
     lines = [f"  {note}" for note in said.notes]
     for one in said.permuted:
@@ -60,31 +62,33 @@ def _findings(said: Diagnosis) -> list[str]:
         for name, one in said.without.items()
         if one.gain_low > 0
     ]
-    return ["Findings", *lines] if lines else ["Findings: none"]
+    return ["Findings", *(Mark(line, "odd") for line in lines)] if lines else ["Findings: none"]
 
 
-def _members(said: Diagnosis, metric: str) -> Iterator[str]:
-    width = max(10, *map(len, said.scores))
-    yield f"{'Members':{width + 2}}{metric:>10}   95 % interval         the mean without it gains"
-    for name, one in said.scores.items():
-        line = f"  {name:{width}}{one.score:10.5f}   {one.low:.5f} – {one.high:.5f}"
-        if name in said.without:
-            less = said.without[name]
-            line += f"     {less.gain:+.5f}  ({less.gain_low:+.5f} to {less.gain_high:+.5f})"
-        yield line
-    yield f"  {'plain mean':{width}}{said.mean.score:10.5f}   {said.mean.low:.5f} – {said.mean.high:.5f}"
+def _members(said: Diagnosis, metric: str) -> Table:
+    rows = []
+    for name, one in {**said.scores, "plain mean": said.mean}.items():
+        less = said.without.get(name)
+        gain = (f"{less.gain:+.5f}", interval(less.gain_low, less.gain_high, sign="+")) if less else ("", "")
+        rows.append((name, f"{one.score:.5f}", interval(one.low, one.high), *gain))
+    count = 5 if said.without else 3
+    head = ("member", metric, INTERVAL, "the mean without it gains", INTERVAL)
+    return Table(head[:count], [row[:count] for row in rows], "lrrrr"[:count])
 
 
-def _pairs(said: Diagnosis) -> Iterator[str]:
+def _pairs(said: Diagnosis) -> Iterator[Part]:
     if not said.pairs:
         return
-    yield "Pairs, the most alike first: correlation of errors, share labelled otherwise, share both wrong"
-    for one in sorted(said.pairs, key=lambda pair: -pair.correlation)[:_SHOWN]:
-        yield f"  {one.first} – {one.second}: {one.correlation:+.3f}  {one.disagreement:.4f}  {one.both_wrong:.4f}"
+    rows = [
+        (f"{one.first} – {one.second}", f"{one.correlation:+.3f}", f"{one.disagreement:.4f}", f"{one.both_wrong:.4f}")
+        for one in sorted(said.pairs, key=lambda pair: -pair.correlation)[:_SHOWN]
+    ]
+    head = ("pair", "correlation of errors", "labelled otherwise", "both wrong")
+    yield Table(head, rows, "prrr", caption="Pairs, the most alike first: correlation of errors, shares of rows")
     yield from _more(len(said.pairs))
 
 
-def _classes(said: Diagnosis) -> Iterator[str]:
+def _classes(said: Diagnosis) -> Iterator[Part]:
     """Classes that a member knows better than the mean does."""
     if len(said.scores) < 2:
         return
@@ -94,10 +98,11 @@ def _classes(said: Diagnosis) -> Iterator[str]:
         gains.append((f1[best] - f1[""], label, best, f1[""]))
     gains = sorted((one for one in gains if one[0] > 0), key=lambda one: -one[0])
     if gains:
-        yield "Classes that one member knows better than the mean: F1 of the mean, its gain"
-        yield from (f"  {label}: {mean:.4f}, {name} {gain:+.4f}" for gain, label, name, mean in gains[:_SHOWN])
+        rows = [(label, f"{mean:.4f}", name, f"{gain:+.4f}") for gain, label, name, mean in gains[:_SHOWN]]
+        caption = "Classes that one member knows better than the mean"
+        yield Table(("class", "F1 of the mean", "member", "gain"), rows, "prpr", caption=caption)
         yield from _more(len(gains))
 
 
 def _more(count: int) -> Sequence[str]:
-    return [f"  … and {count - _SHOWN} more: --json has all"] if count > _SHOWN else []
+    return [f"… and {count - _SHOWN} more: --json has all"] if count > _SHOWN else []

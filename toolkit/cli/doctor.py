@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import click
 
-MARKS = {"ok": ("✓", "green"), "absent": ("–", "yellow"), "broken": ("✗", "red")}
+from toolkit.cli import options
+from toolkit.printing import Mark, Table
+
+MARKS = {"ok": Mark("✓", "good"), "absent": Mark("–", "odd"), "broken": Mark("✗", "bad")}
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
-@click.pass_context
-def command(ctx: click.Context, *, as_json: bool) -> None:
+@options.as_json
+def command() -> options.Said:
     """Say what this machine can run, what does not fit together, and the cure.
 
     Exit code 1 if something is broken; a GPU that is not there is no fault.
@@ -21,12 +22,9 @@ def command(ctx: click.Context, *, as_json: bool) -> None:
     from toolkit.diagnosis import examine
 
     findings = examine()
-    for finding in findings:
-        if as_json:
-            click.echo(json.dumps(asdict(finding), ensure_ascii=False))
-            continue
-        mark, colour = MARKS[finding.state]
-        click.echo(f"{click.style(mark, fg=colour)} {finding.what:<18} {finding.seen}")
-        if finding.cure:
-            click.echo(f"  {'':<18} cure: {finding.cure}")
-    ctx.exit(1 if any(finding.state == "broken" for finding in findings) else 0)
+    rows: list[tuple[str, str, str]] = []
+    for one in findings:
+        rows.append((MARKS[one.state], one.what, one.seen))
+        rows += [("", "", f"cure: {one.cure}")] if one.cure else []
+    fit = all(one.state != "broken" for one in findings)
+    return {"ok": fit, "findings": [asdict(one) for one in findings]}, Table((), rows, "llp")

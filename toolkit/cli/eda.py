@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from toolkit.cli import options, summaries
+from toolkit.printing import facts
 
 if TYPE_CHECKING:
     from toolkit.competition import Competition
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 @click.option("--sample", type=click.IntRange(1), default=20_000, show_default=True, help="Images of each part to look into.")
 @options.as_json
 @options.workspace
-def command(competition: Competition, sample: int) -> tuple[dict[str, Any], str]:
+def command(competition: Competition, sample: int) -> options.Said:
     """Look at the data and write reports/eda.html: classes, files, pixels, shift, and what to do about them.
 
     Every file's header is read; pixels of a random sample.
@@ -29,4 +30,4 @@ def command(competition: Competition, sample: int) -> tuple[dict[str, Any], str]
         found = surveying.survey(competition, sample=sample, progress=progress)
     path = eda.write(found)
     record = found.record | {"path": str(path)}
-    return record, "\n".join([*(f"- {sentence}" for sentence in found.advice), f"Wrote {summaries.shown(path)}"])
+    return record, [facts([*(("-", sentence) for sentence in found.advice), ("Wrote", summaries.shown(path))])]

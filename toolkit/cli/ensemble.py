@@ -7,11 +7,12 @@ from typing import Any
 import click
 
 from toolkit.cli import options
+from toolkit.cli.completion import FILES, MEMBERS
 from toolkit.voting import VOTES
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, metavar="MODELS...")
+@click.argument("models", nargs=-1, required=True, metavar="MODELS...", shell_complete=FILES)
 @click.option(
     "--tta",
     "asked",
@@ -24,7 +25,7 @@ from toolkit.voting import VOTES
 @click.option("--vote", type=click.Choice(list(VOTES)), default="soft", show_default=True, help="How fold models combine.")
 @click.option("--weights", default="", help="A number per model (0.2,0.8), names (b4=0.7,vit=0.3), or score.")
 @click.option("--blend", is_flag=True, help="Weights, vote and calibration as `toolkit blend` wrote them to blend.json.")
-@click.option("--members", default="", help="Use these members only (b4,vit).")
+@click.option("--members", default="", shell_complete=MEMBERS, help="Use these members only (b4,vit).")
 @options.engine
 @click.option("--batch-size", "batch", type=click.IntRange(1), help="Images a model takes at a time.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first N rows, to try things out.")
@@ -37,10 +38,11 @@ from toolkit.voting import VOTES
     help="Stop without predictions, or give such rows the class prior and list them.",
 )
 @options.passes
+@options.as_json
 @options.workspace
 def command(
     competition: Any, models: tuple[str, ...], members: str, asked: str, *, blend: bool, check: bool, **choices: Any
-) -> None:
+) -> options.Said:
     """Predict the test images with every fold model and view, and combine them by vote.
 
     MODELS are .onnx files, folders, or globs (quoted or not). Every image is decoded once for all of them, and what was
@@ -71,4 +73,4 @@ def command(
     del choices["min_agreement"]
     with bar("Predicting") as progress:
         made = ensembling.run(competition, paths, progress=progress, **choices)
-    click.echo(ensemble(made))
+    return made.record, ensemble(made)

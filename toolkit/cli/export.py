@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from toolkit.cli import options
+from toolkit.printing import facts
 
 
 @click.command()
@@ -25,8 +27,9 @@ from toolkit.cli import options
 @click.option("--mean", type=(float, float, float), help="Normalisation in units of pixel / 255; default timm's.")
 @click.option("--std", type=(float, float, float), help="Normalisation in units of pixel / 255; default timm's.")
 @click.option("--force", is_flag=True, help="Replace an export that is there.")
+@options.as_json
 @options.workspace
-def command(competition: Any, checkpoint: Path, **choices: Any) -> None:
+def command(competition: Any, checkpoint: Path, **choices: Any) -> options.Said:
     """Turn a checkpoint into a self-contained .onnx with a card, proved equal to the model.
 
     CHECKPOINT is what a recipe wrote (runs/MEMBER/foldK/*.safetensors), or the state dict of any timm model.
@@ -39,4 +42,4 @@ def command(competition: Any, checkpoint: Path, **choices: Any) -> None:
     from toolkit.conversion import convert
 
     path, done = convert(competition, checkpoint, **choices)
-    click.echo(f"{card(done)}\nWrote     {shown(path)}")
+    return {"ok": True, "path": str(path), "card": asdict(done)}, facts([*card(done), ("Wrote", shown(path))])

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli import options
+from toolkit.cli.completion import FILES, MEMBERS, VIEWS
+from toolkit.printing import Table, Verbatim, facts
 
 if TYPE_CHECKING:
     from toolkit.competition import Competition
@@ -16,11 +18,17 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, metavar="MODELS...")
-@click.option("--tta", default="none", show_default=True, help="Views that turn images: hflip, flip, d4, or b4=flip,vit=none.")
+@click.argument("models", nargs=-1, required=True, metavar="MODELS...", shell_complete=FILES)
+@click.option(
+    "--tta",
+    default="none",
+    shell_complete=VIEWS,
+    show_default=True,
+    help="Views that turn images: hflip, flip, d4, or b4=flip,vit=none.",
+)
 @click.option("--weights", default="", help="A number per model (0.2,0.8), names (b4=0.7,vit=0.3), or score.")
 @click.option("--blend", is_flag=True, help="Weights, vote, temperatures and views of blend.json.")
-@click.option("--members", default="", help="Use these members only (b4,vit).")
+@click.option("--members", default="", shell_complete=MEMBERS, help="Use these members only (b4,vit).")
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path, dir_okay=False), default="ensemble.onnx", show_default=True,
     help="The file to write; the member is called as it is.",
@@ -28,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @options.as_json
 @options.workspace
-def command(competition: Competition, models: tuple[str, ...], members: str, output: Path, **how: Any) -> Any:
+def command(competition: Competition, models: tuple[str, ...], members: str, output: Path, **how: Any) -> options.Said:
     """Make one self-contained .onnx of fold models, views, weights and mean, proved equal to the ensemble.
 
     It takes what the models take (uint8 images), gives `probabilities` in the competition's order of classes, and needs nothing
@@ -49,21 +57,21 @@ def command(competition: Competition, models: tuple[str, ...], members: str, out
     return record, _text(made)
 
 
-def _text(made: Fused) -> str:
+def _text(made: Fused) -> Table:
     from toolkit.cli.summaries import card, shown
 
     views = sorted({", ".join(found) for found in made.views.values()})
     flips = made.card.parity["flips"]
     smaller, faster = made.bytes / made.parts_bytes, made.rate / made.parts_rate
     size = f"{made.bytes / 1e6:.2f} MB, the parts {made.parts_bytes / 1e6:.2f} MB ({smaller:.2f}×)"
-    lines = [
-        f"Fused     {len(made.models)} models: {', '.join(made.models)}",
-        f"Views     {'; '.join(views)}",
-        card(made.card),
-        f"Labels    {flips:.0f} of {made.checked} changed against the ensemble of the parts",
-        f"Size      {size}; {made.nodes:,} nodes, the parts {made.parts_nodes:,}",
-        f"Speed     {made.rate:,.0f} images/s on the CPU, the parts {made.parts_rate:,.0f} ({faster:.2f}×)",
-        f"Wrote     {shown(made.path)}",
-        f"Next      toolkit ensemble {shown(made.path)}",
+    rows = [
+        ("Fused", f"{len(made.models)} models: {', '.join(made.models)}"),
+        ("Views", "; ".join(views)),
+        *card(made.card),
+        ("Labels", f"{flips:.0f} of {made.checked} changed against the ensemble of the parts"),
+        ("Size", f"{size}; {made.nodes:,} nodes, the parts {made.parts_nodes:,}"),
+        ("Speed", f"{made.rate:,.0f} images/s on the CPU, the parts {made.parts_rate:,.0f} ({faster:.2f}×)"),
+        ("Wrote", shown(made.path)),
+        ("Next", Verbatim(f"toolkit ensemble {shown(made.path)}")),
     ]
-    return "\n".join(lines)
+    return facts(rows)

@@ -9,7 +9,10 @@ from typing import Any
 
 import click
 
+from toolkit.cli import options
+from toolkit.cli.completion import FILES, offer
 from toolkit.metrics import METRICS
+from toolkit.printing import Verbatim
 
 _NEXT = """Next:
   toolkit split                                {split}
@@ -23,8 +26,17 @@ def _absolute(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     return os.path.abspath(value) if value else ""  # noqa: PTH100 - resolve() would follow links
 
 
+def _recipes(_ctx: click.Context) -> tuple[str, ...]:
+    from toolkit import shipped
+
+    return shipped.recipe_names()
+
+
+RECIPES = offer(_recipes)
+
+
 def _path(flag: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option(flag, default="", callback=_absolute, metavar="PATH", help=text)
+    return click.option(flag, default="", callback=_absolute, metavar="PATH", shell_complete=FILES, help=text)
 
 
 @click.command()
@@ -58,10 +70,11 @@ def _path(flag: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., 
     metavar="mean|max",
     help="How several images of one id are merged.",
 )
-@click.option("--recipe", default="", metavar="NAME", help="Only copy this recipe into DIR/recipes.")
+@click.option("--recipe", default="", metavar="NAME", shell_complete=RECIPES, help="Only copy this recipe into DIR/recipes.")
 @click.option("--force", is_flag=True, help="Overwrite what is there.")
+@options.as_json
 @click.pass_context
-def command(ctx: click.Context, /, folder: Path | None, recipe: str, *, force: bool, **said: Any) -> None:
+def command(ctx: click.Context, /, folder: Path | None, recipe: str, *, force: bool, **said: Any) -> options.Said:
     """Write competition.toml by looking at a folder."""
     from toolkit import discovery, shipped
     from toolkit.competition import FILE
@@ -69,17 +82,11 @@ def command(ctx: click.Context, /, folder: Path | None, recipe: str, *, force: b
 
     root = folder or ctx.obj or Path.cwd()
     if recipe:
-        click.echo(f"Wrote {shipped.copy_recipe(recipe, root, force=force)}")
-        return
+        made = shipped.copy_recipe(recipe, root, force=force)
+        return {"ok": True, "path": str(made)}, f"Wrote {made}"
     discovery.refuse_existing(root / FILE, force=force)
     found = discovery.discover(root, Wishes(**{**said, "factor": discovery.factors(said["factor"])}))
     path = found.write(force=force)
-    click.echo(
-        "\n".join(
-            [
-                *found.lines,
-                f"Wrote {path}",
-                _NEXT.format(split="stratified folds" + (" that keep groups whole" if said["group"] else "")),
-            ]
-        )
-    )
+    after = _NEXT.format(split="stratified folds" + (" that keep groups whole" if said["group"] else ""))
+    lines = [*found.lines, f"Wrote {path}", *map(Verbatim, after.splitlines())]
+    return {"ok": True, "path": str(path), "found": list(found.lines)}, lines

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import click
 
+from toolkit.cli import options
+from toolkit.cli.completion import FILES
+from toolkit.printing import facts
+
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, metavar="MODELS...")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
-def command(models: tuple[str, ...], *, as_json: bool) -> None:
+@click.argument("models", nargs=-1, required=True, metavar="MODELS...", shell_complete=FILES)
+@options.as_json
+def command(models: tuple[str, ...]) -> Iterator[options.Said]:
     """Print what exports say about themselves.
 
     MODELS are .onnx files, folders, or globs.
@@ -21,11 +25,10 @@ def command(models: tuple[str, ...], *, as_json: bool) -> None:
     from toolkit.cli.summaries import card, shown
     from toolkit.members import find_exports
 
+    every: list[dict[str, Any]] = []
     for path in find_exports(models):
-        export = graphs.read(path)
-        facts: dict[str, Any] = {"path": shown(path), "digest": export.digest, **graphs.facts(path)}
-        if as_json:
-            click.echo(json.dumps(facts | {"card": asdict(export.card)}, ensure_ascii=False))
-        else:
-            size = f"opset {facts['opset']}, IR {facts['ir']}, {facts['bytes'] / 1e6:.2f} MB, {facts['nodes']} nodes"
-            click.echo(f"{shown(path)}\n{card(export.card)}\nFile      {size}, digest {export.digest}\n")
+        export, found = graphs.read(path), graphs.facts(path)
+        every.append({"path": shown(path), "digest": export.digest, **found, "card": asdict(export.card)})
+        size = f"opset {found['opset']}, IR {found['ir']}, {found['bytes'] / 1e6:.2f} MB, {found['nodes']} nodes"
+        said = facts([*card(export.card), ("File", f"{size}, digest {export.digest}")])
+        yield {"ok": True, "models": every}, [*([""] if len(every) > 1 else []), shown(path), said]

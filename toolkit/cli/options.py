@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
 import click
 
+from toolkit.cli import sentence
+from toolkit.cli.completion import offer
+from toolkit.cli.terminal import show
 from toolkit.errors import DataError, ToolkitError
+from toolkit.printing import Part, Table, to_json
 from toolkit.providers import PRECISIONS, PROVIDERS
-from toolkit.views import AUTO, views
+from toolkit.views import AUTO, VIEW_SETS, views
+
+Said = tuple[dict[str, Any], Part | Sequence[Part]]  # what a command found as plain values, and what people are shown
 
 
 class _Views(click.ParamType[str]):
@@ -30,6 +36,10 @@ class _Views(click.ParamType[str]):
             self.fail(f"{error.message}. {error.hint}", param, ctx)
         return text
 
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        """Sets by name."""
+        return offer([*VIEW_SETS, *([] if self.single else [AUTO])])(ctx, param, incomplete)
+
 
 VIEWS, SETS = _Views(single=False), _Views(single=True)
 
@@ -45,7 +55,7 @@ def settled_views(competition: Any, paths: Any, asked: str, *, check: bool, how:
     with bar("Judging views") as progress:
         settled = tta.resolve(competition, paths, asked, check=check, progress=progress, **options)
     for line in settled.warnings:
-        click.echo(f"Warning: {line}", err=True)
+        aside(f"Warning: {line}")
     return {"tta": settled.tta, "said": {"tta": settled.record}}
 
 
@@ -121,11 +131,11 @@ def workspace_if_any(body: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def as_json(body: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command a `--json`: its body returns (plain values, text), or yields several, each shown when it is there.
+    """Give a command a `--json`: its body returns (plain values, parts to show), or yields several, shown as they come.
 
-    With `--json` the values are printed as one object at the end; an error joins what was done before it.
+    With `--json` the values are printed as one object at the end; an error joins what was done before it. Exit code 1 where
+    they say that something is not `ok`.
     """
-    import json
 
     @click.option("--json", "machine", is_flag=True, help="Print one JSON object, also for errors.")
     @wraps(body)
@@ -133,21 +143,28 @@ def as_json(body: Callable[..., Any]) -> Callable[..., Any]:
         whole: dict[str, Any] = {}
         try:
             found = body(*args, **kwargs)
-            for record, text in [found] if isinstance(found, tuple) else found:
+            for record, parts in [found] if isinstance(found, tuple) else found:
                 whole |= record
                 if not machine:
-                    click.echo(text)
-        except ToolkitError as error:
+                    show(*([parts] if isinstance(parts, str | Table) else parts))
+        except (ToolkitError, OSError) as cause:
             if not machine:
                 raise
+            error = sentence(cause)
             problems = whole.get("problems", []) + [problem.record for problem in getattr(error, "problems", ())]
             whole |= {"ok": False, "error": error.message, "hint": error.hint, "problems": problems}
         if machine:
-            click.echo(json.dumps(whole, ensure_ascii=False))
-        if "error" in whole:
+            click.echo(to_json(whole))
+        if whole.get("ok") is False:
             raise click.exceptions.Exit(1)
 
     return wrapped
+
+
+def passed_on(ctx: click.Context, group: click.Group, *, machine: bool) -> None:
+    """Let `--json` before a subcommand mean what it means behind it."""
+    if machine:
+        ctx.default_map = {name: {"machine": True} for name in group.commands}
 
 
 def passes(body: Callable[..., Any]) -> Callable[..., Any]:
@@ -182,7 +199,7 @@ def passes(body: Callable[..., Any]) -> Callable[..., Any]:
 
 def aside(text: str) -> None:
     """Say something beside the results, on stderr."""
-    click.echo(text, err=True)
+    show(*text.splitlines(), err=True)
 
 
 def tables(body: Callable[..., Any]) -> Callable[..., Any]:

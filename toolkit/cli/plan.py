@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from toolkit.cli import options
+from toolkit.cli.completion import FILES
+from toolkit.printing import INTERVAL, Mark, Part, Table, Verbatim, facts, interval
 from toolkit.providers import PROVIDERS
 
 if TYPE_CHECKING:
@@ -15,15 +17,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("models", nargs=-1, metavar="[MODELS]...")
+@click.argument("models", nargs=-1, metavar="[MODELS]...", shell_complete=FILES)
 @click.option("--budget", required=True, metavar="8h30m", help="The time there is, as in 90s, 45m, 8h30m.")
 @click.option("--device", type=click.Choice(["auto", *PROVIDERS]), default="auto", show_default=True)
 @click.option("--images", type=click.IntRange(1), help="How many images there will be.  [default: those of the test set]")
 @options.as_json
 @options.workspace
-def command(
-    competition: Competition, models: tuple[str, ...], budget: str, device: str, images: int | None
-) -> tuple[dict[str, Any], str]:
+def command(competition: Competition, models: tuple[str, ...], budget: str, device: str, images: int | None) -> options.Said:
     """Find the members, views and precision with the best score that predict the test images in a given time.
 
     MODELS are .onnx files, folders or globs, folds/ unless told. It goes by the timings of what was predicted before and by
@@ -38,19 +38,17 @@ def command(
     return found.record, _said(found, competition.metric)
 
 
-def _said(found: Plan, metric: str) -> str:
-    width = max(len(_members(line)) for line in (*found.lines, found.chosen))
+def _said(found: Plan, metric: str) -> list[Part]:
     head = f"{found.images:,} images on {found.device} in {_span(found.budget)}; scores of {found.rows:,} held-out rows"
-    lines = [head, "", f"  {'members and views':{width}}  {'time':>8}  {metric:>9}  95 % interval"]
+    rows = []
     for line in found.lines:
         one = line.estimate
-        mark = " ← best that fits" if line == found.chosen else "" if line.fits else " (too slow)"
-        score = f"{one.score:>9.5f}  {one.low:.5f} – {one.high:.5f}"
-        lines.append(f"  {_members(line):{width}}  {_span(line.seconds):>8}  {score}{mark}")
+        mark = Mark("← best that fits", "good") if line == found.chosen else "" if line.fits else Mark("(too slow)", "odd")
+        rows.append((_members(line), _span(line.seconds), f"{one.score:.5f}", interval(one.low, one.high), mark))
     one = found.nested
-    lines += ["", f"Nested    {metric} {one.score:.5f} ({one.low:.5f} – {one.high:.5f}) when chosen so on other folds"]
-    lines += [f"Note      {note}" for note in found.notes]
-    return "\n".join([*lines, f"Run       {found.command}"])
+    said = [("Nested", f"{metric} {one.score:.5f} ({interval(one.low, one.high)}) when chosen so on other folds")]
+    said += [*(("Note", note) for note in found.notes), ("Run", Verbatim(found.command))]
+    return [Table(("members and views", "time", metric, INTERVAL, ""), rows, "prrrp", caption=head), facts(said)]
 
 
 def _members(line: Line) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli import options
+from toolkit.cli.completion import FILES, offer
+from toolkit.printing import Mark, Table, facts
 from toolkit.voting import VOTES
 
 if TYPE_CHECKING:
@@ -16,9 +18,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, metavar="MODELS...")
+@click.argument("models", nargs=-1, required=True, metavar="MODELS...", shell_complete=FILES)
 @click.option(
-    "--on", required=True, metavar="train|test|DIR|CSV", help="The workspace's images, a folder, or a CSV of id and path."
+    "--on",
+    required=True,
+    metavar="train|test|DIR|CSV",
+    shell_complete=offer(["train", "test"], files=True),
+    help="The workspace's images, a folder, or a CSV of id and path.",
 )
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Where to write: *.parquet or *.csv.")
 @click.option("--tta", type=options.SETS, default="none", show_default=True, help="Views of every image.")
@@ -46,7 +52,7 @@ def command(
     min_agreement: float,
     batch: int | None,
     **choices: Any,
-) -> tuple[dict[str, Any], str]:
+) -> options.Said:
     """Predict any images with any models and write one table, or one per model.
 
     MODELS are .onnx files with a card, folders, or globs. No workspace is needed: classes come from the card. In one, what was
@@ -80,12 +86,12 @@ def _record(done: Tables) -> dict[str, Any]:
     }
 
 
-def _text(done: Tables) -> str:
+def _text(done: Tables) -> Table:
     from toolkit.cli.summaries import shown
 
-    lines = [f"Bad       {len(done.bad):,} images were left out:"] if done.bad else []
-    lines += [f"          {image.why}" for image in done.bad]
-    lines += [f"Note      {note}" for note in done.notes]
+    rows: list[tuple[str, str]] = [(Mark("Bad", "odd"), f"{len(done.bad):,} images were left out:")] if done.bad else []
+    rows += [("", image.why) for image in done.bad]
+    rows += [("Note", note) for note in done.notes]
     for path, said in done.written.items():
-        lines.append(f"Wrote     {shown(path)} ({len(next(iter(said.values()))):,} rows × {', '.join(said)})")
-    return "\n".join(lines)
+        rows.append(("Wrote", f"{shown(path)} ({len(next(iter(said.values()))):,} rows × {', '.join(said)})"))
+    return facts(rows)

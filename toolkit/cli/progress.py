@@ -6,30 +6,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from toolkit.cli import terminal
 
 LONG = 10.0  # seconds of work from which an estimate is worth a line
+WIDE, NARROW = 80, 55  # cells of a line from which there is a bar, and a rate
 
 
 @contextmanager
 def bar(what: str, *, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
     """A function to be called with (done, in all) of some unit; draws nothing where stderr is no terminal."""
-    if not sys.stderr.isatty():
+    if not terminal.interactive(sys.stderr) or terminal.dumb():
         yield lambda _done, _total: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress
 
-    console = Console(stderr=True)
+    console = terminal.console(sys.stderr)
     started = time.monotonic()
     told, first, before = False, 0.0, 0
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:,.0f} " + f"{unit}/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*_columns(unit, console.width), console=console, transient=True) as progress:
         task = progress.add_task(what, total=None, rate=0.0)
 
         def report(done: int, total: int) -> None:
@@ -45,6 +41,19 @@ def bar(what: str, *, unit: str = "images") -> Iterator[Callable[[int, int], Non
                     console.print(f"{what}: about {_span((total - done) / rate)} for {total:,} {unit} at {rate:,.0f} {unit}/s")
 
         yield report
+
+
+def _columns(unit: str, cells: int) -> Iterator[Any]:
+    """What is shown of the work, as far as a line of so many cells has room for it without cutting numbers."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+    yield TextColumn("{task.description}", markup=False)
+    if cells >= WIDE:
+        yield BarColumn()
+    yield MofNCompleteColumn()
+    if cells >= NARROW:
+        yield TextColumn("{task.fields[rate]:,.0f} " + f"{unit}/s")
+    yield TimeRemainingColumn()
 
 
 def _span(seconds: float) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from toolkit.cli import options, summaries
+from toolkit.printing import Table
 
 if TYPE_CHECKING:
     from toolkit.competition import Competition
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 @click.command()
 @options.as_json
 @options.workspace
-def command(competition: Competition) -> tuple[dict[str, Any], str]:
+def command(competition: Competition) -> options.Said:
     """Show how good the ensemble is, where it errs and why, in reports/report.html.
 
     From what is there: oof/, blend.json, the last predictions, the submission, the runs. No model is run.
@@ -25,5 +26,5 @@ def command(competition: Competition) -> tuple[dict[str, Any], str]:
 
     found = reporting.gather(competition)
     path = report.write(found)
-    lines = [f"{name}  {score:.5f}" for name, score in found.figures.items()]
-    return found.record | {"path": str(path)}, "\n".join([*lines, f"Wrote {summaries.shown(path)}"])
+    scores = Table((), [(name, f"{score:.5f}") for name, score in found.figures.items()], "lr")
+    return found.record | {"path": str(path)}, [scores, f"Wrote {summaries.shown(path)}"]

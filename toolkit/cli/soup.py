@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli import options
+from toolkit.printing import INTERVAL, Part, Table, facts, interval
 
 if TYPE_CHECKING:
     from toolkit.competition import Competition
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace a soup that is there.")
 @options.as_json
 @options.workspace
-def command(competition: Competition, checkpoints: tuple[Path, ...], **choices: Any) -> tuple[dict[str, Any], str]:
+def command(competition: Competition, checkpoints: tuple[Path, ...], **choices: Any) -> options.Said:
     """Average the weights of several checkpoints of one fold, judged on its held-out rows before and after.
 
     CHECKPOINTS are .safetensors files of one network (other seeds, epochs or settings), or folders of them. The greedy soup
@@ -58,20 +59,19 @@ def _record(done: Soup) -> dict[str, Any]:
     }
 
 
-def _text(done: Soup, how: str, metric: str) -> str:
+def _text(done: Soup, how: str, metric: str) -> list[Part]:
     from toolkit.cli.summaries import shown
 
-    width = max(map(len, done.estimates))
-    lines = [f"{'':{width}}  {metric:>9}  {'95 % interval':^21}  gain over {done.best}"]
+    rows = []
     for name, one in done.estimates.items():
-        gain = "" if name == done.best else f"{one.gain:+.5f}  ({one.gain_low:+.5f} to {one.gain_high:+.5f})"
-        lines.append(f"{name:{width}}  {one.score:>9.5f}  {one.low:>9.5f} – {one.high:>9.5f}  {gain}")
-    one = done.estimates[how]
-    lines.append(f"Soup      {how}, of {len(done.ingredients)}: {', '.join(map(shown, done.ingredients))}")
+        gain = ("", "") if name == done.best else (f"{one.gain:+.5f}", interval(one.gain_low, one.gain_high, sign="+"))
+        rows.append((name, f"{one.score:.5f}", interval(one.low, one.high), *gain))
+    scores = Table(("", metric, INTERVAL, f"gain over {done.best}", INTERVAL), rows, "lrrrr")
+    said = [("Soup", f"{how}, of {len(done.ingredients)}: {', '.join(map(shown, done.ingredients))}")]
     if done.normalised:
-        lines.append(f"BatchNorm {done.normalised} layers with statistics of their own")
+        said.append(("BatchNorm", f"{done.normalised} layers with statistics of their own"))
     if done.card.selected_on_heldout:
-        lines.append("Note      the rows that it is scored on also chose what is in it: the score is optimistic")
-    if one.gain_low <= 0:
-        lines.append(f"Note      it cannot be told from {done.best} on these rows")
-    return "\n".join([*lines, f"Wrote     {shown(done.export)}", f"Wrote     {shown(done.checkpoint)}"])
+        said.append(("Note", "the rows that it is scored on also chose what is in it: the score is optimistic"))
+    if done.estimates[how].gain_low <= 0:
+        said.append(("Note", f"it cannot be told from {done.best} on these rows"))
+    return [scores, facts([*said, ("Wrote", shown(done.export)), ("Wrote", shown(done.checkpoint))])]

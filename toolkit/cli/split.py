@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli import options
+from toolkit.printing import Mark, Part, Table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from toolkit.competition import Competition
     from toolkit.folds import Split
     from toolkit.splitting import Rare
@@ -32,40 +31,30 @@ _SHOWN = 12  # classes with a column of their own
     help="Classes with fewer members than folds: refuse, or let them train in every fold, never scored.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing split.csv.")
+@options.as_json
 @options.workspace
-def command(competition: Competition, count: int, holdout: float | None, seed: int, rare: Rare, *, force: bool) -> None:
+def command(competition: Competition, count: int, holdout: float | None, seed: int, rare: Rare, *, force: bool) -> options.Said:
     """Make split.csv: stratified folds, grouped where there are groups."""
-    from rich.console import Console
-
     from toolkit import splitting
 
     split = splitting.create(competition, count=count, holdout=holdout, seed=seed, rare=rare, force=force)
-    console = Console(highlight=False)
-    console.width = console.width if console.is_terminal else 200
-    console.print(_table(split))
-    for line in _remarks(split):
-        console.print(line, markup=False)
-    console.print(f"Wrote {competition.path(splitting.TABLE)}: digest {split.digest}", markup=False, soft_wrap=True)
+    path = competition.path(splitting.TABLE)
+    record = {"ok": True, "path": str(path), "digest": split.digest, "folds": split.count, "balance": split.balance()}
+    return record, [_table(split), *_remarks(split), f"Wrote {path}: digest {split.digest}"]
 
 
 def _table(split: Split) -> Table:
     """Rows, groups and classes per fold; many classes become their extremes."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
     balance = split.balance()
-    classes = list(balance[0]["classes"])
-    grouped = any(split.groups)
-    table = Table(box=box.SIMPLE_HEAD)
-    heads = classes if len(classes) <= _SHOWN else ["smallest class", "largest class", "classes absent"]
-    for head in ["fold", "rows", *(["groups"] if grouped else []), *heads]:
-        table.add_column(escape(head), justify="right")
+    few, grouped = len(balance[0]["classes"]) <= _SHOWN, any(split.groups)
+    heads = list(balance[0]["classes"]) if few else ["smallest class", "largest class", "classes absent"]
+    rows = []
     for row in balance:
-        cells = list(row["classes"].values()) if len(classes) <= _SHOWN else _extremes(row["classes"])
+        cells = row["classes"].values() if few else _extremes(row["classes"])
         name = row["fold"] if row["fold"] >= 0 else "extra" if split.count > 1 else "training"
-        table.add_row(*(escape(str(c)) for c in [name, row["rows"], *([row["groups"]] if grouped else []), *cells]))
-    return table
+        rows.append([*map(str, [name, row["rows"], *([row["groups"]] if grouped else []), *cells])])
+    head = ["fold", "rows", *(["groups"] if grouped else []), *heads]
+    return Table(head, rows, "r" * len(head))
 
 
 def _extremes(classes: dict[str, int]) -> list[Any]:
@@ -73,10 +62,10 @@ def _extremes(classes: dict[str, int]) -> list[Any]:
     return [f"{classes[least]} ({least})", f"{classes[most]} ({most})", sum(not n for n in classes.values())]
 
 
-def _remarks(split: Split) -> list[str]:
+def _remarks(split: Split) -> list[Part]:
     """The class whose count differs most between folds, and every class that a fold cannot score."""
     scored = [row["classes"] for row in split.balance() if row["fold"] >= 0]
-    lines = []
+    lines: list[Part] = []
     if len(scored) > 1 and scored[0]:
         spread = {name: max(row[name] for row in scored) - min(row[name] for row in scored) for name in scored[0]}
         worst = max(spread, key=lambda name: spread[name])
@@ -87,7 +76,8 @@ def _remarks(split: Split) -> list[str]:
     for fold, name in split.missing_classes():
         missing.setdefault(name, []).append(fold)
     for name, folds in list(missing.items())[:_SHOWN]:
-        lines.append(f"Warning: class {name} is absent from fold {', '.join(map(str, folds))}: scores there say nothing of it")
+        words = f"class {name} is absent from fold {', '.join(map(str, folds))}: scores there say nothing of it"
+        lines.append(Mark(f"Warning: {words}", "odd"))
     if len(missing) > _SHOWN:
-        lines.append(f"Warning: {len(missing) - _SHOWN} more classes are absent from some folds")
+        lines.append(Mark(f"Warning: {len(missing) - _SHOWN} more classes are absent from some folds", "odd"))
     return lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,11 +11,9 @@ from toolkit.cli import options, summaries
 if TYPE_CHECKING:
     from toolkit.competition import Competition
 
-_Said = tuple[dict[str, Any], str]
-
 
 @click.group(invoke_without_command=True)
-@click.option("--json", "machine", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "machine", is_flag=True, help="Print one JSON object, also for errors.")
 @click.pass_context
 def command(ctx: click.Context, *, machine: bool) -> None:
     """Show what the prediction store holds; compact or prune it.
@@ -25,13 +23,14 @@ def command(ctx: click.Context, *, machine: bool) -> None:
     toolkit store compact                  many small files become few large ones
     toolkit store prune --stale --dry-run  what would go
     """
+    options.passed_on(ctx, command, machine=machine)
     if ctx.invoked_subcommand is None:
         ctx.invoke(_list, machine=machine)
 
 
 @options.as_json
 @options.workspace
-def _list(competition: Competition) -> _Said:
+def _list(competition: Competition) -> options.Said:
     from toolkit import upkeep
 
     tables = upkeep.survey(competition.path("store"), competition.path("folds"))
@@ -42,7 +41,7 @@ def _list(competition: Competition) -> _Said:
 @command.command()
 @options.as_json
 @options.workspace
-def compact(competition: Competition) -> _Said:
+def compact(competition: Competition) -> options.Said:
     """Merge small segments and sweep what killed runs left; a crash loses nothing."""
     from toolkit import upkeep
 
@@ -57,7 +56,7 @@ def compact(competition: Competition) -> _Said:
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @options.as_json
 @options.workspace
-def prune(competition: Competition, older: int | None, *, stale: bool, dry_run: bool) -> _Said:
+def prune(competition: Competition, older: int | None, *, stale: bool, dry_run: bool) -> options.Said:
     """Remove tables that are not needed; what is removed and asked for again is computed again."""
     from toolkit import upkeep
 
@@ -66,6 +65,6 @@ def prune(competition: Competition, older: int | None, *, stale: bool, dry_run: 
     chosen = upkeep.useless(tables, stale=stale or older is None, older=older)
     freed = sum(kept.size for kept in chosen) if dry_run else upkeep.prune(root, chosen)
     verb = "would be removed" if dry_run else "removed"
-    text = f"{summaries.stored(chosen)}\n" if chosen else ""
-    text += f"{len(chosen)} of {len(tables)} tables {verb}, {freed / 1e6:,.1f} MB"
-    return {"ok": True, "removed": [kept.record for kept in chosen], "bytes": freed, "dry_run": dry_run}, text
+    text = f"{len(chosen)} of {len(tables)} tables {verb}, {freed / 1e6:,.1f} MB"
+    record = {"ok": True, "removed": [kept.record for kept in chosen], "bytes": freed, "dry_run": dry_run}
+    return record, [*(summaries.stored(chosen) if chosen else []), text]

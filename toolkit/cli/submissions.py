@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli import options, summaries
+from toolkit.cli.completion import SUBMISSIONS
 
 if TYPE_CHECKING:
     from toolkit.competition import Competition
 
-_Said = tuple[dict[str, Any], str]
-
 
 @click.group(invoke_without_command=True)
-@click.option("--json", "machine", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "machine", is_flag=True, help="Print one JSON object, also for errors.")
 @click.pass_context
 def command(ctx: click.Context, *, machine: bool) -> None:
     """List the submissions kept in submissions/ with their scores.
@@ -27,13 +26,14 @@ def command(ctx: click.Context, *, machine: bool) -> None:
     toolkit submissions diff 3f0a91bc last
     toolkit submissions add theirs.csv --from Mina
     """
+    options.passed_on(ctx, command, machine=machine)
     if ctx.invoked_subcommand is None:
         ctx.invoke(_list, machine=machine)
 
 
 @options.as_json
 @options.workspace
-def _list(competition: Competition) -> _Said:
+def _list(competition: Competition) -> options.Said:
     from toolkit import ledger
 
     every = ledger.entries(competition)
@@ -43,12 +43,12 @@ def _list(competition: Competition) -> _Said:
 
 
 @command.command()
-@click.argument("name", metavar="ID")
+@click.argument("name", metavar="ID", shell_complete=SUBMISSIONS)
 @click.argument("value", type=float, metavar="SCORE")
 @click.option("--private", "board", flag_value="private", default="public", help="It is the private board's score.")
 @options.as_json
 @options.workspace
-def score(competition: Competition, name: str, value: float, board: Any) -> _Said:
+def score(competition: Competition, name: str, value: float, board: Any) -> options.Said:
     """Note what the platform gave a submission.  ID may be shortened, or `last`."""
     from toolkit import ledger
 
@@ -57,11 +57,11 @@ def score(competition: Competition, name: str, value: float, board: Any) -> _Sai
 
 
 @command.command()
-@click.argument("first", metavar="A")
-@click.argument("second", metavar="B")
+@click.argument("first", metavar="A", shell_complete=SUBMISSIONS)
+@click.argument("second", metavar="B", shell_complete=SUBMISSIONS)
 @options.as_json
 @options.workspace
-def diff(competition: Competition, first: str, second: str) -> _Said:
+def diff(competition: Competition, first: str, second: str) -> options.Said:
     """Show how many rows two submissions answer otherwise, by class."""
     from toolkit import submissions
 
@@ -74,10 +74,10 @@ def diff(competition: Competition, first: str, second: str) -> _Said:
 @click.option("--from", "source", required=True, metavar="NAME", help="Who made it.")
 @options.as_json
 @options.workspace
-def add(competition: Competition, file: Path, source: str) -> _Said:
+def add(competition: Competition, file: Path, source: str) -> options.Said:
     """Check a teammate's submission and keep it."""
     from toolkit import submissions
 
     name, problems = submissions.adopt(competition, file, source)
     record = {"ok": True, "id": name, "problems": [problem.record for problem in problems]}
-    return record, "\n".join([*map(str, problems), f"Kept as {name}"])
+    return record, [*map(str, problems), f"Kept as {name}"]

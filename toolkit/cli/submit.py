@@ -5,21 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from toolkit.cli import options, summaries
+from toolkit.cli.completion import PREDICTIONS
 
 if TYPE_CHECKING:
     from toolkit.competition import Competition
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
-_Said = Iterator[tuple[dict[str, Any], str]]
 
 
 @click.command()
-@click.option("--name", default="", help="Which predictions.  [default: those made last]")
+@click.option("--name", default="", shell_complete=PREDICTIONS, help="Which predictions.  [default: those made last]")
 @click.option("--output", type=_FILE, help="The file to write.  [default: submission.csv in the workspace]")
 @click.option("--sample", type=_FILE, help="The sample submission.  [default: that of competition.toml]")
 @click.option("--check-only", "foreign", type=_FILE, metavar="FILE", help="Check a file made elsewhere and write nothing.")
@@ -35,7 +35,7 @@ def command(
     foreign: Path | None,
     upload: str,
     message: str,
-) -> _Said:
+) -> Iterator[options.Said]:
     """Check the predictions against the sample submission and write submission.csv."""
     from toolkit import ledger, submissions, uploading
 
@@ -46,8 +46,7 @@ def command(
             )
         form, problems = submissions.examine(competition, foreign, sample=sample)
         record = {"ok": True, "format": form, "problems": [problem.record for problem in problems]}
-        said = [f"Checked {foreign} as format {form}", *map(str, problems), "No errors: it can be submitted."]
-        yield record, "\n".join(said)
+        yield record, [f"Checked {foreign} as format {form}", *map(str, problems), "No errors: it can be submitted."]
         return
     where = uploading.address(upload, competition.upload) if upload else ""
     words = uploading.recorded(["toolkit", *sys.argv[1:]])
@@ -56,4 +55,4 @@ def command(
     if where:
         reply = uploading.upload(where, done.path, message or str(done.meta.get("name", "")))
         ledger.sent(competition, done.id, uploading.recorded([where])[0], reply)
-        yield {"upload": reply}, f"Uploaded:\n{reply}"
+        yield {"upload": reply}, ["Uploaded:", *reply.splitlines()]

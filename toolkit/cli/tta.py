@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli import options
+from toolkit.cli.completion import FILES, MEMBERS
+from toolkit.printing import Part, Verbatim, facts
 from toolkit.sessions import PROVIDERS
 from toolkit.views import VIEW_SETS
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("models", nargs=-1, metavar="[MODELS]...")
+@click.argument("models", nargs=-1, metavar="[MODELS]...", shell_complete=FILES)
 @click.option(
     "--set",
     "sets",
@@ -25,15 +27,13 @@ if TYPE_CHECKING:
     type=options.SETS,
     help=f"A set to judge, as `ensemble --tta` takes them; may be repeated. All of {', '.join(VIEW_SETS)} unless told.",
 )
-@click.option("--members", default="", help="Judge these members only (b4,vit).")
+@click.option("--members", default="", shell_complete=MEMBERS, help="Judge these members only (b4,vit).")
 @click.option("--limit", type=click.IntRange(2), help="About so many held-out rows, drawn by chance, instead of all.")
 @click.option("--device", type=click.Choice(["auto", *PROVIDERS]), default="auto", show_default=True)
 @click.option("--batch-size", "batch", type=click.IntRange(1), help="Images a model takes at a time.")
 @options.as_json
 @options.workspace
-def command(
-    competition: Competition, models: tuple[str, ...], sets: tuple[str, ...], members: str, **how: Any
-) -> tuple[dict[str, Any], str]:
+def command(competition: Competition, models: tuple[str, ...], sets: tuple[str, ...], members: str, **how: Any) -> options.Said:
     """Judge views on held-out images: score, gain with interval, answers won and lost, and the set that pays.
 
     MODELS are .onnx files, folders, or globs (folds/*.onnx unless told). Each fold's model predicts the images it did not see,
@@ -59,9 +59,10 @@ def _record(finding: Finding) -> dict[str, Any]:
     return asdict(finding) | {"picks": dict(finding.picks)}
 
 
-def _text(found: dict[str, Finding], notes: tuple[str, ...]) -> str:
+def _text(found: dict[str, Finding], notes: tuple[str, ...]) -> list[Part]:
     from toolkit.payoff import table
     from toolkit.views import written
 
-    lines = [line for finding in found.values() for line in table(finding)] + [f"Note      {note}" for note in notes]
-    return "\n".join([*lines, f"Next      toolkit ensemble --tta {written({n: f.chosen for n, f in found.items()})} …"])
+    chosen = written({name: finding.chosen for name, finding in found.items()})
+    said = [*(("Note", note) for note in notes), ("Next", Verbatim(f"toolkit ensemble --tta {chosen} …"))]
+    return [part for finding in found.values() for part in table(finding)] + [facts(said)]

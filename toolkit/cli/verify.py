@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from toolkit.cli import options
+from toolkit.printing import Mark, Table
 
 if TYPE_CHECKING:
     from toolkit.competition import Competition
+
+
+MARKS = {state: Mark(state, "bad") for state in ("changed", "missing")}
 
 
 @click.command()
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--rebuild", is_flag=True, help="Make the file again and compare the bytes.")
 @options.as_json
 @options.workspace
-def command(competition: Competition, file: Path | None, *, rebuild: bool) -> tuple[dict[str, Any], str]:
+def command(competition: Competition, file: Path | None, *, rebuild: bool) -> options.Said:
     """Compare a submission and all it was made of with its manifest.
 
     FILE is a submission with its manifest (.json) beside it; by default submission.csv in the workspace.
@@ -33,4 +37,5 @@ def command(competition: Competition, file: Path | None, *, rebuild: bool) -> tu
     path = file or competition.path("submission.csv")
     found = verifying.verify(competition, path, rebuild=rebuild)
     tail = f"{path.name} made again: the same bytes" if found.rebuilt else f"{path.name} is the file of its manifest"
-    return found.record, "\n".join([*map(str, found.inputs), tail])
+    rows = [(MARKS.get(one.state, one.state), one.what, one.path) for one in found.inputs]
+    return found.record, [Table((), rows, "llp"), tail]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from toolkit import checkpoints, networks, userfiles
 from toolkit.cards import Preprocess
 from toolkit.errors import TrainingError
+from toolkit.printing import Table
 from toolkit.training import losses
 from toolkit.training.course import Prepare
 from toolkit.training.data import Fold
@@ -154,7 +155,7 @@ def summary(architecture: Mapping[str, Any], tune: str, epochs: int = 1) -> str:
 
 def table(model: torch.nn.Module) -> str:
     """The parts of a network with their parameters, and how many of them learn."""
-    rows = [("module", "type", "parameters", "trainable")]
+    rows = []
     for name in networks.parts(model):
         module = model.get_submodule(name)
         every = sum(p.numel() for p in module.parameters())
@@ -163,10 +164,7 @@ def table(model: torch.nn.Module) -> str:
     every = sum(p.numel() for p in model.parameters())
     free = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rows.append(("in all", type(model).__name__, f"{every:,}", f"{free:,}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join(
-        f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}" for row in rows
-    )
+    return str(Table(("module", "type", "parameters", "trainable"), rows, "llrr"))
 
 
 class Head:
