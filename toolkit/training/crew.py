@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import inspect
 import json
 import os
@@ -349,8 +348,8 @@ class Worker:
         """Wait for the line to be closed, then end as by Ctrl-C, which closes what is open; by force if that takes long."""
         with suppress(EOFError, OSError):
             self.line.recv()
-        if not self.over:
-            _thread.interrupt_main()
+        if not self.over and (main := threading.main_thread().ident):
+            signal.pthread_kill(main, signal.SIGINT)  # also out of a call that waits
         time.sleep(GRACE)
         os._exit(INTERRUPTED)
 
@@ -372,10 +371,13 @@ def at_work() -> Iterator[Worker]:
     line = Connection(said.pop("line"))
     os.set_inheritable(line.fileno(), False)
     worker = Worker(Task(**{**said, "folds": tuple(said["folds"])}), line)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would this one
     threading.Thread(target=worker.listen, daemon=True).start()
     try:
-        yield worker
-        worker.over = True
+        try:
+            yield worker
+        finally:
+            worker.over = True  # no interrupt from here on
         return
     except KeyboardInterrupt:
         code = INTERRUPTED
