@@ -123,7 +123,7 @@ def train_fold(config: Config, fold: Fold) -> nn.Module:
 
 
 @click.command(cls=Recipe)
-@common(workspace="exports/digits")
+@common(workspace="exports/digits", spread=["folds"])
 @settings(Config)
 def main(workspace: Path, folds: tuple[int | None, ...], device: str, *, fresh: bool, smoke: bool, **said: object) -> None:
     """Train stratified folds on handwritten digits with a hand-written loop, export each, and score them out of fold."""

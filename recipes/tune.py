@@ -90,7 +90,8 @@ def main(space: Path, workspace: Path | None, trials: int, minutes: float | None
     asked = search.Space.read(space)
     path, recipe = load(asked.recipe, competition.root)
     flags = {option.removeprefix("--"): param for param in recipe.main.params for option in param.opts}
-    asked.require(sorted(set(flags) - {"workspace", "fold", "member", "device", "fresh", "smoke"}))
+    mine = {"workspace", "fold", "member", "device", "fresh", "smoke", "gpus", "processes", "spread"}
+    asked.require(sorted(set(flags) - mine))
     epochs = flags["epochs"].default if "epochs" in flags else 0
     folder, end = competition.path("tuning", name), time.monotonic() + 60 * (minutes or float("inf"))
     with search.alone(folder):

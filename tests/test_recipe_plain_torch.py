@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from test_recipes import load
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -129,3 +130,9 @@ def test_a_smoke_run_stays_in_this_process(recipe, fold, monkeypatch):
     monkeypatch.setattr(recipe, "feed", lambda *given: loaders.append(feed(*given)) or loaders[-1])
     run(recipe, fold, batches=2)
     assert [loader.num_workers for loader in loaders] == [0]
+
+
+def test_its_loop_shares_no_batches(recipe):
+    ran = CliRunner().invoke(recipe.main, ["--processes", "2", "--spread", "batches"])
+    assert ran.exit_code == 2
+    assert "'batches' is not" in ran.output

@@ -77,9 +77,12 @@ def processes(jobs: Iterable[Job], *, workers: int = 1, gpus: int = 0) -> Iterat
 RUNNERS: dict[str, Runner] = {"here": here, "processes": processes}
 
 
+def visible(number: int, gpus: int) -> dict[str, str]:
+    """The environment in which the process of this number sees its GPU as the only one; nothing without GPUs."""
+    seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name] or list(map(str, range(gpus)))
+    return {"CUDA_VISIBLE_DEVICES": seen[number % min(gpus, len(seen))]} if gpus else {}
+
+
 def _begin(numbers: Any, gpus: int) -> None:
     """Give a new worker its GPU, and its share of the cores: runtimes count those that a process may use."""
-    number = numbers.get()
-    if gpus:
-        seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        os.environ["CUDA_VISIBLE_DEVICES"] = seen[number % len(seen)] if seen else str(number % gpus)
+    os.environ.update(visible(numbers.get(), gpus))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -18,21 +19,49 @@ from toolkit.competition import FILE, Competition
 if TYPE_CHECKING:
     from toolkit.folds import Split
     from toolkit.training import Plan
+    from toolkit.training.crew import Crew
     from toolkit.training.cross_validation import TrainFold, Watch
+
+WORKER = "TOOLKIT_WORKER"  # training.crew's, whose import is heavy
 
 
 class Recipe(Explaining):
-    """A recipe's command."""
+    """A recipe's command; where another process started this one for some of its folds, errors go there."""
 
     kept = "Finished folds and epochs are kept"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line, and keep it for the processes that may be started with it."""
+        ctx.meta[ARGUMENTS] = tuple(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        if WORKER not in os.environ:
+            return super().invoke(ctx)
+        from toolkit.training.crew import at_work
+
+        with at_work() as ctx.meta[WORKER]:
+            return click.Command.invoke(self, ctx)
 
 
 OPTIMISTIC = "  (optimistic: these rows had a say in the training)"
 LOGGER = "toolkit.logger"  # where the context keeps --logger, which is no setting: it changes no result
+PROCESSES = "toolkit.processes"  # and --gpus, --processes and --spread, which are none either
+ARGUMENTS = "toolkit.arguments"
 
 
-def common(workspace: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The options of every recipe: --workspace (with its default), --fold, --device, --fresh, --smoke."""
+def common(
+    workspace: str, *, spread: Sequence[str] = ("folds", "batches")
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options of every recipe: --workspace (with its default), --fold, --device, --gpus, --fresh, --smoke and more.
+
+    `spread` is what several processes can share: a recipe with a loop of its own has no "batches".
+    """
+
+    def keep(context: click.Context, parameter: click.Parameter, said: Any) -> None:
+        context.meta.setdefault(PROCESSES, {})[parameter.name] = said
+
     options = (
         click.option(
             "--workspace",
@@ -48,6 +77,29 @@ def common(workspace: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
             help="Only this fold, or all: one model on every row. May be repeated.",
         ),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+        click.option(
+            "--gpus",
+            type=_NumberOr(int, ["all"], 1),
+            expose_value=False,
+            callback=keep,
+            help="Train on so many GPUs, a process on each.  [default: one]",
+        ),
+        click.option(
+            "--processes",
+            type=click.IntRange(1),
+            expose_value=False,
+            callback=keep,
+            help="The same on a CPU; with --gpus, so many processes share them.  [default: one, or one per GPU]",
+        ),
+        click.option(
+            "--spread",
+            type=click.Choice(spread),
+            expose_value=False,
+            callback=keep,
+            help="folds: each process trains another fold."
+            + ("  batches: all share every batch of one fold." if "batches" in spread else "")
+            + "  [default: folds]",
+        ),
         click.option("--fresh", is_flag=True, help="Train again what is finished."),
         click.option("--smoke", is_flag=True, help="Two batches of one fold, exported, then thrown away: does it run?"),
         click.option(
@@ -146,13 +198,18 @@ def follow(
     def say(text: str) -> None:
         click.echo(text, err=True)  # results only on stdout
 
+    crew = None
     if context := click.get_current_context(silent=True):
         plan = dataclasses.replace(plan, logger=context.meta.get(LOGGER, "none"))
+        if worker := context.meta.get(WORKER):
+            worker.train(plan, train_fold)
+            return
         watch = watch or context.obj  # a search over this recipe's flags looks on
+        crew = None if watch else _crew(context, plan, folds, device)  # whoever looks on does so in this process
     if leak := pseudo.leaks(plan):
         say(leak)
     metric, told = plan.competition.metric, False
-    for done in train(plan, train_fold, bar=bar, folds=folds, device=device, fresh=fresh, say=say, watch=watch):
+    for done in train(plan, train_fold, bar=bar, folds=folds, device=device, fresh=fresh, say=say, watch=watch, crew=crew):
         how = "finished before" if done.resumed else f"{done.seconds:.0f} s"
         what = "all rows" if done.fold is None else f"fold {done.fold}"
         score = "not scored" if done.score is None else f"{metric} {done.score:.4f}"
@@ -163,6 +220,18 @@ def follow(
     if (joined := join(plan)) is not None:
         mark = OPTIMISTIC if tables.read_table(plan.oof).meta.get("selected", "last") != "last" else ""
         click.echo(f"out of fold  {metric} {joined:.4f}  ({len(plan.split.ids):,} images){mark}")
+
+
+def _crew(context: click.Context, plan: Plan, folds: Sequence[int | None], device: str) -> Crew | None:
+    """The processes that the command line asks for; a smoke run is one fold, so that there are none to spread."""
+    from toolkit.training.crew import crew
+    from toolkit.training.cross_validation import asked
+
+    said = context.meta.get(PROCESSES, {})
+    if context.params.get("smoke") and said.get("spread") != "batches":
+        return None
+    command = (context.command.callback, context.meta.get(ARGUMENTS, ()))
+    return crew(command, **said, device=device, models=len(asked(plan, folds)))  # type: ignore[arg-type]
 
 
 def folds_of(competition: Competition) -> Split:

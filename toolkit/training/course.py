@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from toolkit import files
 from toolkit.errors import TrainingError
 from toolkit.training import batching, resuming
-from toolkit.training.data import Fold, epoch_seed
+from toolkit.training.data import Batches, Fold, epoch_seed, own_seed
+from toolkit.training.team import Team
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +74,8 @@ class Log:
     def write(self, row: dict[str, float]) -> None:
         """Add a row to metrics.csv."""
         self.rows.append(row)
+        if not self.fold.team.leads:
+            return
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -118,12 +121,19 @@ class Course:
                 f"{self.fold.title} holds out no rows to choose an epoch by",
                 hint="Use --select last and no --patience for it, under a --member of its own.",
             )
+        if self.team.size > 1:
+            self._deal()
         per_epoch = min(len(self.feed), self.batches or len(self.feed))
         if not per_epoch:
             raise TrainingError(f"{self.fold.title}: not one full batch of training images", hint="Use a smaller --batch-size.")
         self.log = Log(self.fold, self.epochs * per_epoch)
         # BatchNorm statistics are averaged as the weights are, so that they belong to each other
         self.average: Any = ModelEmaV3(self.model, decay=self.ema, use_warmup=True) if self.ema else None
+
+    @property
+    def team(self) -> Team:
+        """The processes that share every batch."""
+        return self.fold.team
 
     @property
     def judged(self) -> bool:
@@ -165,11 +175,12 @@ class Course:
         if self.interval == "epoch":
             self.schedule.step(*([math.exp(-row["loss"])] if self.plateau else []))  # likelihood: larger is better
         if self.judged:
-            row |= self._judge()
+            row |= self._judge() if self.team.leads else {}
+            self.stopped = bool(self.team.told(self.stopped))
         self.log.write(row)
         if self.fold.watch:
             self.fold.watch(dict(row), self.current)
-        if self.fold.key:
+        if self.fold.key and self.team.leads:
             self._save()
 
     def chosen(self) -> torch.nn.Module:
@@ -177,6 +188,8 @@ class Course:
         import copy
 
         model = self.current
+        if not self.team.leads:
+            return model.eval()
         if self.judged:
             self.fold.outcome.selected = {"last": "stopped", "top3": "best"}.get(self.select, self.select)
         if self.select == "soup":
@@ -191,7 +204,7 @@ class Course:
         return model.eval()
 
     def restore(self) -> None:
-        """Go on from what an earlier run of the same settings saved, if it did."""
+        """Go on from what an earlier run of the same settings saved, if it did; all of a team read the same file."""
         state = resuming.load(self.fold.folder, self.fold.key) if self.fold.key else None
         if state is None:
             return
@@ -207,6 +220,21 @@ class Course:
         sampler: Any = self.feed.batch_sampler
         if hasattr(sampler, "epoch"):
             sampler.epoch = self.epoch
+
+    def _deal(self) -> None:
+        """Let the feed give this process its rows of every batch only."""
+        sampler, count = self.feed.batch_sampler, self.team.size
+        if not isinstance(sampler, Batches):
+            raise TrainingError(
+                f"{self.fold.title}: {count} processes can share only batches of toolkit.training.loader",
+                hint="Make the feed with it, or use --spread folds.",
+            )
+        if sampler.size < count:
+            raise TrainingError(
+                f"{self.fold.title}: a batch of {sampler.size} images cannot be shared by {count} processes",
+                hint="Use a larger batch, or fewer --gpus or --processes.",
+            )
+        sampler.team = self.team
 
     def _save(self) -> None:
         state = {name: getattr(self, name) for name in ("epoch", "steps", "stopped", "kept", "best", "since", "micro")}
@@ -289,7 +317,7 @@ def lightning_module(  # noqa: C901 - a class with Lightning's hooks, not one ta
 
         def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
             if batch_idx == 0:  # only here: the trainer makes the loader's iterator, which draws, at different moments
-                torch.manual_seed(epoch_seed(course.fold.seed, course.epoch))
+                torch.manual_seed(own_seed(epoch_seed(course.fold.seed, course.epoch), course.team))
             self.waiting.stop()
 
         def part(self, images: torch.Tensor, labels: torch.Tensor, share: float) -> torch.Tensor:
@@ -305,14 +333,14 @@ def lightning_module(  # noqa: C901 - a class with Lightning's hooks, not one ta
             self.manual_backward(value)
             return value.detach()
 
-        def whole(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor | None:
-            """The gradient of one batch, part by part; None where a part has no memory."""
+        def whole(self, images: torch.Tensor, labels: torch.Tensor, rows: int) -> torch.Tensor | None:
+            """The gradient of a batch of so many `rows`, part by part; None where a part has no memory."""
             total = torch.zeros((), device=images.device)
             try:
                 self.optimizers().zero_grad()
                 for start in range(0, len(images), course.micro):
                     part = slice(start, start + course.micro)
-                    total += self.part(images[part], labels[part], len(images[part]) / len(images))
+                    total += self.part(images[part], labels[part], len(images[part]) / rows)
             except (RuntimeError, MemoryError) as error:
                 if not batching.out_of_memory(error):
                     raise
@@ -326,11 +354,13 @@ def lightning_module(  # noqa: C901 - a class with Lightning's hooks, not one ta
 
         def training_step(self, batch: Any, batch_idx: int) -> None:
             images, labels = batch
-            while (value := self.whole(images, labels)) is None:
+            rows = len(images) if course.team.size == 1 else course.effective
+            while (value := self.whole(images, labels, rows)) is None:
                 course.micro = -(-course.micro // 2)
                 batching.free()
+            value, course.micro = course.team.step(self.model, value, course.micro)
             self.optimizers().step()
-            course.log.add(value, len(images))
+            course.log.add(value, rows)
             course.after_step()
 
         def on_before_optimizer_step(self, optimizer: Any) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -16,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from toolkit import checkpoints, exporting, files, fixes, metrics, sessions, tables
+from toolkit import checkpoints, exporting, files, fixes, manifests, metrics, sessions, tables
 from toolkit.cards import Activation, Card, Output, Preprocess, Selected
 from toolkit.competition import Competition, Target
 from toolkit.errors import TrainingError, few
@@ -27,13 +25,16 @@ from toolkit.predictions import Predictions, concat
 from toolkit.training import feeding, pseudo, rehearsing, resuming, tracking
 from toolkit.training.data import Fold, Progress, Rows, Samples, decode
 from toolkit.training.loop import Triple, choose_device, logits
+from toolkit.training.shares import imbalance
+from toolkit.training.team import ALONE, Team
 
 if TYPE_CHECKING:
     import torch
 
+    from toolkit.training.crew import Crew
+
 PARITY_SAMPLES = 64
 GAP_SAMPLES = 512  # training rows that the gap to the held-out rows is measured on
-IMBALANCE = 5.0  # rows of the largest class for one of the smallest, from which a run says so
 OOF = "oof.parquet"
 PARTS = ("model.safetensors", "metrics.csv", OOF, "config.json")  # in this order; the export comes last
 
@@ -153,6 +154,8 @@ def train(
     fresh: bool = False,
     say: Say = lambda _text: None,
     watch: Watch | None = None,
+    team: Team | None = None,
+    crew: Crew | None = None,
 ) -> Iterator[Done]:
     """Train and export the folds asked for (default: every fold; None: one model on all rows), skipping finished ones.
 
@@ -160,17 +163,17 @@ def train(
     uninterrupted one does (on a CPU). Where there are many images to decode, a step on made-up ones comes first. `say` is told
     what takes long or looks odd; `watch` is called after every epoch with the fold, the row of metrics.csv and the model.
 
+    A `crew` trains them in processes of its own; folds come in the same order. `team` is the one that this process belongs to,
+    if it is one of those: only the first process of a team writes anything, and only it gives folds.
+
     Raises:
-        TrainingError: a fold that the split does not have, or finished folds that were trained with other settings.
+        TrainingError: a fold that the split does not have, finished folds that were trained with other settings, or what ended
+            a process of the crew.
         DeviceError: CUDA was asked for and cannot be used.
         ImageError, AlignmentError: images that cannot be read or are missing.
         ParityError: an export that does not reproduce its model; the fold counts as unfinished.
     """
-    numbers = sorted({fold for fold in folds if fold is not None})
-    wanted: list[int | None] = [*(numbers or ([] if None in folds else range(plan.split.count)))]
-    wanted += [None] if None in folds else []
-    if unknown := [fold for fold in numbers if not 0 <= fold < plan.split.count]:
-        raise TrainingError(f"the split has no fold {few(unknown)}", hint=f"Its folds are 0 to {plan.split.count - 1}.")
+    wanted = asked(plan, folds)
     device = choose_device(device)
     if fresh:
         for fold in wanted:
@@ -179,24 +182,35 @@ def train(
     finished = [fold for fold in (*range(plan.split.count), None) if plan.finished(fold)]
     for fold in finished:
         _same_settings(plan, fold)
-    samples = None
-    for fold in wanted:
-        if fold in finished:
-            about = _about(plan, fold)
-            yield Done(fold, about["score"], 0.0, resumed=True, selected=str(about.get("selected", "last")))
-            continue
-        started = time.monotonic()
-        _discard(plan, fold)
-        if samples is None:
-            assert plan.key  # teachers that are not there are said before anything is decoded
-            if len(plan.split.ids) >= rehearsing.WORTH:
-                rehearsing.rehearse(plan, train_fold, fold, device)
-            samples = _samples(plan, bar, say)
-            for note in imbalance(samples.labels, plan.target.classes, plan.competition.metric):
-                say(note)
-        with bar(f"{plan.member} {'all' if fold is None else f'fold {fold}'}") as progress, tracking.Trackers(plan) as trackers:
-            about = _one(plan, train_fold, fold, samples, device, progress, watch, trackers)
-        yield Done(fold, about["score"], time.monotonic() - started, selected=about["selected"], notes=tuple(about["notes"]))
+    pending = [fold for fold in wanted if fold not in finished]
+    assert plan.key  # teachers or boxes that are not there are said before anything is decoded
+    if pending and team is None and len(plan.split.ids) >= rehearsing.WORTH:
+        rehearsing.rehearse(plan, train_fold, pending[0], device)
+    if crew and crew.splits(pending):
+        _decoded(plan, bar, say)  # by one, for all
+        made = crew.train(plan, pending, device=device, bar=bar, say=say)
+    else:
+        made = _one_by_one(plan, train_fold, pending, device, bar, say, watch, team or ALONE)
+    with closing(made):
+        for fold in wanted:
+            if fold in finished:
+                about = _about(plan, fold)
+                yield Done(fold, about["score"], 0.0, resumed=True, selected=str(about.get("selected", "last")))
+            elif done := next(made, None):
+                yield done
+
+
+def asked(plan: Plan, folds: Sequence[int | None]) -> list[int | None]:
+    """The folds that a command line means, in order: all of the split if it names none; None is the model of all rows.
+
+    Raises:
+        TrainingError: a fold that the split does not have.
+    """
+    numbers = sorted({fold for fold in folds if fold is not None})
+    if unknown := [fold for fold in numbers if not 0 <= fold < plan.split.count]:
+        raise TrainingError(f"the split has no fold {few(unknown)}", hint=f"Its folds are 0 to {plan.split.count - 1}.")
+    wanted: list[int | None] = [*(numbers or ([] if None in folds else range(plan.split.count)))]
+    return wanted + ([None] if None in folds else [])
 
 
 def join(plan: Plan) -> float | None:
@@ -221,33 +235,35 @@ def join(plan: Plan) -> float | None:
     return score
 
 
-def limited(split: Split, rows: int | None) -> Split:
-    """The split with at most so many of its rows, every fold and class in the share that it had."""
-    if not rows or rows >= len(split.ids):
-        return split
-    order = np.lexsort((np.array(split.labels), split.folds))
-    kept = np.sort(order[np.linspace(0, len(order) - 1, rows).round().astype(np.int64)])
-    ids, labels, groups = (tuple(column[i] for i in kept) for column in (split.ids, split.labels, split.groups))
-    return Split(ids, labels, groups, split.folds[kept])
+def _one_by_one(
+    plan: Plan,
+    train_fold: TrainFold,
+    pending: Sequence[int | None],
+    device: str,
+    bar: Bar,
+    say: Say,
+    watch: Watch | None,
+    team: Team,
+) -> Generator[Done]:
+    """Train folds in this process; all but the first of a team give none."""
+    samples = None
+    for fold in pending:
+        started = time.monotonic()
+        if team.leads:
+            _discard(plan, fold)
+        if samples is None:
+            samples = _decoded(plan, bar, say)
+        with bar(f"{plan.member} {'all' if fold is None else f'fold {fold}'}") as progress, tracking.Trackers(plan) as trackers:
+            about = _one(plan, train_fold, fold, samples, device, progress, watch, trackers, team)
+        if about:
+            notes = tuple(about["notes"])
+            yield Done(fold, about["score"], time.monotonic() - started, selected=about["selected"], notes=notes)
 
 
-def imbalance(labels: NDArray[Any], classes: Sequence[str], metric: str) -> list[str]:
-    """A sentence where the largest class has many times the rows of the smallest; `labels` as in `Samples`."""
-    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=len(classes))
-    if labels.dtype.kind == "f" or not counts.max(initial=0) >= IMBALANCE * max(int(counts.min()), 1):
-        return []
-    most, least = int(counts.argmax()), int(counts.argmin())
-    plain = "" if "f1" in metric else f" {metric} says little about the small ones: look at macro_f1 too (toolkit score)."
-    said = (
-        f"classes are imbalanced: {classes[most]!r} has {counts[most]:,} rows, {classes[least]!r} {counts[least]:,}.{plain} "
-        f"A class-weighted or focal loss or a weighted sampler gives them more say."
-    )
-    return [said]
-
-
-def _samples(plan: Plan, bar: Bar, say: Say) -> Samples:
+def _decoded(plan: Plan, bar: Bar, say: Say) -> Samples:
+    """All images; says what is odd about them."""
     with bar("decoding") as progress:
-        return decode(
+        samples = decode(
             plan.competition,
             plan.preprocess,
             plan.target.name,
@@ -257,6 +273,9 @@ def _samples(plan: Plan, bar: Bar, say: Say) -> Samples:
             say=say,
             progress=progress,
         )
+    for note in imbalance(samples.labels, plan.target.classes, plan.competition.metric):
+        say(note)
+    return samples
 
 
 def _one(
@@ -268,18 +287,31 @@ def _one(
     progress: Progress,
     watch: Watch | None,
     trackers: tracking.Trackers,
+    team: Team,
 ) -> dict[str, Any]:
-    """Train one fold, once per seed, and write all that belongs to it, the export last; what config.json says."""
+    """Train one fold, once per seed, and write all that belongs to it, the export last; what config.json says.
+
+    In a team only its first process does more than train.
+    """
     held_out = None if fold is None else samples.rows(plan.split.held_out(fold))
-    training, taught = pseudo.taught(plan, fold, samples.rows(plan.split.training(fold)), device)
+    with team.leading():
+        training, taught = pseudo.taught(plan, fold, samples.rows(plan.split.training(fold)), device)
     models: list[torch.nn.Module] = []
     runs: list[Fold] = []
     for number in range(getattr(plan.config, "seeds", 1)):
-        given = _given(plan, fold, number, training, held_out, device, progress, watch)
+        given = replace(_given(plan, fold, number, training, held_out, device, progress, watch), team=team)
         random.seed(given.seed)
         _seed_torch(given.seed)
-        models += [train_fold(_with_seed(plan.config, number), trackers.attach(given)), *given.outcome.others]
+        seen = trackers.attach(given) if team.leads else given
+        models += [train_fold(_with_seed(plan.config, number), seen), *given.outcome.others]
         runs.append(given)
+        if given.outcome.report.get("processes", 1) != team.size:
+            raise TrainingError(
+                f"{given.title}: every process trained on whole batches, since {plan.recipe}.py has a loop of its own",
+                hint="Use --spread folds, or train with toolkit.training.fit.",
+            )
+    if not team.leads:
+        return {}
     folder, selected = plan.folder(fold), pseudo.selected(plan, runs[0].outcome.selected)
     for number, model in enumerate(models):  # what comes next may fail
         checkpoints.save(_checkpoint(folder, number), model, _card(plan, fold, None, selected), plan.architecture)
@@ -305,9 +337,10 @@ def _one(
         "selected": selected,
         "notes": notes,
         "device": device,
+        "processes": team.size,
         "versions": _versions(),
     }
-    about |= {"seeds": [given.seed for given in runs], "commit": _commit(plan.root), "models": len(models)}
+    about |= {"seeds": [given.seed for given in runs], "commit": manifests.git_commit(plan.root) or "", "models": len(models)}
     about |= {"report": [given.outcome.report for given in runs], "taught": taught, "settings": plan.settings}
     files.write_text(folder / "config.json", json.dumps(about, indent=1, ensure_ascii=False, default=str) + "\n")
     pixels, _ = (held_out or training).__getitems__(range(min(len(held_out or training), PARITY_SAMPLES)))
@@ -381,19 +414,6 @@ def _fits(plan: Plan, model: torch.nn.Module, training: Rows, held_out: Predicti
     seen = _scores(plan, _predict(plan, model, Rows(training.samples, training.places[places]), device))
     chance = 0.693 if plan.target.multilabel else float(np.log(len(plan.target.classes)))
     return feeding.verdict(seen | {"chance": chance}, _scores(plan, held_out))
-
-
-def _commit(root: Path) -> str:
-    """The git commit that the workspace stands at, "+" behind it where files differ from it; empty without one."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(root), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 def _predict(plan: Plan, model: torch.nn.Module, rows: Rows, device: str) -> Predictions:

@@ -17,6 +17,7 @@ from toolkit.cards import Preprocess
 from toolkit.competition import FILE, Competition
 from toolkit.errors import AlignmentError, TrainingError, few
 from toolkit.training.caching import Pixels, Undecoded, decoded
+from toolkit.training.team import ALONE, Team
 
 if TYPE_CHECKING:
     import torch
@@ -144,7 +145,7 @@ class Fold:
     `number` is None for a model that trains on everything. `judge` gives a model's mean loss and score on the held-out rows
     ("loss" and "score", larger is better); whoever chooses by it sets `outcome.selected`. `watch` is called after every epoch
     with its row of metrics.csv and the model. `key` names all settings: what an earlier run saved under another is not gone on
-    from; without one nothing is saved between epochs.
+    from; without one nothing is saved between epochs. `team` are the processes that share its batches.
     """
 
     number: int | None
@@ -160,6 +161,7 @@ class Fold:
     cache: Path | None = None  # where features of frozen backbones are kept
     look: Callable[[torch.Tensor], None] | None = None  # is shown every batch as the model gets it
     outcome: Outcome = field(default_factory=Outcome)
+    team: Team = ALONE
 
     @property
     def title(self) -> str:
@@ -248,12 +250,14 @@ def loader(
 class Batches:
     """A batch sampler: each epoch a fresh order, and for every batch a seed of its own for what is drawn in it.
 
-    Both follow from `seed` and `epoch` alone, so that a run resumed at an epoch sees what an uninterrupted one would.
+    Both follow from `seed` and `epoch` alone, so that a run resumed at an epoch sees what an uninterrupted one would. With a
+    `team`, each batch is dealt out to its processes row by row: together they see what one alone would, and draw differently.
     """
 
     def __init__(self, rows: int, size: int, seed: int, weights: NDArray[np.float64] | None = None) -> None:
         self.rows, self.size, self.seed, self.weights = rows, size, seed, weights
         self.epoch = 0
+        self.team = ALONE
 
     def __len__(self) -> int:
         return self.rows // self.size
@@ -269,12 +273,18 @@ class Batches:
             order = torch.multinomial(torch.from_numpy(self.weights), self.rows, replacement=True, generator=draw)
         seeds = torch.randint(2**62, (len(self),), generator=draw)
         for number, seed in enumerate(seeds.tolist()):
-            yield seed, order[number * self.size : (number + 1) * self.size].tolist()
+            batch = order[number * self.size : (number + 1) * self.size]
+            yield own_seed(seed, self.team), batch[self.team.rank :: self.team.size].tolist()
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
     """The seed of one epoch; folds and epochs of neighbouring seeds do not meet."""
     return (seed * 1_000_003 + epoch) % 2**63
+
+
+def own_seed(seed: int, team: Team) -> int:
+    """The seed that a process of a team has in place of `seed`; the first keeps it, the others' are far from any neighbour."""
+    return (seed + team.rank * 0x9E3779B97F4A7C15) % 2**63
 
 
 class _Feed:

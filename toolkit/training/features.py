@@ -38,9 +38,10 @@ def precomputed(model: torch.nn.Module, rows: Rows, fold: Fold, prepare: Callabl
         found = np.concatenate(list(parts))
     else:
         path = fold.cache / f"features-{_key(model, samples.pixels, prepare)}.npy"
-        if not path.exists():
-            room(path, int(np.prod(shape)) * 4)
-            store(path, shape, np.float32, parts)
+        with fold.team.leading():
+            if not path.exists():
+                room(path, int(np.prod(shape)) * 4)
+                store(path, shape, np.float32, parts)
         found = Mapped(path)
     extra = precomputed(model, rows.extra, fold, prepare) if rows.extra else None
     return Rows(Samples(samples.ids, found, samples.labels), rows.places, rows.soft, extra)

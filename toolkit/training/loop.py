@@ -106,6 +106,9 @@ def fit(
     loss of a part counts by its share of the rows: exact for means over rows, not for BatchNorm, nor for losses that weigh
     whole batches.
 
+    With a team of processes (`fold.team`, see `Team.step`) each has its share of every batch: the batch stays what it was, and
+    so does the result, up to rounding and with the same exceptions; draws differ by process. The first one judges and writes.
+
     `select` "best" keeps the epoch that does best on the held-out rows, "soup" the mean of up to five best epochs' weights as
     long as it does better (greedy soup, Wortsman et al. 2022), "top3" three epochs as models of their own; `patience` stops
     after so many epochs without a better one. All of them look at the rows that score the fold: `fold.outcome` says so.
@@ -114,7 +117,9 @@ def fit(
     called when an epoch begins, epochs counted from 0.
 
     Raises:
-        TrainingError: the loss became NaN or infinite, or a single image does not fit into memory.
+        TrainingError: the loss became NaN or infinite, a single image does not fit into memory, or a batch has fewer images
+            than the team has processes.
+        PeerError: another process of the team is gone.
     """
     import pytorch_lightning as pl
 
@@ -138,6 +143,8 @@ def fit(
     )
     course.micro = _micro(course, prepare, micro)
     course.restore()
+    for module in (model, *([course.average.module] if course.average else [])):
+        fold.team.align(module)
     left = epochs - course.epoch
     if left > 0 and not course.stopped:
         with quiet("pytorch_lightning", "lightning_fabric", "lightning.pytorch"), _interruptible(), _said_by_workers():
@@ -155,10 +162,12 @@ def fit(
                 default_root_dir=fold.folder,
             )
             trainer.fit(lightning_module(course, prepare, compiled=compiled), feed)
-        fold.outcome.report["feeding"] = feeding.measure(
-            feed, images=course.log.seen, seconds=course.log.seconds, waited=course.log.waited
-        ).record
+        if fold.team.leads:  # rates of one process
+            fold.outcome.report["feeding"] = feeding.measure(
+                feed, images=course.log.seen // fold.team.size, seconds=course.log.seconds, waited=course.log.waited
+            ).record
     fold.outcome.report |= {"micro_batch": course.micro, "effective_batch": course.effective, "epochs": course.epoch}
+    fold.outcome.report["processes"] = fold.team.size
     return course.chosen()
 
 
@@ -168,10 +177,11 @@ def _micro(course: Course, prepare: Prepare, asked: int | Literal["auto"] | None
 
     import torch
 
+    share = -(-course.effective // course.team.size)
     if asked != "auto":
-        return min(asked or course.effective, course.effective)
+        return min(asked or share, share)
     if course.fold.device == "cpu":
-        return course.effective  # its memory is seldom the limit; where it is, the parts are halved
+        return share  # its memory is seldom the limit; where it is, the parts are halved
     pixels, labels = course.feed.dataset.__getitems__((0, [0]))  # type: ignore[attr-defined]
     copied = copy.deepcopy(course.model).to(course.fold.device).to(memory_format=torch.channels_last).train()
 
@@ -183,7 +193,7 @@ def _micro(course: Course, prepare: Prepare, asked: int | Literal["auto"] | None
         torch.autograd.backward(value)
         copied.zero_grad()
 
-    return batching.largest(step, course.effective)
+    return course.team.least(batching.largest(step, share))
 
 
 def logits(
