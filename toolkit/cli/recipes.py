@@ -140,7 +140,7 @@ _RANGES: dict[type, Any] = {int: click.IntRange, float: click.FloatRange}
 class _NumberOr(click.ParamType[Any]):
     """A number in a range, or one of a few words."""
 
-    def __init__(self, kind: type, words: Sequence[str], least: float | None, most: float | None) -> None:
+    def __init__(self, kind: type, words: Sequence[str], least: float | None, most: float | None = None) -> None:
         self.kind, self.words = kind, words
         self.range: Any = _RANGES[kind](least, most)
         self.name = "|".join(("NUMBER", *words))
