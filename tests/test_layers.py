@@ -154,7 +154,7 @@ def test_light_commands_load_no_torch(workspace, folds):
     (workspace / "split.csv").unlink()
     (workspace / "competition.toml").unlink()
     for arguments in (["init", "--metric", "accuracy"], ["split", "--folds", "3"]):
-        assert not loaded_after(RUN, *arguments, cwd=workspace) & {"torch", "timm", "onnx", "onnxruntime", "rich"}, arguments
+        assert not loaded_after(RUN, *arguments, cwd=workspace) & {"torch", "timm", "onnx", "onnxruntime"}, arguments
 
 
 def test_the_package_costs_nothing_to_import():
