@@ -85,7 +85,7 @@ def test_a_recipe_that_fails_is_an_error(tmp_path, monkeypatch):
 def test_doctor_finds_this_machine_fit():
     done = CliRunner().invoke(cli, ["doctor", "--json"])
     assert done.exit_code == 0, done.output
-    findings = {line["what"]: line for line in map(json.loads, done.stdout.splitlines())}
+    findings = {one["what"]: one for one in json.loads(done.stdout)["findings"]}
     assert findings["--device cpu"]["state"] == "ok"
     assert "torchcodec" in findings["decoder"]["seen"]
 

@@ -71,7 +71,7 @@ def test_inspect_says_what_the_card_says(workspace, folds):
     assert text.exit_code == 0
     for words in ("tiny.fold0", "ant, bee, cat", "opset 20, IR 10", "accuracy 0.5000", "Gap"):
         assert words in text.stdout
-    (first, second) = (json.loads(line) for line in invoke("inspect", "folds", "--json").stdout.splitlines())
+    (first, second) = json.loads(invoke("inspect", "folds", "--json").stdout)["models"]
     assert (first["card"]["fold"], second["card"]["fold"]) == (0, 1)
 
 

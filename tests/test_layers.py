@@ -150,7 +150,7 @@ def test_light_commands_load_no_torch(workspace, folds):
     subprocess.run(run, check=True, cwd=workspace, capture_output=True)
     for arguments in (["ensemble", "folds/*.onnx", "--tta", "hflip", "--vote", "hard"], ["submit"], ["inspect", "folds"]):
         loaded = loaded_after(RUN, *arguments, cwd=workspace)
-        assert not loaded & {"torch", "timm", "onnxruntime", "torchvision"}, arguments
+        assert not loaded & {"torch", "timm", "onnxruntime", "torchvision", "rich"}, arguments
     (workspace / "split.csv").unlink()
     (workspace / "competition.toml").unlink()
     for arguments in (["init", "--metric", "accuracy"], ["split", "--folds", "3"]):

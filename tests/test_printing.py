@@ -197,3 +197,13 @@ def test_a_pipe_gets_plain_lines_and_colours_only_by_force(monkeypatch):
     terminal.show(table, "line")
     assert "\x1b[32m" in forced.getvalue()
     assert Text.from_ansi(forced.getvalue()).plain.splitlines() == piped.getvalue().splitlines()
+
+
+def test_a_table_without_rows_and_one_of_thousands(monkeypatch):
+    assert str(Table(("a", "b"), [], "lr")) == "a  b"
+    assert drawn([Table(("a", "b"), [], "lr")], 20, monkeypatch, NO_COLOR="1").split() == ["a", "b", "────"]
+    many = Table(("a", "b"), [(f"name {i}", str(i)) for i in range(20_000)], "lr")
+    calls = []
+    monkeypatch.setattr("toolkit.printing.safe", lambda text: calls.append(text) or text)
+    assert len(lines(many)) == 20_001
+    assert len(calls) < 10 * 20_000  # in proportion to the cells

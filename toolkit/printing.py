@@ -102,13 +102,14 @@ def lines(part: Part) -> list[str]:
         return [safe(part)]
     caption = [safe(part.caption)] if part.caption else []
     every = [part.head, *part.rows] if part.head else part.rows
-    return caption + [" ".join(_pad(row, part)).rstrip() for row in every]
+    places = list(zip(part.kinds, part.lengths, strict=True))
+    return caption + [(" " * GAP).join(map(_pad, row, places)).rstrip() for row in every]
 
 
-def _pad(row: Sequence[str], table: Table) -> Iterable[str]:
-    for cell, kind, room in zip(row, table.kinds, table.lengths, strict=True):
-        space = " " * (room - width(cell))
-        yield (space + safe(cell) if kind == "r" else safe(cell) + space) + " " * (GAP - 1)
+def _pad(cell: str, place: tuple[str, int]) -> str:
+    kind, room = place
+    space = " " * (room - width(cell))
+    return space + safe(cell) if kind == "r" else safe(cell) + space
 
 
 def to_json(record: Mapping[str, Any]) -> str:

@@ -169,7 +169,8 @@ class _Drawing:
         from rich import box
         from rich.table import Table as Drawn
 
-        rule, gap = (box.SIMPLE_HEAD, GAP - 1) if self.folds else (None, GAP)  # a rule brings a cell
+        rule = box.SIMPLE_HEAD if self.folds else None
+        gap = GAP - 1 if rule else GAP  # the rule brings a cell between columns
         drawn = Drawn(box=rule, show_edge=False, pad_edge=False, padding=(0, gap, 0, 0))
         drawn.header_style, drawn.border_style = "bold", "dim"
         for head, kind, cells in zip(table.head, table.kinds, widths, strict=True):
@@ -224,12 +225,10 @@ def fit(table: Table, cells: int) -> list[int] | None:
 
     Heads are folded between words, columns of words down to a few cells; what is left goes to those that lack least.
     """
-    if not table.rows:
-        return table.lengths
     whole = table.lengths
     least = []
-    for head, kind, column in zip(table.head, table.kinds, zip(*table.rows, strict=True), strict=True):
-        body = max(map(width, column))
+    for place, (head, kind) in enumerate(zip(table.head, table.kinds, strict=True)):
+        body = max((width(row[place]) for row in table.rows), default=0)
         least.append(max([min(body, _WORDS) if kind == "p" else body, *map(width, head.split())]))
     least[0] = max(least[0], table.key)
     spare = cells - GAP * (len(whole) - 1) - sum(least)
