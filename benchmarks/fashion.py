@@ -113,7 +113,9 @@ def accuracy(root: Path, name: str) -> float:
 @click.option("--epochs", default=16, show_default=True, help="Of the small network.")
 @click.option("--workspace", type=click.Path(path_type=Path), help="Keep the workspace there; only made if it is new.")
 @click.option("--make-only", is_flag=True, help="Make the workspace and stop.")
-def main(weights: Path | None, source: Path, train: int, test: int, epochs: int, workspace: Path | None, *, make_only: bool) -> None:
+def main(
+    weights: Path | None, source: Path, train: int, test: int, epochs: int, workspace: Path | None, *, make_only: bool
+) -> None:
     """Train, blend and predict; print out-of-fold and test accuracies and times."""
     if not source.is_dir():
         raise click.ClickException(f"{source} does not exist: apt-get install dataset-fashion-mnist")

@@ -104,6 +104,9 @@ def test_the_command_shows_what_is_asked_for(workspace):
     for words in ("roc_auc 0.", "log_loss 0.", "  mean 0.", "ant  ", "precision", "ECE", "nested", "confidence"):
         assert words in text
     said = json.loads(run("--metric", "roc_auc", "--calibration", "--json").output)["label"]["good"]
-    assert set(said["calibration"]) == {"before", "after", "temperature", "bins"}
+    assert set(said["calibration"]) == {"before", "after", "temperature", "bins", "bins_after"}
+    assert sum(one["count"] for one in said["calibration"]["bins_after"]) == sum(
+        one["count"] for one in said["calibration"]["bins"]
+    )
     assert said["metrics"]["roc_auc"]["score"] == said["score"]
     assert list(said["classes"]) == ["ant", "bee", "cat"]

@@ -35,6 +35,8 @@ TURNS: dict[str, tuple[bool, bool, bool]] = {
     "hflip+rot270": (True, True, True),
 }
 
+_GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)[:, None, None]
+
 U64 = NDArray[np.uint64]
 Report = Callable[[int, int], None]
 
@@ -61,18 +63,14 @@ class Twin:
 
 def prints(paths: Sequence[Path], *, progress: Report | None = None) -> Prints:
     """Read every picture once; what cannot be read is noted and left out."""
-    pixels = Preprocess((SIDE, SIDE))
     thumbs = np.zeros((len(paths), SIDE, SIDE), dtype=np.uint8)
-    weights = np.array([0.299, 0.587, 0.114], dtype=np.float32)[:, None, None]
 
     def one(path: Path) -> tuple[bytes, NDArray[np.uint8]] | str:
         try:
             data = images.read(path)
-            decoded = images.decode(data, str(path), implementation="pillow")
-            small = images.render(decoded, pixels, implementation="pillow", where=str(path))
+            return images.digest(data), thumb(images.decode(data, str(path), implementation="pillow"), str(path))
         except ImageError as error:
             return error.message
-        return images.digest(data), np.rint((small * weights).sum(axis=0)).astype(np.uint8)
 
     digests: list[bytes | None] = []
     bad: dict[int, str] = {}
@@ -87,6 +85,12 @@ def prints(paths: Sequence[Path], *, progress: Report | None = None) -> Prints:
             if progress and (place % 64 == 63 or place + 1 == len(paths)):
                 progress(place + 1, len(paths))
     return Prints(tuple(digests), thumbs, bad)
+
+
+def thumb(decoded: NDArray[np.uint8], where: str) -> NDArray[np.uint8]:
+    """The grey thumbnail uint8 [32, 32] of RGB pixels [H, W, 3] that is hashed and compared."""
+    small = images.render(decoded, Preprocess((SIDE, SIDE)), implementation="pillow", where=where)
+    return np.asarray(np.rint((small * _GREY).sum(axis=0)), dtype=np.uint8)
 
 
 def find(given: Prints, *, similar: float = SIMILAR) -> tuple[list[Twin], int]:
