@@ -21,7 +21,7 @@ BITS = 5  # hashes of one sight differ in at most so many of 63 bits: JPEG at qu
 SIMILAR = 0.99  # correlation of the thumbnails that proves a pair; recompression and resizing stay above
 FLAT = 2.0  # grey levels of standard deviation below which a picture has nothing to compare
 CANDIDATES = 600_000_000  # pairs that are looked at, in about 25 s; where there are more, fewer bits may differ
-CHUNK = 4_000_000
+CHUNK = 1_000_000
 
 # transposed, rows reversed, columns reversed: in this order, the eight turns by the names that views have
 TURNS: dict[str, tuple[bool, bool, bool]] = {
@@ -101,7 +101,8 @@ def find(given: Prints, *, similar: float = SIMILAR) -> tuple[list[Twin], int]:
     """
     homes: dict[bytes, int] = {}
     twins, alone = [], []
-    flat = given.thumbs.reshape(len(given.thumbs), -1).std(axis=1) < FLAT if len(given.thumbs) else np.zeros(0, dtype=bool)
+    # one by one: numpy would make float64 of all of them at once
+    flat = [one.std() < FLAT for one in given.thumbs]
     for place, digest in enumerate(given.digests):
         if digest is None:
             continue
@@ -197,7 +198,7 @@ def _candidates(turned: U64, plain: U64, bits: int) -> Iterator[tuple[NDArray[np
 
 
 def _correlations(
-    thumbs: NDArray[np.uint8], left: NDArray[np.int64], right: NDArray[np.int64], turn: str, step: int = 8192
+    thumbs: NDArray[np.uint8], left: NDArray[np.int64], right: NDArray[np.int64], turn: str, step: int = 1024
 ) -> NDArray[np.float32]:
     """Correlation of the turned first with the second thumbnail of each pair."""
     transposed, rows, columns = TURNS[turn]

@@ -209,4 +209,4 @@ def of_file(path: Path, alt: str, *lines: str) -> Thumbnail:
     try:
         return thumbnail(images.decode(images.read(path), str(path), implementation="pillow"), alt, *lines)
     except ImageError as error:
-        return Thumbnail("", alt, (*lines, error.message))
+        return Thumbnail("", alt, (*lines, error.message.removeprefix(f"{path} ")))

@@ -230,13 +230,13 @@ def _cases(title: str, judged: Judged, rows: Any, several: str, paths: dict[str,
 def _thumbnail(judged: Judged, row: int, paths: dict[str, Path]) -> Thumbnail:
     name, truth = judged.rows.ids[row], _label(judged, row, judged.rows.truth.decided)
     said = _label(judged, row, decide(judged.combined, judged.rows.truth.decided))
-    lines = (name, f"truth {truth}", f"said {said}", _probabilities(judged, row))
+    lines = (name, f"truth {truth}", f"said {said}", *_probabilities(judged, row))
     alt = f"image {name}, truth {truth}, predicted {said}"
     return of_file(paths[name], alt, *lines) if name in paths else Thumbnail("", alt, lines)
 
 
-def _probabilities(judged: Judged, row: int) -> str:
-    """The probabilities of the most probable classes and of the true one."""
+def _probabilities(judged: Judged, row: int) -> list[str]:
+    """The probabilities of the most probable classes and of the true one, a line each: names may run from right to left."""
     classes, p = judged.target.classes, judged.combined[row]
     if judged.target.multilabel:
         shown = np.argsort(np.abs(p - 0.5), kind="stable")[:TOLD]  # where it hung in the balance
@@ -244,7 +244,7 @@ def _probabilities(judged: Judged, row: int) -> str:
         shown = np.argsort(-p, kind="stable")[:TOLD]
         truth = int(judged.rows.truth.decided[row])
         shown = shown if truth in shown else np.append(shown, truth)
-    return ", ".join(f"{classes[c]} {p[c]:.2f}" for c in shown)
+    return [f"{classes[c]} {p[c]:.2f}" for c in shown]
 
 
 def _label(judged: Judged, row: int, labels: Any) -> str:
