@@ -243,11 +243,16 @@ def test_the_report_has_the_views_that_were_judged(workspace, folds):
 
 
 def test_the_report_lists_every_check_of_the_submission(insects):
+    stray = insects / "test" / "9999.png"
+    Image.new("RGB", (52, 40)).save(stray)
     assert run(insects, "submit").exit_code == 0
+    stray.unlink()
     said = json.loads(run(insects, "report", "--json").output)
     manifest = json.loads((insects / "submission.json").read_text())
     seen = [text for *_, text in said["checks"] if text]
     assert sorted(seen) == sorted(manifest["warnings"])
+    assert any(text.startswith("SUB076 warning") for text in seen)
+    assert any("SUB076" in sentence for sentence in said["advice"])
     found = text_of(insects / "reports" / "report.html")
     head = ("code", "severity", "looks for", "found")
     assert found.column(head, "code") == [code for code, *_ in said["checks"]]
@@ -364,7 +369,7 @@ def test_the_page_of_the_data_shows_what_json_says(insects):
 
 def test_what_many_files_share_is_not_odd(tmp_path):
     for i in range(40):
-        Image.new("RGB", (80 if i % 2 else 40, 40), (i * 6, 0, i)).save(tmp_path / f"{i}.png")
+        Image.new("RGB", (40 if i % 4 else 80, 40), (i * 6, 0, i)).save(tmp_path / f"{i}.png")
     named = [(str(i), tmp_path / f"{i}.png") for i in range(40)]
     seen = []
     found = measuring.measure(named, 30, seen.append)
@@ -481,7 +486,14 @@ def test_an_image_is_explained(folds, workspace):
     assert run(workspace, "ensemble", "folds").exit_code == 0
     row = tables.read_table(workspace / "predictions" / "ensemble.parquet").predictions["label"].align(["9001"])
     assert [said["probabilities"][name] for name in row.classes] == pytest.approx(row.values[0].tolist(), abs=1e-6)
-    sound(text_of(workspace / "reports" / "explain-9001.html"))
+    found = text_of(workspace / "reports" / "explain-9001.html")
+    sound(found)
+    best = sorted(table["probabilities"], key=lambda name: -table["probabilities"][name])
+    head = ("model", "view", "weight", "says", *best)
+    assert found.column(head, "view") == [one["view"] for one in table["answers"]]
+    assert found.column(head, "weight") == markup.column([one["weight"] for one in table["answers"]])
+    for name in best:
+        assert found.column(head, name) == markup.column([round(one["probabilities"][name], 4) for one in table["answers"]])
     assert run(workspace, "explain", "nobody").exit_code == 1
     assert run(workspace, "explain", "9001", "--vote", "rank").exit_code == 1
 

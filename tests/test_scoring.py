@@ -105,8 +105,9 @@ def test_the_command_shows_what_is_asked_for(workspace):
         assert words in text
     said = json.loads(run("--metric", "roc_auc", "--calibration", "--json").output)["label"]["good"]
     assert set(said["calibration"]) == {"before", "after", "temperature", "bins", "bins_after"}
-    assert sum(one["count"] for one in said["calibration"]["bins_after"]) == sum(
-        one["count"] for one in said["calibration"]["bins"]
-    )
+    for bins, when in (("bins", "before"), ("bins_after", "after")):
+        found = said["calibration"][bins]
+        gaps = [one["count"] * abs(one["confidence"] - one["accuracy"]) for one in found]
+        assert sum(gaps) / sum(one["count"] for one in found) == pytest.approx(said["calibration"][when]["ece"])
     assert said["metrics"]["roc_auc"]["score"] == said["score"]
     assert list(said["classes"]) == ["ant", "bee", "cat"]
