@@ -106,24 +106,28 @@ def accuracy(root: Path, name: str) -> float:
 
 
 @click.command()
-@click.option("--weights", type=click.Path(exists=True, path_type=Path), required=True, help="efficientnet-lite0-57934424.pth")
+@click.option("--weights", type=click.Path(exists=True, path_type=Path), help="efficientnet-lite0-57934424.pth")
 @click.option("--source", type=click.Path(path_type=Path), default="/usr/share/datasets/fashion-mnist", show_default=True)
 @click.option("--train", default=10_000, show_default=True)
 @click.option("--test", default=2_000, show_default=True)
 @click.option("--epochs", default=16, show_default=True, help="Of the small network.")
 @click.option("--workspace", type=click.Path(path_type=Path), help="Keep the workspace there; only made if it is new.")
 @click.option("--make-only", is_flag=True, help="Make the workspace and stop.")
-def main(weights: Path, source: Path, train: int, test: int, epochs: int, workspace: Path | None, *, make_only: bool) -> None:
+def main(
+    weights: Path | None, source: Path, train: int, test: int, epochs: int, workspace: Path | None, *, make_only: bool
+) -> None:
     """Train, blend and predict; print out-of-fold and test accuracies and times."""
     if not source.is_dir():
         raise click.ClickException(f"{source} does not exist: apt-get install dataset-fashion-mnist")
+    if weights is None and not make_only:
+        raise click.UsageError("training the head takes --weights; --make-only takes none")
     with tempfile.TemporaryDirectory() as aside:
         root = (workspace or Path(aside) / "fashion").absolute()
         started = time.monotonic()
         if not (root / "competition.toml").exists():
             make_workspace(root, source, train, test)
             print(f"== workspace of {train:,} + {test:,} images: {time.monotonic() - started:.0f} s", flush=True)
-        if make_only:
+        if make_only or weights is None:
             return
         recipe = [sys.executable, str(ROOT / "recipes" / "timm_kfold.py"), "--device", "cpu", "--ema", "0.99"]
         toolkit = [sys.executable, "-m", "toolkit"]

@@ -26,7 +26,7 @@ ORDER = """
     deciding staging ensembling upkeep predicting fusing tta planning verifying
     uploading plaincsv shards bundled offline wheels bundling
     deduction locating discovery shipped digits portraits training soups demo diagnosis
-    comparing twins audits surveying explaining reporting reports
+    comparing twins audits measuring surveying explaining traces reporting reports
     cli
 """.split()  # noqa: SIM905 - a layer a line
 

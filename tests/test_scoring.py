@@ -109,6 +109,10 @@ def test_the_command_shows_what_is_asked_for(workspace):
     assert float(rows[0][-1]) == pytest.approx((float(rows[0][-2]) + float(rows[0][-3])) / 2, abs=1e-5)
     assert len(rows[1]) == len(rows[0]) - 1  # the mean over folds is for metrics of scores, whose scale differs by fold
     said = json.loads(run("--metric", "roc_auc", "--calibration", "--json").output)["label"]["good"]
-    assert set(said["calibration"]) == {"before", "after", "temperature", "bins"}
+    assert set(said["calibration"]) == {"before", "after", "temperature", "bins", "bins_after"}
+    for bins, when in (("bins", "before"), ("bins_after", "after")):
+        found = said["calibration"][bins]
+        gaps = [one["count"] * abs(one["confidence"] - one["accuracy"]) for one in found]
+        assert sum(gaps) / sum(one["count"] for one in found) == pytest.approx(said["calibration"][when]["ece"])
     assert said["metrics"]["roc_auc"]["score"] == said["score"]
     assert list(said["classes"]) == ["ant", "bee", "cat"]

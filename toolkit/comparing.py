@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit import selection, tables
+from toolkit import markup, selection, tables
 from toolkit.competition import Competition, Target
 from toolkit.errors import DataError, few
 from toolkit.folds import Split
@@ -48,6 +48,22 @@ class Comparison:
     estimates: Mapping[str, Estimate]
     verdicts: Mapping[str, str]
     notes: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        """Scores with gains and verdicts, folds and settings side by side, for notebooks."""
+        first, runs = next(iter(self.estimates), ""), list(self.estimates)
+        scores = [
+            (name, e.score, e.low, e.high, *((None,) * 3 if name == first else (e.gain, e.gain_low, e.gain_high)), said)
+            for name, e in self.estimates.items()
+            for said in [self.verdicts.get(name, "")]
+        ]
+        head = ("run", self.metric, "95 % from", "to", f"gain over {first}", "95 % from", "to", "")
+        folds = [(f"fold {fold}", *(said.get(name) for name in runs)) for fold, said in self.folds.items()]
+        settings = [(name, *(str(said.get(run)) for run in runs)) for name, said in self.differing.items()]
+        parts = [markup.table(head, scores, caption=f"{self.target}, {self.rows:,} rows; {'; '.join(self.notes)}")]
+        parts += [markup.table(("", *runs), folds, caption=f"{self.metric} by fold")] if folds else []
+        parts += [markup.table(("setting", *runs), settings, caption="Settings that differ")] if settings else []
+        return "\n".join(parts)
 
 
 def read_run(competition: Competition, word: str) -> Run:

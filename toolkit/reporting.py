@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit import diagnosing, files, fitting, manifests, scoring, submissions, tables
+from toolkit import diagnosing, files, fitting, manifests, scoring, submissions, tables, traces, tta
+from toolkit.checks import CODES
 from toolkit.combining import Blend
 from toolkit.competition import Competition, Target
 from toolkit.errors import DataError, SubmissionError
 from toolkit.objectives import decide
 from toolkit.scoring import Scored
-from toolkit.selection import Estimate
+from toolkit.selection import Estimate, compare
+from toolkit.traces import Curves, Fed, Spent
 
 MISTAKES = 24  # pictures of the most confident mistakes, and of the least certain cases
 ENSEMBLE = "ensemble"
 FOLDS = 5  # a temperature is fitted without each of so many parts of the rows
 KEPT = "report.json"  # the figures of the last report, beside it
+TIMID, BOLD = 0.8, 1.25  # temperatures from which probabilities are worth cooling or warming
 
 F64 = NDArray[np.float64]
 
@@ -32,9 +34,10 @@ F64 = NDArray[np.float64]
 class Judged:
     """One target: its members' out-of-fold tables and what they give together, with the scores of each.
 
-    `combined` float64 [N, C] is what blend.json makes of them, else their mean; `confused` int64 [C, C] counts truth by
-    decided label (of a multilabel target, each label's truth by what was said: [C, 2, 2]). `pairs` say how members go together,
-    `without` what leaving one out of the plain mean brings; both are empty for a single member.
+    `folds` has each member's score of each fold with its interval, None where the metric has no value there. `combined` float64
+    [N, C] is what blend.json makes of them, else their mean; `confused` int64 [C, C] counts truth by decided label (of a
+    multilabel target, each label's truth by what was said: [C, 2, 2]). `pairs` say how members go together, `without` what
+    leaving one out of the plain mean brings; both are empty for a single member.
     """
 
     target: Target
@@ -42,6 +45,7 @@ class Judged:
     combined: F64
     how: str
     scores: Mapping[str, Scored]
+    folds: Mapping[int, Mapping[str, Estimate] | None]
     confused: NDArray[np.int64]
     pairs: tuple[diagnosing.Pair, ...]
     without: Mapping[str, Estimate]
@@ -77,20 +81,28 @@ class Judged:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """All that the page shows; `record` has every figure as plain values."""
+    """All that the page shows; `record` has every figure as plain values.
+
+    `blend` is blend.json, `predictions` what the last ones say of themselves, `views` what `toolkit tta` found, `submission`
+    its manifest, `runs` learning curves, `fed` and `spent` where the time of training and of predicting went, `before` the
+    figures of the last report.
+    """
 
     competition: Competition
     judged: tuple[Judged, ...]
     blend: Mapping[str, Any]
     predictions: Mapping[str, Any]
+    views: Mapping[str, Any]
     histograms: Mapping[str, Mapping[str, tuple[int, int]]]
     submission: Mapping[str, Any]
-    runs: Mapping[str, Mapping[str, list[float]]]
+    runs: Curves
+    fed: tuple[Fed, ...]
+    spent: tuple[Spent, ...]
     before: Mapping[str, Any]
 
     @property
     def figures(self) -> dict[str, float]:
-        """The figures that are compared with the last report's: scores by target and member."""
+        """Scores by target and member."""
         return {
             f"{judged.target.name}: {name}": scored.metrics[self.competition.metric].score
             for judged in self.judged
@@ -98,12 +110,40 @@ class Report:
         }
 
     @property
+    def watched(self) -> dict[str, float]:
+        """The figures that are compared with the last report's: scores, rows, calibration, weights."""
+        found = self.figures
+        for judged in self.judged:
+            name, scored = judged.target.name, judged.scores[ENSEMBLE]
+            found[f"{name}: rows"] = len(judged.rows.ids)
+            found[f"{name}: wrong rows"] = int(judged.wrong.sum())
+            if scored.calibration:
+                found[f"{name}: calibration error"] = scored.calibration.before["ece"]
+            weights = self.blend.get("targets", {}).get(name, {}).get("members", {})
+            found |= {f"{name}: weight of {member}": weight for member, weight in weights.items()}
+        return found
+
+    @property
     def changes(self) -> list[tuple[str, float | None, float | None]]:
         """(figure, before, now) of what is not as it was in the last report; nothing if there was none."""
         if not self.before:
             return []
-        then, now = self.before.get("figures", {}), self.figures
+        then, now = self.before.get("figures", {}), self.watched
         return [(name, then.get(name), now.get(name)) for name in {**then, **now} if then.get(name) != now.get(name)]
+
+    @property
+    def checks(self) -> list[tuple[str, str, str, str]]:
+        """(code, severity, what, what was seen) of every check a submission goes through; nothing without a submission."""
+        if not self.submission:
+            return []
+        seen = {str(warning).partition(" ")[0]: str(warning) for warning in self.submission.get("warnings", ())}
+        return [(code, rule.severity, rule.what, seen.get(code, "")) for code, rule in CODES.items()]
+
+    @property
+    def advice(self) -> list[str]:
+        """What the figures say, in sentences, and what to do about it."""
+        said = [sentence for judged in self.judged for sentence in _about(judged, self)]
+        return [sentence[:1].upper() + sentence[1:] for sentence in said] + list(_next(self))
 
     @property
     def record(self) -> dict[str, Any]:
@@ -116,6 +156,10 @@ class Report:
                     "rows": len(judged.rows.ids),
                     "how": judged.how,
                     "scores": {name: scored.record(self.competition.metric) for name, scored in judged.scores.items()},
+                    "folds": {
+                        fold: {name: asdict(one) for name, one in found.items()} if found else None
+                        for fold, found in judged.folds.items()
+                    },
                     "classes": list(judged.target.classes),
                     "confused": judged.confused.tolist(),
                     "mistakes": [judged.rows.ids[row] for row in judged.mistakes],
@@ -126,10 +170,15 @@ class Report:
                 }
                 for judged in self.judged
             },
+            "advice": self.advice,
             "figures": self.figures,
             "changes": [list(change) for change in self.changes],
             "blend": dict(self.blend),
             "predictions": dict(self.predictions),
+            "views": dict(self.views),
+            "training": [asdict(fed) for fed in self.fed],
+            "predicting": [asdict(spent) for spent in self.spent],
+            "checks": [list(check) for check in self.checks],
             "submission": dict(self.submission),
         }
 
@@ -144,14 +193,18 @@ def gather(competition: Competition) -> Report:
     blends = fitting.given(competition) if competition.path(fitting.FILE).is_file() else {}
     judged = tuple(_judged(competition, target, found, blends.get(target.name)) for target in competition.targets)
     meta, predicted = _last(competition)
+    runs = traces.curves(competition.path("runs"))
     return Report(
         competition,
         judged,
         _json(competition.path(fitting.FILE)),
         meta,
+        tta.kept(competition),
         {one.target.name: _histogram(one, predicted[one.target.name]) for one in judged if one.target.name in predicted},
         _json(manifests.path_of(competition.path("submission.csv"))),
-        _runs(competition.path("runs")),
+        runs,
+        tuple(traces.training(competition.path("runs"), runs)),
+        tuple(traces.predicting(competition.path("store"), meta.get("models", ()))),
         _json(competition.path("reports", KEPT)),
     )
 
@@ -162,8 +215,8 @@ def keep(report: Report) -> Path:
     Raises:
         StoreError: they cannot be written.
     """
-    path = report.competition.path("reports", KEPT)
-    return files.write_text(path, json.dumps({"figures": report.figures}, indent=1, ensure_ascii=False) + "\n")
+    path, said = report.competition.path("reports", KEPT), {"created": manifests.now(), "figures": report.watched}
+    return files.write_text(path, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
 
 
 def _judged(competition: Competition, target: Target, found: Mapping[str, Path], blend: Blend | None) -> Judged:
@@ -185,10 +238,25 @@ def _judged(competition: Competition, target: Target, found: Mapping[str, Path],
         combined,
         how,
         dict(zip(together.members, scores, strict=True)),
+        _by_fold(together, competition),
         _confused(truth, decide(combined, truth), len(target.classes)),
         tuple(diagnosing.pairs(rows)) if len(rows.members) > 1 else (),
         diagnosing.ablation(rows, competition.score) if len(rows.members) > 1 else {},
     )
+
+
+def _by_fold(rows: fitting.Rows, competition: Competition) -> dict[int, dict[str, Estimate] | None]:
+    """Each member's score of each fold with its interval; None where the metric has no value there, as an area of one class."""
+    found: dict[int, dict[str, Estimate] | None] = {}
+    for fold in [] if rows.folds is None else np.unique(rows.folds).tolist():
+        inside = np.flatnonzero(rows.folds == fold)
+        part = rows.take(inside)
+        said = dict(zip(part.members, part.stack, strict=True))
+        try:
+            found[fold] = compare(part.truth.decided, competition.score, said, baseline=ENSEMBLE, groups=part.groups)
+        except DataError:
+            found[fold] = None
+    return found
 
 
 def _confused(truth: NDArray[Any], said: NDArray[Any], classes: int) -> NDArray[np.int64]:
@@ -220,22 +288,55 @@ def _histogram(judged: Judged, predicted: Any) -> dict[str, tuple[int, int]]:
     return dict(zip(classes, zip(counted(ours), counted(test), strict=True), strict=True))
 
 
-def _runs(folder: Path) -> dict[str, dict[str, list[float]]]:
-    """The columns of every fold's metrics.csv, by `member.fold<k>`; what cannot be read as numbers is left out."""
-    found = {}
-    for path in sorted(folder.glob("*/fold*/metrics.csv")):
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        columns = {name: _numbers([row.get(name) for row in rows]) for name in (rows[0] if rows else {})}
-        found[f"{path.parts[-3]}.{path.parts[-2]}"] = {name: values for name, values in columns.items() if values}
-    return found
+def _about(judged: Judged, report: Report) -> Iterator[str]:
+    """What stands out of one target."""
+    name = f"of {judged.target.name}, " if len(report.judged) > 1 else ""
+    if not judged.target.multilabel and (found := _confusions(judged)):
+        yield f"{name}most often mistaken: {'; '.join(found)}."
+    classes = judged.scores[ENSEMBLE].classes
+    weak = min((label for label in classes if classes[label].support), key=lambda label: classes[label].f1, default="")
+    if weak and classes[weak].f1 < 1:
+        yield f"{name}weakest class: {weak!r}, F1 {classes[weak].f1:.3f} over {classes[weak].support:,} rows."
+    calibration = judged.scores[ENSEMBLE].calibration
+    if calibration and not TIMID < calibration.temperature < BOLD:
+        how = "too sure of themselves" if calibration.temperature > 1 else "less sure than they may be"
+        yield (
+            f"{name}probabilities are {how}: a temperature of {calibration.temperature:.2f} brings the calibration error from "
+            f"{calibration.before['ece']:.3f} to {calibration.after['ece']:.3f}, which matters to metrics of probabilities "
+            "(toolkit blend --calibrate temperature)."
+        )
+    for pair in judged.pairs:
+        if pair.copies:
+            yield f"{name}{pair.first} and {pair.second} are {pair.copies}: one of them is enough."
+    for member, one in judged.without.items():
+        if one.gain_low > 0:
+            yield f"{name}the plain mean gains {one.gain:.4f} without {member!r} (at least {one.gain_low:.4f}): leave it out."
 
 
-def _numbers(cells: list[Any]) -> list[float]:
-    try:
-        return [float(cell) for cell in cells]
-    except (TypeError, ValueError):
-        return []
+def _confusions(judged: Judged, most: int = 3) -> list[str]:
+    """The largest counts off the diagonal, in words."""
+    off = judged.confused - np.diag(np.diag(judged.confused))
+    cells = [np.unravel_index(place, off.shape) for place in np.argsort(-off, axis=None, kind="stable")[:most]]
+    classes, totals = judged.target.classes, judged.confused.sum(axis=1)
+    return [
+        f"{classes[i]!r} for {classes[j]!r} ({off[i, j]:,} of {totals[i]:,}, {off[i, j] / totals[i]:.1%})"
+        for i, j in cells
+        if off[i, j]
+    ]
+
+
+def _next(report: Report) -> Iterator[str]:
+    """What has not been done yet, or not since."""
+    if any(len(judged.rows.members) > 1 for judged in report.judged) and not report.blend:
+        yield "The members are averaged plainly: `toolkit blend` finds out whether weights would pay."
+    if not report.predictions:
+        yield "There are no predictions of the test images yet: toolkit ensemble folds/*.onnx"
+    elif not report.submission:
+        yield "There is no submission yet: toolkit submit"
+    elif str(report.predictions.get("created", "")) > str(report.submission.get("created", "")):
+        yield "The predictions are newer than submission.csv: toolkit submit"
+    if found := [code for code, _, _, seen in report.checks if seen]:
+        yield f"The submission was written with {len(found)} warnings ({', '.join(found)}): see its checks."
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -33,12 +33,16 @@ class Class:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """ECE, Brier and log-loss as they are and after a temperature that was fitted without each row's fold; that of all rows."""
+    """ECE, Brier and log-loss as they are and after a temperature that was fitted without each row's fold; that of all rows.
+
+    `bins` and `bins_after` are the reliability of either.
+    """
 
     before: Mapping[str, float]
     after: Mapping[str, float]
     temperature: float
     bins: tuple[Mapping[str, float], ...]
+    bins_after: tuple[Mapping[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,12 +121,15 @@ def per_class(truth: NDArray[Any], table: F64) -> list[Class]:
 
 
 def calibrated(rows: Rows, table: F64) -> Calibrated:
-    """How well confidence and being right agree, before and after a temperature per outer fold; bins of the table as it is."""
+    """How well confidence and being right agree, before and after a temperature per outer fold."""
     truth = rows.truth.decided
     folds = outer_folds(truth, groups=rows.groups) if rows.folds is None else rows.folds
     after = nested(table[None], truth, {"cool": then(lambda _stack, _truth: lambda rest: rest[0], temperature)}, folds)["cool"]
-    bins = tuple({key: float(value) for key, value in asdict(one).items()} for one in reliability(table, truth))
-    return Calibrated(reliable(truth, table), reliable(truth, after), temperature(table, truth).temperature, bins)
+    before, cooled = (
+        tuple({key: float(value) for key, value in asdict(one).items()} for one in reliability(said, truth))
+        for said in (table, after)
+    )
+    return Calibrated(reliable(truth, table), reliable(truth, after), temperature(table, truth).temperature, before, cooled)
 
 
 def reliable(truth: NDArray[Any], table: F64) -> dict[str, float]:

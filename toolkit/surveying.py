@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,46 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit import images, pixels, submissions, tables, twins
+from toolkit import measuring, submissions, tables, twins
 from toolkit.competition import Competition, Part
-from toolkit.errors import DataError, ImageError, SubmissionError, few
+from toolkit.errors import DataError, SubmissionError, few
+from toolkit.measuring import PIXEL, SHAPE, Files, Odd, quantiles
 
 SAMPLE = 20_000  # images of each part whose pixels are looked at, unless told
 SHIFTED = 1e-3  # p-value below which two distributions count as different …
 FAR = 0.1  # … if their largest difference (Kolmogorov-Smirnov) is at least this
 MAPPED = 2_000  # images of each part on the map
-LISTED = 100  # pairs of one picture in two files that are named
+LISTED = 100  # pairs of one picture in two files, odd files and groups of several labels that are named
 IMBALANCED = 3.0  # largest class over smallest, from which accuracy hides the small ones
 
 F64 = NDArray[np.float64]
 Progress = Callable[[int, int], None]
-_QUANTILES = {"min": 0.0, "5%": 0.05, "50%": 0.5, "95%": 0.95, "max": 1.0}
-SHAPE = ("width", "height", "aspect", "megabytes")
-PIXEL = ("brightness", "contrast", "red", "green", "blue")
-
-
-@dataclass(frozen=True, eq=False)
-class Files:
-    """The image files of one part, column by column; numbers are NaN where a file is bad or was not looked into.
-
-    `shape` holds width, height (pixels), width / height and megabytes, float64 [N] each; `pixel` brightness (mean grey),
-    contrast (its standard deviation) and the channels' means, all in 0..1, of the sampled images; `square` the channels' mean
-    squares, from which the standard deviation over all pixels comes.
-    """
-
-    ids: tuple[str, ...]
-    paths: tuple[Path, ...]
-    formats: tuple[str, ...]
-    modes: tuple[str, ...]
-    shape: Mapping[str, F64]
-    pixel: Mapping[str, F64]
-    square: F64
-    bad: Mapping[int, str]
-
-    @property
-    def sampled(self) -> NDArray[np.int64]:
-        """The rows whose pixels were looked at."""
-        return np.flatnonzero(np.isfinite(self.pixel["brightness"]))
 
 
 @dataclass(frozen=True)
@@ -94,6 +66,7 @@ class Survey:
     groups: Mapping[str, Any]
     shifts: tuple[Shift, ...]
     doubles: tuple[Double, ...]
+    odd: Mapping[Part, tuple[Odd, ...]]
     seen: Mapping[str, F64]
 
     @property
@@ -141,6 +114,13 @@ class Survey:
             "mean": self.mean,
             "std": self.std,
             "bad": {part: {str(found.paths[i]): why for i, why in found.bad.items()} for part, found in self.files.items()},
+            "odd": {
+                part: {
+                    "count": len(found),
+                    "files": [{"id": o.id, "path": str(o.path), "what": o.what, "value": o.value} for o in found[:LISTED]],
+                }
+                for part, found in self.odd.items()
+            },
             "shifts": [vars(shift) for shift in self.shifts],
             "doubles": {
                 "exact": sum(double.exact for double in self.doubles),
@@ -163,10 +143,10 @@ def survey(competition: Competition, *, sample: int = SAMPLE, progress: Progress
     if not listed["train"]:
         raise DataError("there are no training images to look at")
     every = sum(map(len, listed.values()))
-    total, before, found = every + sum(min(sample, len(named)) for named in listed.values()), 0, {}
+    before, found = 0, {}
     for part, named in listed.items():
-        report = (lambda done, start=before: progress(start + done, total)) if progress else None
-        found[part] = _files(named, sample, report)
+        report = (lambda done, start=before: progress(start + done, every)) if progress else None
+        found[part] = measuring.measure(named, sample, report)
         before += len(named)
     truth = {} if competition.rows.empty else competition.truth()
     classes = {
@@ -180,19 +160,10 @@ def survey(competition: Competition, *, sample: int = SAMPLE, progress: Progress
         missing={column: count for column, count in empty.items() if count},
         groups=_groups(competition),
         shifts=tuple(_shifts(found)),
-        doubles=tuple(_doubles(found, (lambda done, _: progress(every + done, total)) if progress else None)),
+        doubles=tuple(_doubles(found)),
+        odd={part: tuple(measuring.odd(files)) for part, files in found.items()},
         seen=_seen(competition),
     )
-
-
-def quantiles(values: F64) -> dict[str, float]:
-    """Smallest, 5 %, median, 95 %, largest of the finite values; empty if there are none."""
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return {}
-    return {
-        name: float(np.quantile(finite, q)) for name, q in (("min", 0), ("5%", 0.05), ("50%", 0.5), ("95%", 0.95), ("max", 1))
-    }
 
 
 def _test(competition: Competition) -> list[tuple[str, Path]]:
@@ -203,48 +174,6 @@ def _test(competition: Competition) -> list[tuple[str, Path]]:
     return competition.images("test")
 
 
-def _files(named: Sequence[tuple[str, Path]], sample: int, report: Callable[[int], None] | None) -> Files:
-    rows = len(named)
-    chosen = np.zeros(rows, dtype=bool)
-    chosen[np.random.default_rng(0).permutation(rows)[:sample]] = True
-    shape = {name: np.full(rows, np.nan) for name in SHAPE}
-    pixel = {name: np.full(rows, np.nan) for name in PIXEL}
-    square, bad = np.full((rows, 3), np.nan), {}
-    formats, modes = [""] * rows, [""] * rows
-
-    def look(row: int) -> None:
-        path = named[row][1]
-        try:
-            data = images.read(path)
-            formats[row], modes[row], (width, height) = pixels.describe(data, str(path))
-            shape["width"][row], shape["height"][row] = width, height
-            shape["aspect"][row], shape["megabytes"][row] = width / height, len(data) / 1e6
-            if chosen[row]:
-                rgb = images.decode(data, str(path), implementation="pillow")
-                means, squares = _moments(rgb)
-                square[row] = squares
-                pixel["red"][row], pixel["green"][row], pixel["blue"][row] = means
-                grey = rgb[:: max(1, len(rgb) // 256), :: max(1, rgb.shape[1] // 256)].mean(axis=2) / 255
-                pixel["brightness"][row], pixel["contrast"][row] = grey.mean(), grey.std()
-        except ImageError as error:
-            bad[row] = error.message
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, _ in enumerate(pool.map(look, range(rows), chunksize=64), 1):
-            if report and (done % 64 == 0 or done == rows):
-                report(done)
-    ids, paths = zip(*named, strict=True) if named else ((), ())
-    return Files(tuple(ids), tuple(paths), tuple(formats), tuple(modes), shape, pixel, square, dict(sorted(bad.items())))
-
-
-def _moments(rgb: NDArray[np.uint8]) -> tuple[F64, F64]:
-    """Channel means and mean squares in 0..1; by counting levels, which takes no float copy of the image."""
-    levels = np.arange(256) / 255
-    counts = np.stack([np.bincount(rgb[:, :, channel].reshape(-1), minlength=256) for channel in range(3)])
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    return shares @ levels, shares @ levels**2
-
-
 def _counts(labels: NDArray[Any], classes: int) -> list[int]:
     """Rows per class."""
     found = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=classes)
@@ -252,26 +181,42 @@ def _counts(labels: NDArray[Any], classes: int) -> list[int]:
 
 
 def _groups(competition: Competition) -> dict[str, Any]:
-    """How many groups there are, how large, and in what share of them (of several rows) every row has the same label."""
+    """How many groups there are, how large, in what share of them (of several rows) all labels agree, and where they do not.
+
+    `sizes` counts groups by their rows; `mixed` names groups with several labels, the largest first: target, group, rows and
+    how many labels.
+    """
     if not competition.group:
         return {}
     named = competition.rows.drop_duplicates(competition.id)[competition.group].to_numpy()
-    codes, sizes = np.unique(named, return_inverse=True, return_counts=True)[1:]
+    groups, codes, sizes = np.unique(named, return_inverse=True, return_counts=True)
     several = sizes > 1
-    agree = {}
+    agree: dict[str, float] = {}
+    mixed: list[tuple[str, str, int, int]] = []
     for name, table in competition.truth().items():
         labels = np.unique(table.decided, axis=0, return_inverse=True)[1].reshape(-1)
-        low, high = np.full(len(sizes), len(named)), np.full(len(sizes), -1)
-        np.minimum.at(low, codes, labels)
-        np.maximum.at(high, codes, labels)
-        agree[name] = float((low == high)[several].mean()) if several.any() else 1.0
-    return {"column": competition.group, "count": len(sizes), "largest": int(sizes.max()), "agreement": agree}
+        pairs = np.unique(np.stack([codes, labels]), axis=1)
+        kinds = np.bincount(pairs[0], minlength=len(sizes))
+        agree[name] = float((kinds == 1)[several].mean()) if several.any() else 1.0
+        apart = np.flatnonzero(kinds > 1)
+        largest = apart[np.argsort(-sizes[apart], kind="stable")][:LISTED].tolist()
+        mixed += [(name, str(groups[g]), int(sizes[g]), int(kinds[g])) for g in largest]
+    return {
+        "column": competition.group,
+        "count": len(sizes),
+        "largest": int(sizes.max()),
+        "agreement": agree,
+        "sizes": {int(rows): int(count) for rows, count in zip(*np.unique(sizes, return_counts=True), strict=True)},
+        "mixed": mixed,
+    }
 
 
-def _doubles(found: Mapping[Part, Files], report: Progress | None) -> list[Double]:
+def _doubles(found: Mapping[Part, Files]) -> list[Double]:
     """The same picture twice among the sampled ones, surest first."""
     here = [(part, files.ids[i], files.paths[i]) for part, files in found.items() for i in files.sampled.tolist()]
-    pairs, _ = twins.find(twins.prints([path for _, _, path in here], progress=report))
+    digests = tuple(digest for files in found.values() for digest in files.prints.digests)
+    thumbs = np.concatenate([files.prints.thumbs for files in found.values()])
+    pairs, _ = twins.find(twins.Prints(digests, thumbs, {}))
     return [Double(here[pair.first], here[pair.second], pair.exact, pair.similarity) for pair in pairs]
 
 
@@ -305,8 +250,7 @@ def _shifts(found: Mapping[Part, Files]) -> list[Shift]:
 
     shifts = []
     for name in (*SHAPE, *PIXEL):
-        kind = "shape" if name in SHAPE else "pixel"
-        both = [getattr(found[part], kind)[name] for part in ("train", "test")]
+        both = [files.values(name) for files in (found["train"], found["test"])]
         first, second = (values[np.isfinite(values)] for values in both)
         if len(first) and len(second):
             tested = stats.ks_2samp(first, second, method="asymp")
@@ -315,13 +259,7 @@ def _shifts(found: Mapping[Part, Files]) -> list[Shift]:
 
 
 def _advice(found: Survey) -> list[str]:
-    competition, said = found.competition, []
-    for part, files in found.files.items():
-        if files.bad:
-            first = next(iter(files.bad.values()))
-            said.append(
-                f"{len(files.bad):,} {part} images cannot be used (the first: {first}): mend or remove them before training."
-            )
+    said = list(_about_files(found))
     for name, counts in found.classes.items():
         said += _about_classes(name, counts)
     if found.groups:
@@ -336,25 +274,40 @@ def _advice(found: Survey) -> list[str]:
         said.append(
             f"Test images differ from training images in {named}: augment towards them, and trust the public board less."
         )
+    said += _about_kinds(found.files["train"])
+    for column, count in found.missing.items():
+        said.append(f"{found.competition.train.table}: column {column!r} is empty in {count:,} rows.")
+    return said or ["Nothing stands out: balanced classes, sound files, test images like the training images."]
+
+
+def _about_files(found: Survey) -> Iterator[str]:
+    for part, files in found.files.items():
+        if files.bad:
+            first = next(iter(files.bad.values()))
+            yield f"{len(files.bad):,} {part} images cannot be used (the first: {first}): mend or remove them before training."
     if found.doubles:
         across = sum(double.first[0] != double.second[0] for double in found.doubles)
-        said.append(
+        yield (
             f"{len(found.doubles):,} pairs of files show one picture"
             + (f", {across:,} of them in train and test" if across else "")
             + ": `toolkit audit` says which of them leak."
         )
-    sizes = quantiles(found.files["train"].shape["aspect"])
+    for part, odd in found.odd.items():
+        if odd:
+            kinds = ", ".join(f"{count:,} {what}" for what, count in Counter(one.what for one in odd).most_common())
+            yield f"Odd {part} images, worth a look: {kinds}."
+
+
+def _about_kinds(files: Files) -> Iterator[str]:
+    sizes = quantiles(files.shape["aspect"])
     if sizes and sizes["95%"] / max(sizes["5%"], 1e-9) > 1.5:
-        said.append(
+        yield (
             f"Aspect ratios go from {sizes['5%']:.2f} to {sizes['95%']:.2f}: squashing bends shapes, cropping loses edges; "
             "try both."
         )
-    modes = Counter(found.files["train"].modes)
+    modes = Counter(files.modes)
     if set(modes) & {"L", "1", "I;16", "LA"} and len(modes) > 1:
-        said.append(f"Grey and colour images are mixed ({_listed(modes)}): grey ones are repeated in three channels.")
-    for column, count in found.missing.items():
-        said.append(f"{competition.train.table}: column {column!r} is empty in {count:,} rows.")
-    return said or ["Nothing stands out: balanced classes, sound files, test images like the training images."]
+        yield f"Grey and colour images are mixed ({_listed(modes)}): grey ones are repeated in three channels."
 
 
 def _about_classes(name: str, counts: Mapping[str, int]) -> list[str]:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit import splitting
+from toolkit import files, splitting
 from toolkit.competition import Competition
 from toolkit.ensembling import combine, unseen
-from toolkit.errors import DataError, ToolkitError, few
+from toolkit.errors import DataError, StoreError, ToolkitError, few
 from toolkit.folds import Split
 from toolkit.graphs import Export
 from toolkit.members import read_exports
-from toolkit.payoff import NONE, Finding, Rows, judge, sufferers
+from toolkit.payoff import NONE, Finding, Line, Rows, judge, sufferers
 from toolkit.predictions import Predictions, concat
 from toolkit.views import AUTO, VIEW_SETS, needs_square, per_member, views, written
 
+KEPT = "tta.json"  # the last findings, in reports/
 ROOM = 1 << 29  # bytes that the views' tables of one member may take: of more rows, as many as that are drawn
 CHECKED = 500  # held-out rows on which a set that was asked for is checked: a few percent of most test sets
 
@@ -79,7 +83,41 @@ def find(
     width = max(map(len, wanted.values())) * sum(len(target.classes) for target in competition.targets)
     how["limit"] = min(how.get("limit") or ROOM, max(ROOM // (8 * width), CHECKED))
     measured = measure(competition, judged, wanted, **how)
-    return {name: judge(rows, competition.score, fitting[name]) for name, rows in measured.items()}, notes
+    found = {name: judge(rows, competition.score, fitting[name]) for name, rows in measured.items()}
+    _keep(competition, found)
+    return found, notes
+
+
+def kept(competition: Competition) -> dict[str, Any]:
+    """What was last found of each member, as plain values; nothing where nothing was, or it cannot be understood."""
+    try:
+        said = json.loads(competition.path("reports", KEPT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _keep(competition: Competition, found: Mapping[str, Finding]) -> None:
+    """Note findings for the report; a folder that cannot be written is left as it is."""
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    said = kept(competition) | {name: {"created": made} | _lines(finding) for name, finding in found.items()}
+    with suppress(StoreError):
+        files.write_text(competition.path("reports", KEPT), json.dumps(said, indent=1, ensure_ascii=False) + "\n")
+
+
+def _lines(finding: Finding) -> dict[str, Any]:
+    def plain(line: Line) -> dict[str, Any]:
+        e = line.estimate
+        return {
+            "name": line.name,
+            "score": e.score,
+            "gain": [e.gain, e.gain_low, e.gain_high],
+            "won": line.won,
+            "lost": line.lost,
+        }
+
+    kinds = {"sets": [plain(line) for line in finding.sets], "views": [plain(line) for line in finding.views]}
+    return {"metric": finding.metric, "rows": finding.rows, "chosen": finding.chosen, "reason": finding.reason} | kinds
 
 
 def resolve(

@@ -21,7 +21,7 @@ BITS = 5  # hashes of one sight differ in at most so many of 63 bits: JPEG at qu
 SIMILAR = 0.99  # correlation of the thumbnails that proves a pair; recompression and resizing stay above
 FLAT = 2.0  # grey levels of standard deviation below which a picture has nothing to compare
 CANDIDATES = 600_000_000  # pairs that are looked at, in about 25 s; where there are more, fewer bits may differ
-CHUNK = 4_000_000
+CHUNK = 1_000_000
 
 # transposed, rows reversed, columns reversed: in this order, the eight turns by the names that views have
 TURNS: dict[str, tuple[bool, bool, bool]] = {
@@ -34,6 +34,8 @@ TURNS: dict[str, tuple[bool, bool, bool]] = {
     "rot90": (True, True, False),
     "hflip+rot270": (True, True, True),
 }
+
+_GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)[:, None, None]
 
 U64 = NDArray[np.uint64]
 Report = Callable[[int, int], None]
@@ -61,18 +63,14 @@ class Twin:
 
 def prints(paths: Sequence[Path], *, progress: Report | None = None) -> Prints:
     """Read every picture once; what cannot be read is noted and left out."""
-    pixels = Preprocess((SIDE, SIDE))
     thumbs = np.zeros((len(paths), SIDE, SIDE), dtype=np.uint8)
-    weights = np.array([0.299, 0.587, 0.114], dtype=np.float32)[:, None, None]
 
     def one(path: Path) -> tuple[bytes, NDArray[np.uint8]] | str:
         try:
             data = images.read(path)
-            decoded = images.decode(data, str(path), implementation="pillow")
-            small = images.render(decoded, pixels, implementation="pillow", where=str(path))
+            return images.digest(data), thumb(images.decode(data, str(path), implementation="pillow"), str(path))
         except ImageError as error:
             return error.message
-        return images.digest(data), np.rint((small * weights).sum(axis=0)).astype(np.uint8)
 
     digests: list[bytes | None] = []
     bad: dict[int, str] = {}
@@ -89,6 +87,12 @@ def prints(paths: Sequence[Path], *, progress: Report | None = None) -> Prints:
     return Prints(tuple(digests), thumbs, bad)
 
 
+def thumb(decoded: NDArray[np.uint8], where: str) -> NDArray[np.uint8]:
+    """The grey thumbnail uint8 [32, 32] of RGB pixels [H, W, 3] that is hashed and compared."""
+    small = images.render(decoded, Preprocess((SIDE, SIDE)), implementation="pillow", where=where)
+    return np.asarray(np.rint((small * _GREY).sum(axis=0)), dtype=np.uint8)
+
+
 def find(given: Prints, *, similar: float = SIMILAR) -> tuple[list[Twin], int]:
     """All pairs of the same bytes or the same sight, and in how many bits hashes were let differ.
 
@@ -97,7 +101,8 @@ def find(given: Prints, *, similar: float = SIMILAR) -> tuple[list[Twin], int]:
     """
     homes: dict[bytes, int] = {}
     twins, alone = [], []
-    flat = given.thumbs.reshape(len(given.thumbs), -1).std(axis=1) < FLAT if len(given.thumbs) else np.zeros(0, dtype=bool)
+    # one by one: numpy would make float64 of all of them at once
+    flat = [one.std() < FLAT for one in given.thumbs]
     for place, digest in enumerate(given.digests):
         if digest is None:
             continue
@@ -193,7 +198,7 @@ def _candidates(turned: U64, plain: U64, bits: int) -> Iterator[tuple[NDArray[np
 
 
 def _correlations(
-    thumbs: NDArray[np.uint8], left: NDArray[np.int64], right: NDArray[np.int64], turn: str, step: int = 8192
+    thumbs: NDArray[np.uint8], left: NDArray[np.int64], right: NDArray[np.int64], turn: str, step: int = 1024
 ) -> NDArray[np.float32]:
     """Correlation of the turned first with the second thumbnail of each pair."""
     transposed, rows, columns = TURNS[turn]

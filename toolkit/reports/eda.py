@@ -9,20 +9,34 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from toolkit import surveying
+from toolkit.measuring import quantiles
 from toolkit.reports import figures
-from toolkit.reports.page import LIMIT_THUMBNAILS, Gallery, Page, Picture, Points, Section, Table, Thumbnail, of_file
+from toolkit.reports.page import (
+    LIMIT_THUMBNAILS,
+    Block,
+    Facts,
+    Gallery,
+    Page,
+    Picture,
+    Points,
+    Section,
+    Table,
+    Thumbnail,
+    of_file,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from toolkit.surveying import F64, Files, Survey
+    from toolkit.measuring import F64, Files
+    from toolkit.surveying import Survey
 
 PER_CLASS = 10  # thumbnails of a class
 MOST_CLASSES = 60  # classes that get thumbnails and bars: more is a wall
 DRAWN = 24  # pairs of one picture in two files that are drawn
+ODD = 36  # odd files of a part that are drawn
 MOST_BAD = 200  # bad files that are listed
-_UNITS = {"width": "pixels", "height": "pixels", "aspect": "width / height", "megabytes": "MB"}
+_UNITS = {"width": "pixels", "height": "pixels", "aspect": "width / height", "kilobytes": "KB"}
 
 
 def page(found: Survey) -> Page:
@@ -49,37 +63,56 @@ def _subtitle(found: Survey) -> str:
 
 
 def _sections(found: Survey) -> Iterator[Section]:
-    yield Section("What to do", [Points(found.advice)])
+    yield Section("What to do", [Points(found.advice), Facts(list(_facts(found)))])
     for name, counts in found.classes.items():
-        yield _classes(name, dict(counts))
+        yield _classes(found, name, dict(counts))
     yield from (_samples(found, name) for name in found.classes)
     if found.groups:
-        rows = [
-            ("column", found.groups["column"]),
-            ("groups", found.groups["count"]),
-            ("largest, rows", found.groups["largest"]),
-            *((f"all labels of {name!r} agree, share", share) for name, share in found.groups["agreement"].items()),
-        ]
-        yield Section("Groups", [Table(("", ""), rows)], "Rows that belong together must stand on the same side of a split.")
+        yield _groups(found)
     yield _files(found)
     yield _pixels(found)
     if found.shifts:
         yield _shift(found)
     if found.doubles:
         yield _doubles(found)
+    if any(found.odd.values()):
+        yield _odd(found)
     if found.missing:
         rows = list(found.missing.items())
         yield Section("Missing values", [Table(("column", "empty rows"), rows, found.competition.train.table)])
     yield from _bad(found)
 
 
-def _classes(name: str, counts: dict[str, int]) -> Section:
+def _facts(found: Survey) -> Iterator[tuple[str, object, str]]:
+    for part, files in found.files.items():
+        size = quantiles(files.shape["width"]), quantiles(files.shape["height"])
+        note = f"median {size[0]['50%']:.0f} × {size[1]['50%']:.0f} pixels" if all(size) else ""
+        yield f"{part} images", len(files.ids), note
+    for name, counts in found.classes.items():
+        several = f"classes of {name}" if len(found.classes) > 1 else "classes"
+        most, least = (pick(counts.values(), default=0) for pick in (max, min))
+        yield several, len(counts), f"{most:,} to {least:,} rows each"
+    yield "imbalance", f"{found.imbalance:.1f} : 1", "largest class over smallest"
+    if found.groups:
+        yield "groups", found.groups["count"], f"by {found.groups['column']}, up to {found.groups['largest']:,} rows"
+    yield "unusable files", sum(len(files.bad) for files in found.files.values()), ""
+    across = sum(double.first[0] != double.second[0] for double in found.doubles)
+    yield "one picture twice", len(found.doubles), f"{across:,} pairs across train and test" if found.doubles else "pairs"
+    yield "odd files", sum(map(len, found.odd.values())), "sound, but unlike the rest"
+
+
+def _of(found: Survey, name: str) -> str:
+    """How a heading names one of several targets."""
+    return f" of {name}" if len(found.classes) > 1 else ""
+
+
+def _classes(found: Survey, name: str, counts: dict[str, int]) -> Section:
     total = sum(counts.values())
     rows = [(label, count, count / max(1, total)) for label, count in counts.items()]
     shown = sorted(rows, key=lambda row: -row[1])[:MOST_CLASSES]
     chart = figures.bars("Training images per class", [row[0] for row in shown], {"images": [row[1] for row in shown]})
     return Section(
-        f"Classes of {name}",
+        f"Classes{_of(found, name)}",
         [chart, Table(("class", "images", "share"), rows)],
         f"{len(counts):,} classes, {total:,} labels."
         + (f" The {MOST_CLASSES} largest are drawn." if len(rows) > MOST_CLASSES else ""),
@@ -99,11 +132,32 @@ def _samples(found: Survey, name: str) -> Section:
         chosen = [table.ids[row] for row in rng.permutation(rows)[:each] if table.ids[row] in first]
         items = [_thumbnail(files, first[one], label) for one in chosen]
         galleries.append(Gallery(items, f"{label} ({len(rows):,})"))
-    return Section(f"Samples of {name}", galleries, "Random training images of each class.")
+    more = f" The first {MOST_CLASSES} classes of {len(table.classes):,}." if len(most) < len(table.classes) else ""
+    return Section(f"Samples{_of(found, name)}", galleries, f"Random training images of each class.{more}")
 
 
 def _thumbnail(files: Files, row: int, label: str) -> Thumbnail:
     return of_file(files.paths[row], f"{label}: image {files.ids[row]}", files.ids[row])
+
+
+def _groups(found: Survey) -> Section:
+    g = found.groups
+    sizes = np.repeat([float(size) for size in g["sizes"]], list(g["sizes"].values()))
+    rows = [
+        ("column", g["column"]),
+        ("groups", g["count"]),
+        ("largest, rows", g["largest"]),
+        *((f"all labels of {name!r} agree, share of groups", share) for name, share in g["agreement"].items()),
+    ]
+    blocks: list[Block] = [Table(("", ""), rows), figures.histogram("Rows per group", {"groups": sizes}, unit="rows")]
+    if g["mixed"]:
+        head, title = ("target", "group", "rows", "labels"), "Groups with several labels, the largest first"
+        blocks.append(Table(head, g["mixed"], title, folded=True))
+    lead = "Rows that belong together must stand on the same side of a split."
+    if g["mixed"]:
+        head, title = ("target", "group", "rows", "labels"), "Groups with several labels, the largest first"
+        blocks.append(Table(head, g["mixed"], title, folded=True))
+    return Section("Groups", blocks, lead)
 
 
 def _files(found: Survey) -> Section:
@@ -120,7 +174,7 @@ def _files(found: Survey) -> Section:
         ).most_common(8)
     ]
     spread = [
-        (part, f"{name} ({unit})", *(surveying.quantiles(files.shape[name]).get(q) for q in ("min", "5%", "50%", "95%", "max")))
+        (part, f"{name} ({unit})", *(quantiles(files.shape[name]).get(q) for q in ("min", "5%", "50%", "95%", "max")))
         for part, files in found.files.items()
         for name, unit in _UNITS.items()
     ]
@@ -130,8 +184,17 @@ def _files(found: Survey) -> Section:
             Table(("part", "format, mode", "files"), kinds),
             Table(("part", "width × height", "files"), sizes, "The most common sizes"),
             Table(("part", "", "smallest", "5 %", "median", "95 %", "largest"), spread),
+            *_shapes(found),
         ],
     )
+
+
+def _shapes(found: Survey) -> Iterator[Picture]:
+    """Histograms of what differs from file to file."""
+    for name, unit in _UNITS.items():
+        series = {part: values[np.isfinite(values)] for part, files in found.files.items() for values in [files.shape[name]]}
+        if any(len(values) and np.ptp(values) > 0 for values in series.values()):
+            yield figures.histogram(name.capitalize(), {part: v for part, v in series.items() if len(v)}, unit=unit)
 
 
 def _pixels(found: Survey) -> Section:
@@ -172,6 +235,16 @@ def _doubles(found: Survey) -> Section:
     ]
     more = f" The surest {DRAWN} are shown." if len(found.doubles) > DRAWN else ""
     return Section("One picture twice", pairs, f"{len(found.doubles):,} pairs among the images that were looked at.{more}")
+
+
+def _odd(found: Survey) -> Section:
+    blocks: list[Block] = []
+    for part, odd in found.odd.items():
+        if odd:
+            items = [of_file(o.path, f"image {o.id} of {part}, {o.what}", o.id, f"{o.what}: {o.value:.4g}") for o in odd[:ODD]]
+            more = f", {ODD} of {len(odd):,} shown" if len(odd) > ODD else ""
+            blocks.append(Gallery(items, f"{part} ({len(odd):,}{more})"))
+    return Section("Odd files", blocks, "Far from all others in size, weight, shape or brightness, or next to blank.")
 
 
 def _bad(found: Survey) -> Iterator[Section]:

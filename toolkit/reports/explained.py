@@ -24,7 +24,7 @@ def page(found: Explanation) -> Page:
     best = np.argsort(-found.combined, kind="stable")[:MOST]
     names = [found.classes[c] for c in best]
     rows = [
-        (one.model, one.view, one.weight, found.classes[int(one.probabilities.argmax())], *one.probabilities[best])
+        (one.model, one.view, one.weight, found.classes[int(one.probabilities.argmax())], *one.probabilities[best].round(4))
         for one in found.answers
     ]
     strength = float(np.abs(found.saliency).max())

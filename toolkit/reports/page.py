@@ -20,33 +20,54 @@ if TYPE_CHECKING:
     import jinja2
 
 THUMBNAIL = 96  # pixels of a thumbnail's longer side: about 3 KB as JPEG
-LIMIT_THUMBNAILS = 2500  # of a page, which then stays under 15 MB
+HEAVIEST = 3600  # bytes of a thumbnail: what does not compress gets a lower quality
+LIMIT_THUMBNAILS = 2500  # of a page: at most 12 MB, so that the page stays under 15 MB
+MOST_ROWS = 1000  # of a table; the rest is in --json
+_QUALITIES = (80, 65, 50, 35, 20)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of plain values under column names."""
+    """Rows of plain values under column names; a `folded` one shows its caption until it is opened."""
 
     columns: tuple[str, ...]
     rows: Sequence[Sequence[object]]
     caption: str = ""
+    folded: bool = False
     kind: Literal["table"] = "table"
 
     @property
     def html(self) -> str:
-        """The table, escaped."""
-        return markup.table(self.columns, self.rows, caption=self.caption)
+        """The table, escaped, at most MOST_ROWS long."""
+        return markup.table(self.columns, self.rows[:MOST_ROWS], caption="" if self.folded else self.title)
+
+    @property
+    def title(self) -> str:
+        """The caption, and how much is shown where that is not all."""
+        more = f"the first {MOST_ROWS:,} of {len(self.rows):,} rows, the others are in --json"
+        return self.caption if len(self.rows) <= MOST_ROWS else f"{self.caption}: {more}" if self.caption else more
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An inline SVG, or the data URI of a dense picture, with what it shows in words."""
+    """An inline SVG, with what it shows in words."""
 
     alt: str
-    svg: str = ""
-    uri: str = ""
-    caption: str = ""
+    svg: str
     kind: Literal["picture"] = "picture"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Figures that stand out: each a name, its value, and a few words or nothing."""
+
+    items: Sequence[tuple[str, object, str]]
+    kind: Literal["facts"] = "facts"
+
+    @property
+    def shown(self) -> list[tuple[str, str, str]]:
+        """The same as text."""
+        return [(name, markup.shown(value), note) for name, value, note in self.items]
 
 
 @dataclass(frozen=True)
@@ -104,7 +125,11 @@ class Confusion:
     def drawers(self) -> list[tuple[str, str, Sequence[Thumbnail]]]:
         """(key, heading, thumbnails) of every cell that has examples."""
         return [
-            (f"{i}-{j}", f"{self.classes[i]} taken for {self.classes[j]}" if i != j else f"{self.classes[i]}, right", items)
+            (
+                f"{i}-{j}",
+                f"{self.classes[i]} taken for {self.classes[j]}" if i != j else f"{self.classes[i]}, right but least certain",
+                items,
+            )
             for (i, j), items in sorted(self.examples.items())
             if items
         ]
@@ -118,7 +143,7 @@ class Points:
     kind: Literal["points"] = "points"
 
 
-Block = Table | Picture | Gallery | Confusion | Points
+Block = Table | Picture | Facts | Gallery | Confusion | Points
 
 
 @dataclass(frozen=True)
@@ -161,14 +186,19 @@ def _template() -> jinja2.Template:
 
 
 def thumbnail(pixels: NDArray[np.uint8], alt: str, *lines: str, side: int = THUMBNAIL) -> Thumbnail:
-    """RGB pixels (height, width, 3) as a small JPEG."""
+    """RGB pixels (height, width, 3) as a small JPEG of at most HEAVIEST bytes (as many per area for another `side`)."""
     from PIL import Image
 
     small = Image.fromarray(pixels)
     small.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    data = io.BytesIO()
-    small.save(data, "JPEG", quality=80)
-    return Thumbnail(f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}", alt, lines)
+    limit = HEAVIEST * (side / THUMBNAIL) ** 2
+    while True:
+        for quality in _QUALITIES:
+            data = io.BytesIO()
+            small.save(data, "JPEG", quality=quality)
+            if data.tell() <= limit:
+                return Thumbnail(f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}", alt, lines)
+        small = small.resize((max(1, small.width // 2), max(1, small.height // 2)))
 
 
 def of_file(path: Path, alt: str, *lines: str) -> Thumbnail:
@@ -179,4 +209,4 @@ def of_file(path: Path, alt: str, *lines: str) -> Thumbnail:
     try:
         return thumbnail(images.decode(images.read(path), str(path), implementation="pillow"), alt, *lines)
     except ImageError as error:
-        return Thumbnail("", alt, (*lines, error.message))
+        return Thumbnail("", alt, (*lines, error.message.removeprefix(f"{path} ")))

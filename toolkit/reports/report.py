@@ -1,4 +1,4 @@
-"""The page of an ensemble: how good it is, where it errs, what it is made of, and what was submitted."""
+"""The page of an ensemble: how good it is, where it errs, what its members are worth; then what was made of it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import numpy as np
 
 from toolkit import reporting
 from toolkit.objectives import decide
-from toolkit.reports import figures
+from toolkit.reports import figures, made
 from toolkit.reports.page import (
     LIMIT_THUMBNAILS,
-    Block,
     Confusion,
+    Facts,
     Gallery,
     Page,
-    Picture,
     Points,
     Section,
     Table,
@@ -29,7 +28,10 @@ if TYPE_CHECKING:
     from toolkit.reporting import Judged, Report
 
 PER_CELL = 12  # thumbnails behind a cell of the confusion matrix
+RIGHT = 6  # thumbnails behind a cell of its diagonal
 MOST_CLASSES = 40  # a larger matrix shows the classes that err most
+TOLD = 3  # classes whose probabilities stand under a thumbnail, beside the truth's
+OPEN = 16  # rows from which a table of folds is folded
 
 
 def page(report: Report) -> Page:
@@ -59,21 +61,51 @@ def write(report: Report) -> Path:
 
 
 def _sections(report: Report) -> Iterator[Section]:
-    yield Section("Since the last report", [Table(("figure", "before", "now"), report.changes)] if report.changes else [])
+    yield Section("In short", [Facts(list(_facts(report))), Points(report.advice)])
+    yield _changes(report)
     paths = _paths(report)
     for judged in report.judged:
         several = f" of {judged.target.name}" if len(report.judged) > 1 else ""
         yield _scores(report, judged, several)
-        yield _confusion(judged, several, paths)
+        yield _confusion(judged, several, paths, LIMIT_THUMBNAILS // 2 // len(report.judged))
         yield _classes(judged, several)
         yield _reliability(judged, several)
         yield _members(judged, several)
         yield _cases("Most confident mistakes", judged, judged.mistakes, several, paths)
         yield _cases("Least certain cases", judged, judged.uncertain, several, paths)
-    yield _blend(report)
-    yield _curves(report)
-    yield _predictions(report)
-    yield _submission(report)
+    yield from made.sections(report)
+
+
+def _facts(report: Report) -> Iterator[tuple[str, object, str]]:
+    metric = report.competition.metric
+    for judged in report.judged:
+        whole = judged.scores[reporting.ENSEMBLE].metrics[metric]
+        several = f", {judged.target.name}" if len(report.judged) > 1 else ""
+        yield f"{metric}, out of fold{several}", f"{whole.score:.4f}", f"95 % from {whole.low:.4f} to {whole.high:.4f}"
+        best = max(judged.rows.members, key=lambda name: report.competition.score.gain(_score(judged, name, metric)))
+        if len(judged.rows.members) > 1:
+            yield f"best member{several}", f"{_score(judged, best, metric):.4f}", best
+        wrong, rows = int(judged.wrong.sum()), len(judged.rows.ids)
+        yield f"wrong rows{several}", wrong, f"of {rows:,}, {wrong / max(rows, 1):.1%}"
+        if calibration := judged.scores[reporting.ENSEMBLE].calibration:
+            note = f"{calibration.after['ece']:.4f} at temperature {calibration.temperature:.2f}"
+            yield f"calibration error{several}", f"{calibration.before['ece']:.4f}", note
+    if report.submission:
+        found = sum(bool(seen) for *_, seen in report.checks)
+        yield "submission", report.submission.get("rows"), f"rows; {found} warnings of {len(report.checks)} checks"
+
+
+def _score(judged: Judged, name: str, metric: str) -> float:
+    return judged.scores[name].metrics[metric].score
+
+
+def _changes(report: Report) -> Section:
+    if not report.before:
+        return Section("")
+    lead = f"The last report was made {made.when(report.before.get('created')) or 'earlier'}."
+    rows = [(name, then, now, None if now is None or then is None else now - then) for name, then, now in report.changes]
+    table = Table(("figure", "before", "now", "change"), rows)
+    return Section("Since the last report", [table if rows else Points(["No figure has changed."])], lead)
 
 
 def _scores(report: Report, judged: Judged, several: str) -> Section:
@@ -84,10 +116,22 @@ def _scores(report: Report, judged: Judged, several: str) -> Section:
         rows.append((name, whole.score, whole.low, whole.high, *scored.folds[metric].values()))
     numbers = list(next(iter(judged.scores.values())).folds[metric])
     head = ("member", metric, "95 % from", "to", *(f"fold {number}" for number in numbers))
-    return Section(f"Scores{several}", [Table(head, rows)], f"Together: {judged.how}.")
+    every = {name: scored.metrics[metric] for name, scored in judged.scores.items()}
+    spans = {name: (one.score, one.low, one.high) for name, one in every.items()}
+    parts = {name: [v for v in scored.folds[metric].values() if v is not None] for name, scored in judged.scores.items()}
+    chart = figures.intervals(f"{metric}, each with its folds", spans, parts, unit=metric)
+    each = [
+        (name, fold, one.score, one.low, one.high)
+        for name in judged.scores
+        for fold, found in judged.folds.items()
+        for one in ([found[name]] if found else [])
+    ]
+    apart = Table(("member", "fold", metric, "95 % from", "to"), each, "Folds with their intervals", folded=len(each) >= OPEN)
+    lead = f"Together: {judged.how}. Lines are 95 % intervals, small dots the folds."
+    return Section(f"Scores{several}", [Table(head, rows), chart, *([apart] if each else [])], lead)
 
 
-def _confusion(judged: Judged, several: str, paths: dict[str, Path]) -> Section:
+def _confusion(judged: Judged, several: str, paths: dict[str, Path], budget: int) -> Section:
     classes, counts = judged.target.classes, judged.confused
     if judged.target.multilabel:
         rows = [(name, *map(int, cell.reshape(-1))) for name, cell in zip(classes, counts, strict=True)]
@@ -98,26 +142,25 @@ def _confusion(judged: Judged, several: str, paths: dict[str, Path]) -> Section:
         errors = counts.sum(axis=0) + counts.sum(axis=1) - 2 * np.diag(counts)
         kept = np.sort(np.argsort(-errors, kind="stable")[:MOST_CLASSES])
         lead += f" The {MOST_CLASSES} classes with most errors of {len(classes):,} are shown."
-    examples = _examples(judged, kept, paths)
+    examples = _examples(judged, kept, paths, budget)
     shown = Confusion(tuple(classes[c] for c in kept), counts[np.ix_(kept, kept)], examples, "Confusion matrix, out of fold")
     return Section(f"Errors{several}", [shown], lead)
 
 
-def _examples(judged: Judged, kept: Any, paths: dict[str, Path]) -> dict[tuple[int, int], Sequence[Thumbnail]]:
-    """Thumbnails of every cell off the diagonal, the most confident first, as many as a page bears."""
+def _examples(judged: Judged, kept: Any, paths: dict[str, Path], budget: int) -> dict[tuple[int, int], Sequence[Thumbnail]]:
+    """Thumbnails of every cell, as many as `budget`: mistakes, the most confident first, then right ones, the least certain."""
     truth, said = judged.rows.truth.decided, decide(judged.combined, judged.rows.truth.decided)
     place = {int(c): i for i, c in enumerate(kept)}
-    wrong = np.flatnonzero(truth != said)
-    wrong = wrong[np.argsort(-judged.confidence[wrong], kind="stable")]
-    found: dict[tuple[int, int], list[Thumbnail]] = {}
-    budget = LIMIT_THUMBNAILS // 2
-    for row in wrong.tolist():
+    order = np.argsort(-judged.confidence, kind="stable")
+    wrong = (truth != said)[order]
+    chosen: dict[tuple[int, int], list[int]] = {}
+    for row in [*order[wrong].tolist(), *order[~wrong][::-1].tolist()]:
         cell = (place.get(int(truth[row]), -1), place.get(int(said[row]), -1))
-        if min(cell) < 0 or len(found.get(cell, ())) >= PER_CELL or not budget:
-            continue
-        budget -= 1
-        found.setdefault(cell, []).append(_thumbnail(judged, row, paths))
-    return dict(found)
+        most = RIGHT if cell[0] == cell[1] else PER_CELL
+        if min(cell) >= 0 and budget and len(chosen.setdefault(cell, [])) < most:
+            chosen[cell].append(row)
+            budget -= 1
+    return {cell: [_thumbnail(judged, row, paths) for row in rows] for cell, rows in chosen.items()}
 
 
 def _classes(judged: Judged, several: str) -> Section:
@@ -130,13 +173,25 @@ def _reliability(judged: Judged, several: str) -> Section:
     found = judged.scores[reporting.ENSEMBLE].calibration
     if found is None or not found.bins:
         return Section("")
-    curves = {"as it is": ([one["confidence"] for one in found.bins], [one["accuracy"] for one in found.bins])}
-    rows = [(name, found.before[name], found.after[name]) for name in found.before]
-    chart = figures.reliability("Confidence against truth", curves)
-    table = Table(
-        ("", "as it is", "after temperature"), rows, f"Temperature {found.temperature:.3f}, fitted without each row's fold"
+    both = {"as it is": found.bins, "after temperature": found.bins_after}
+    curves = {
+        name: ([one["confidence"] for one in bins], [one["accuracy"] for one in bins], [one["count"] for one in bins])
+        for name, bins in both.items()
+    }
+    names = {"ece": "calibration error (ECE)", "brier": "Brier score", "log_loss": "log-loss"}
+    rows = [(names.get(name, name), found.before[name], found.after[name]) for name in found.before]
+    title = f"Temperature {found.temperature:.3f}; each row's was fitted without its fold"
+    bins = [(name, *one.values()) for name, part in both.items() for one in part]
+    head = ("", "from", "to", "rows", "confidence", "share right")
+    return Section(
+        f"Calibration{several}",
+        [
+            figures.reliability("Confidence against truth", curves),
+            Table(("", "as it is", "after temperature"), rows, title),
+            Table(head, bins, "The points of the diagram", folded=True),
+        ],
+        "On the dotted line confidence is honest; above it there is too little, below it too much. Larger dots are more rows.",
     )
-    return Section(f"Calibration{several}", [chart, table])
 
 
 def _members(judged: Judged, several: str) -> Section:
@@ -151,12 +206,18 @@ def _members(judged: Judged, several: str) -> Section:
     kept = [name for name in names if name in judged.without]
     rows = [(name, e.score, e.gain, e.gain_low, e.gain_high) for name, e in judged.without.items()]
     gains = {"gain": [judged.without[name].gain for name in kept]}
+    spans = [(judged.without[name].gain_low, judged.without[name].gain_high) for name in kept]
+    pairs = [(p.first, p.second, p.correlation, p.disagreement, p.both_wrong) for p in judged.pairs]
+    head = ("member", "other", "correlation", "say otherwise", "both wrong")
     return Section(
         f"Members{several}",
         [
             figures.heat("Correlation of errors", names, np.nan_to_num(grid)),
-            figures.bars("Plain mean without it", kept, gains, unit="gain by leaving it out"),
+            figures.bars(
+                "The plain mean without it", kept, gains, unit="gain by leaving it out, with 95 % interval", spans=spans
+            ),
             Table(("left out", "score", "gain", "95 % from", "to"), rows, "Gains below 0: the member is worth its place"),
+            Table(head, pairs, "Every two members", folded=len(pairs) >= OPEN),
         ],
     )
 
@@ -169,9 +230,21 @@ def _cases(title: str, judged: Judged, rows: Any, several: str, paths: dict[str,
 def _thumbnail(judged: Judged, row: int, paths: dict[str, Path]) -> Thumbnail:
     name, truth = judged.rows.ids[row], _label(judged, row, judged.rows.truth.decided)
     said = _label(judged, row, decide(judged.combined, judged.rows.truth.decided))
-    lines = (name, f"truth {truth}", f"said {said}, {judged.confidence[row]:.2f}")
+    lines = (name, f"truth {truth}", f"said {said}", *_probabilities(judged, row))
     alt = f"image {name}, truth {truth}, predicted {said}"
     return of_file(paths[name], alt, *lines) if name in paths else Thumbnail("", alt, lines)
+
+
+def _probabilities(judged: Judged, row: int) -> list[str]:
+    """The probabilities of the most probable classes and of the true one, a line each: names may run from right to left."""
+    classes, p = judged.target.classes, judged.combined[row]
+    if judged.target.multilabel:
+        shown = np.argsort(np.abs(p - 0.5), kind="stable")[:TOLD]  # where it hung in the balance
+    else:
+        shown = np.argsort(-p, kind="stable")[:TOLD]
+        truth = int(judged.rows.truth.decided[row])
+        shown = shown if truth in shown else np.append(shown, truth)
+    return [f"{classes[c]} {p[c]:.2f}" for c in shown]
 
 
 def _label(judged: Judged, row: int, labels: Any) -> str:
@@ -185,62 +258,3 @@ def _paths(report: Report) -> dict[str, Path]:
     if not competition.path(competition.train.folder).is_dir():
         return {}
     return dict(reversed(competition.images("train")))
-
-
-def _blend(report: Report) -> Section:
-    blocks: list[Block] = []
-    for name, said in report.blend.get("targets", {}).items():
-        blocks.append(Points([f"{name}: {said.get('reason', '')}"]))
-        rows = [(member, weight) for member, weight in said.get("members", {}).items()]
-        blocks.append(Table(("member", "weight"), rows, f"vote {said.get('vote', 'soft')}"))
-        estimates = [
-            (what, one["score"], one["low"], one["high"], one["gain"]) for what, one in said.get("estimates", {}).items()
-        ]
-        blocks.append(Table(("", "score", "95 % from", "to", "gain over the mean"), estimates))
-    return Section("The blend", blocks, "blend.json, as `toolkit blend` wrote it.")
-
-
-def _curves(report: Report) -> Section:
-    blocks: list[Block] = []
-    columns = list(dict.fromkeys(name for run in report.runs.values() for name in run if name not in ("epoch", "images/s")))
-    for column in columns[:6]:
-        y = {run: values[column] for run, values in report.runs.items() if column in values}
-        x = {run: report.runs[run].get("epoch", list(range(1, len(y[run]) + 1))) for run in y}
-        blocks.append(figures.lines(column, x, y, labels=("epoch", column)))
-    return Section("Learning curves", blocks)
-
-
-def _predictions(report: Report) -> Section:
-    meta = report.predictions
-    if not meta:
-        return Section("")
-    plain = {key: value for key, value in meta.items() if isinstance(value, (str, int, float)) and value != ""}
-    blocks: list[Block] = [Table(("", ""), list(plain.items()), "The last predictions")]
-    models = [(m.get("path"), m.get("member"), m.get("fold"), m.get("weight"), m.get("score")) for m in meta.get("models", ())]
-    blocks.append(Table(("export", "member", "fold", "weight", "score on its card"), models))
-    views = [
-        (name, one["used"], one["score"], *one["gain"], one["won"], one["lost"])
-        for name, one in (meta.get("tta") or {}).get("members", {}).items()
-    ]
-    if views:
-        head = ("member", "views", "score", "gain", "95 % from", "to", "wrong → right", "right → wrong")
-        blocks.append(Table(head, views, "Test-time augmentation on held-out images"))
-    blocks += [Table(("member", "views"), [(name, ", ".join(views)) for name, views in meta.get("views", {}).items()])]
-    return Section("Predictions", blocks)
-
-
-def _submission(report: Report) -> Section:
-    blocks: list[Block] = [_histogram(name, pairs) for name, pairs in report.histograms.items()]
-    if warnings := report.submission.get("warnings"):
-        blocks.append(Points(warnings))
-    elif report.submission:
-        blocks.append(Points(["The submission passed every check without a warning."]))
-    return Section("Submission", blocks)
-
-
-def _histogram(name: str, pairs: Any) -> Picture:
-    """Shares of the labels decided out of fold and on the test images."""
-    totals = [max(1, sum(pair[i] for pair in pairs.values())) for i in (0, 1)]
-    names = sorted(pairs, key=lambda one: -pairs[one][0])[:MOST_CLASSES]
-    series = {what: [pairs[one][i] / totals[i] for one in names] for i, what in enumerate(("out of fold", "test"))}
-    return figures.bars(f"Labels of {name}", names, series, unit="share of the images")
