@@ -87,7 +87,7 @@ def train_fold(config: Config, fold: Fold) -> nn.Module:
             else F.binary_cross_entropy_with_logits(logits, labels.float())
         ),
         optimiser=optimiser,
-        schedule=torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=steps, pct_start=0.2),
+        schedule=torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=steps, pct_start=max(0.2, 2 / steps)),
         ema=config.ema,
         batches=config.batches,
     )
