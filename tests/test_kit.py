@@ -190,7 +190,6 @@ def test_a_flag_reaches_the_loop(recipe, tiny, monkeypatch, flags, known):
         ["--layer-decay", "2"],
         ["--erase", "1.2"],
         ["--smoothing", "2"],
-        ["--lr", "0"],
         ["--batch-size", "1"],
         ["--seeds", "0"],
         ["--floor", "1.1"],
