@@ -112,7 +112,10 @@ def main(
 ) -> None:  # fmt: skip
     """Train folds of people on mask, gender and age, export each, and score them out of fold."""
     torch.set_num_threads(1)  # layers this small are done before a second thread has woken up
-    if draw and not any((place / "train").exists() for place in (workspace, data or workspace)):
+    there = [place for place in (workspace, data or workspace) if (place / "train").exists()]
+    if draw and there:
+        click.echo(f"{there[0] / 'train'} is there: nothing is drawn", err=True)
+    elif draw:
         portraits.draw(data or workspace, people=draw, identity=identity)
     competition = portraits.make_workspace(workspace, data, by_person=by == "person")
     config = Config(**said)  # type: ignore[arg-type]

@@ -39,7 +39,7 @@ class Config(SelfTraining):
     box: str = setting("", "Cut out first: a box of competition.toml (face, face+0.2), or shares: left,top,right,bottom.")
     tune: str = setting("all", "What learns: see recipes/README.md.", choices=models.TUNES)
     epochs: int = setting(10, "Passes over the training images.", minimum=1)
-    lr: float = setting(1e-3, "The highest learning rate, of the head.", minimum=1e-12)
+    lr: float = setting(1e-3, "The highest learning rate, of the head.", minimum=0)
     layer_decay: float = setting(1.0, "The rate of each stage, as a share of the next one's.", minimum=0.01, maximum=1)
     optimiser: str = setting("adamw", "A name that timm's factory knows: sgd, adam, adamw, lamb ...")
     weight_decay: float = setting(0.05, "For AdamW apart from the gradient.", minimum=0)

@@ -195,3 +195,5 @@ def test_the_recipe_draws_where_nothing_is_and_asks_where_it_may_not(tmp_path):
     competition = Competition.read(tmp_path / "more")
     assert (competition.group, len(competition.images("train"))) == ("person", 210)
     assert not (tmp_path / "more" / "train").exists()  # the data stay where they are
+    again = run("--workspace", str(tmp_path / "more"), "--data", str(tmp_path / "other"), "--draw", "30", "--identity")
+    assert f"{tmp_path / 'other' / 'train'} is there: nothing is drawn" in again.output

@@ -190,6 +190,14 @@ def test_a_smoke_run_keeps_nothing(path, place):
     assert {p: p.stat().st_mtime_ns for p in tiny.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.parametrize("epochs", [1, 5])
+def test_the_digits_recipe_trains_for_any_number_of_steps(tiny, epochs):
+    """A rise of a fifth of five steps is a single one, by which torch's OneCycleLR divides by zero."""
+    said = ["--fold", "0", "--epochs", str(epochs), "--batch-size", "64", "--member", f"short{epochs}"]
+    ran = run(ROOT / "recipes" / "digits.py", tiny, *said)
+    assert ran.exit_code == 0, ran.output
+
+
 def test_the_digits_recipe_turns_its_images_about_and_never_flips_them():
     import torch
 

@@ -72,6 +72,15 @@ def test_onecycle_is_torchs_and_reaches_the_peak():
     assert int(torch.tensor(run("onecycle", warmup=1)).argmax()) == 5
 
 
+@pytest.mark.parametrize("rise", [0.1, 0.2, 0.3, 0.5, 1.0])
+def test_onecycle_runs_over_any_number_of_steps(rise):
+    for steps in range(1, 24):
+        optimiser = groups(0.1)
+        scheduler, *_ = schedules.make("onecycle", optimiser, epochs=1, steps_per_epoch=steps, lr=0.1, rise=rise)
+        found = rates(scheduler, optimiser, steps)
+        assert all(0 < rate < 0.1 + 1e-9 for rate in found)
+
+
 def test_warmup_climbs_in_a_line_and_leaves_the_rest_to_the_schedule():
     found = run("cosine", warmup=1.2)
     assert found[:6] == pytest.approx([0.1 * (0.01 + 0.99 * step / 6) for step in range(6)])

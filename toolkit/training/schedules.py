@@ -187,7 +187,7 @@ def onecycle(optimiser: Any, span: Span, *, rise: float, start: float, floor: fl
         optimiser,
         max_lr=[float(group["lr"]) for group in optimiser.param_groups],
         total_steps=every + 1,  # torch counts the rate after the last step, and refuses one step more
-        pct_start=span.climb / every if span.climb else rise,
+        pct_start=span.climb / every if span.climb else max(rise, 2 / (every + 1)),  # a rise of one step divides by zero
         div_factor=1 / start,
         final_div_factor=1 / floor,
         cycle_momentum=cycled,
