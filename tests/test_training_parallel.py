@@ -138,6 +138,7 @@ with at_work() as worker:
         found["ours"] = [one.grad for one in ours.parameters()]
         with team.leading():
             if team.leads:
+                __import__("time").sleep(0.5)
                 (Path(worker.task.root) / "led").touch()
             found["led"] = (Path(worker.task.root) / "led").exists()
         torch.save(found, Path(worker.task.root) / f"{rank}.pt")
@@ -281,7 +282,7 @@ def test_what_ended_one_of_a_team_is_told_not_that_the_others_lost_it(light, wor
     with pytest.raises(TrainingError, match=r"^fold 1: process 2 of 2 was ended by SIGKILL$"):
         list(train(light, workspace, [1, 0], "1.0=lost", "1.1=kill", spread="batches"))
     with pytest.raises(TrainingError, match=r"^fold 0: the loss is nan$"):
-        list(train(light, workspace, [1, 0], "0.0=lost", "0.1=fail", spread="batches"))
+        list(train(light, workspace, [0], "0.0=lost", "0.1=fail", spread="batches"))
 
 
 PARENT = """
@@ -300,17 +301,17 @@ list(made.train(plan, [0, 1], device="cuda", bar=lambda _: nullcontext(lambda *_
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_ctrl_c_and_the_death_of_the_first_process_end_all_of_them(light, workspace, how):
     text = PARENT.format(script=str(light), root=str(workspace))
-    parent = subprocess.Popen([sys.executable, "-c", text], stderr=subprocess.PIPE)
+    with (workspace / "err").open("wb") as err:  # no pipe: the others would hold it open
+        parent = subprocess.Popen([sys.executable, "-c", text], stderr=err)
     until = time.monotonic() + 60
     while len(pids := [int(p.read_text() or 0) for p in workspace.glob("pid.*")]) < 2 or 0 in pids:
-        assert time.monotonic() < until, parent.stderr.read()
+        assert time.monotonic() < until, (workspace / "err").read_text()
         time.sleep(0.05)
     time.sleep(0.3)
     parent.send_signal(how)
-    _, err = parent.communicate(timeout=60)
-    assert parent.returncode != 0
-    assert gone(pids)  # one of them does not hear interrupts
-    assert "Traceback" not in err.decode().replace("Traceback (most recent call last)", "", how == signal.SIGINT)
+    assert parent.wait(timeout=60) != 0
+    assert gone(pids, 5 if how == signal.SIGINT else 20)  # one of them does not hear interrupts
+    assert (workspace / "err").read_text().count("Traceback") == (how == signal.SIGINT)  # of the one that has no command
 
 
 # --- flags ----------------------------------------------------------------------------------------------------------------

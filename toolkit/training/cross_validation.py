@@ -258,6 +258,7 @@ def _one_by_one(
         if about:
             notes = tuple(about["notes"])
             yield Done(fold, about["score"], time.monotonic() - started, selected=about["selected"], notes=notes)
+        team.least(0)  # nobody begins the next one while another is at this
 
 
 def _decoded(plan: Plan, bar: Bar, say: Say) -> Samples:
