@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from conftest import CLASSES, card, few_pictures, make_workspace
 from PIL import Image
 
-from toolkit import comparing, markup, reporting, surveying, tables, traces, tta
+from toolkit import markup, reporting, surveying, tables, traces, tta
 from toolkit.cli import cli
 from toolkit.combining import Blend
 from toolkit.competition import Competition
@@ -423,21 +423,6 @@ def test_objects_show_themselves_in_notebooks(insects):
     assert "geometric vote" in blend
     assert "0.75" in blend
     assert "&lt;i&gt;" in card("<i>")._repr_html_()
-
-
-def test_comparisons_show_themselves_in_notebooks(workspace):
-    from test_comparing import run as train
-
-    train(workspace, "base", ["0000", "0001", "0002"])
-    train(workspace, "<u>", loss="focal")
-    (found,) = comparing.compare(Competition.find(), ["base", "<u>"])
-    reading = Reading(found._repr_html_())
-    assert reading.tables == 3
-    head = ("run", "accuracy", "95 % from", "to", "gain over base", "95 % from", "to", "")
-    assert reading.column(head, "run") == ["base", "<u>"]
-    assert reading.column(head, "accuracy") == markup.column([one.score for one in found.estimates.values()])
-    assert reading.column(head, "gain over base") == ["", markup.shown(found.estimates["<u>"].gain)]
-    assert reading.column(("setting", "base", "<u>"), "<u>") == ["focal"]
 
 
 def test_ink_follows_the_page_and_ids_differ():
