@@ -176,3 +176,36 @@ def folds(workspace, exported) -> Path:
 
     shutil.copytree(exported, workspace / "folds")
     return workspace / "folds"
+
+
+@pytest.fixture(scope="module")
+def insects(tmp_path_factory):
+    """A workspace with two members' out-of-fold tables, predictions, a run and a submission's manifest."""
+    import json
+
+    from toolkit import tables, timings
+    from toolkit.competition import Competition
+    from toolkit.predictions import Predictions
+    from toolkit.timings import Timing
+
+    root = make_workspace(tmp_path_factory.mktemp("pages") / "work", train=48, test=12)
+    competition = Competition.read(root)
+    truth = competition.truth()["label"]
+    rng = np.random.default_rng(3)
+    for name, noise in (("good", 0.8), ("poor", 2.0)):
+        logits = 2.0 * np.eye(3)[truth.decided] + rng.normal(0, noise, (len(truth), 3))
+        values = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        table = Predictions("label", "probabilities", truth.ids, CLASSES, values)
+        tables.write_table(root / "oof" / f"{name}.parquet", {"label": table}, {"member": name})
+    ids = tuple(str(9000 + i) for i in range(12))
+    test = Predictions("label", "probabilities", ids, CLASSES, rng.dirichlet(np.ones(3), 12))
+    meta = {"name": "ensemble", "created": "2026-11-23T10:00:00+00:00", "vote": "soft", "views": {"good": ["id"]}}
+    tables.write_table(root / "predictions" / "ensemble.parquet", {"label": test}, meta)
+    folder = root / "runs" / "good" / "fold0"
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text("epoch,loss,lr,images/s,waited\n1,0.9,0.1,5,0.25\n2,0.4,0.05,5,0.25\n")
+    feeding = {"loader": 20.5, "model": 6.5, "said": "feeding: loader 20 images/s; the model waits for images"}
+    (folder / "config.json").write_text(json.dumps({"report": [{"feeding": feeding}]}))
+    timings.note(root / "store", {timings.key("ab12cd34ef", "cpu", "fp32"): Timing(48, 1.5)})
+    timings.note(root / "store", {timings.key(timings.AROUND, "cpu", "fp32"): Timing(12, 0.5)})
+    return root

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from toolkit import comparing
+from toolkit import comparing, markup
 from toolkit.cli import cli
 from toolkit.competition import Competition
 from toolkit.errors import DataError
@@ -138,3 +138,18 @@ def test_the_command(workspace):
     assert json.loads(done.output)["label"]["estimates"]["good"]["score"] == 1
     done = CliRunner().invoke(cli, ["compare", "base", "none", "--json"])
     assert (done.exit_code, json.loads(done.output)["ok"]) == (1, False)
+
+
+def test_comparisons_show_themselves_in_notebooks(workspace):
+    from test_reports import Reading
+
+    run(workspace, "base", ["0000", "0001", "0002"])
+    run(workspace, "<u>", loss="focal")
+    (found,) = comparing.compare(Competition.find(), ["base", "<u>"])
+    reading = Reading(found._repr_html_())
+    assert reading.tables == 3
+    head = ("run", "accuracy", "95 % from", "to", "gain over base", "95 % from", "to", "")
+    assert reading.column(head, "run") == ["base", "<u>"]
+    assert reading.column(head, "accuracy") == markup.column([one.score for one in found.estimates.values()])
+    assert reading.column(head, "gain over base") == ["", markup.shown(found.estimates["<u>"].gain)]
+    assert reading.column(("setting", "base", "<u>"), "<u>") == ["focal"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_reports import insects, run  # noqa: F401 - a fixture
+from test_reports import run
 
 pytestmark = pytest.mark.slow
 

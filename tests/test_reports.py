@@ -8,17 +8,16 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import CLASSES, card, draw, few_pictures, make_workspace
+from conftest import CLASSES, card, few_pictures, make_workspace
 from PIL import Image
 
-from toolkit import comparing, markup, measuring, reporting, surveying, tables, timings, traces, tta
+from toolkit import markup, reporting, surveying, tables, traces, tta
 from toolkit.cli import cli
 from toolkit.combining import Blend
 from toolkit.competition import Competition
 from toolkit.folds import Split, make
 from toolkit.predictions import Predictions
 from toolkit.reports import eda, figures, page, report
-from toolkit.timings import Timing
 
 HOSTILE = ("<script>alert(1)</script>", "한국어", '🐝 & "quoted" \'', "שלום עולם", "$x^2$ {{ 7*7 }}")
 
@@ -75,32 +74,6 @@ class Reading(HTMLParser):
         self.words.append(data)
         if self.cell:
             self.rows[-1][-1] += data
-
-
-@pytest.fixture(scope="module")
-def insects(tmp_path_factory):
-    """A workspace with two members' out-of-fold tables, predictions, a run and a submission's manifest."""
-    root = make_workspace(tmp_path_factory.mktemp("pages") / "work", train=48, test=12)
-    competition = Competition.read(root)
-    truth = competition.truth()["label"]
-    rng = np.random.default_rng(3)
-    for name, noise in (("good", 0.8), ("poor", 2.0)):
-        logits = 2.0 * np.eye(3)[truth.decided] + rng.normal(0, noise, (len(truth), 3))
-        values = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        table = Predictions("label", "probabilities", truth.ids, CLASSES, values)
-        tables.write_table(root / "oof" / f"{name}.parquet", {"label": table}, {"member": name})
-    ids = tuple(str(9000 + i) for i in range(12))
-    test = Predictions("label", "probabilities", ids, CLASSES, rng.dirichlet(np.ones(3), 12))
-    meta = {"name": "ensemble", "created": "2026-11-23T10:00:00+00:00", "vote": "soft", "views": {"good": ["id"]}}
-    tables.write_table(root / "predictions" / "ensemble.parquet", {"label": test}, meta)
-    folder = root / "runs" / "good" / "fold0"
-    folder.mkdir(parents=True)
-    (folder / "metrics.csv").write_text("epoch,loss,lr,images/s,waited\n1,0.9,0.1,5,0.25\n2,0.4,0.05,5,0.25\n")
-    feeding = {"loader": 20.5, "model": 6.5, "said": "feeding: loader 20 images/s; the model waits for images"}
-    (folder / "config.json").write_text(json.dumps({"report": [{"feeding": feeding}]}))
-    timings.note(root / "store", {timings.key("ab12cd34ef", "cpu", "fp32"): Timing(48, 1.5)})
-    timings.note(root / "store", {timings.key(timings.AROUND, "cpu", "fp32"): Timing(12, 0.5)})
-    return root
 
 
 def run(root, *words):
@@ -283,107 +256,6 @@ def test_a_blend_is_what_the_ensemble_row_shows(insects, tmp_path):
     (insects / "blend.json").unlink()
 
 
-def test_the_survey_counts_what_is_there(insects):
-    found = surveying.survey(Competition.read(insects))
-    assert found.record["images"] == {"train": 48, "test": 12}
-    assert found.record["classes"]["label"] == dict.fromkeys(CLASSES, 16)
-    assert found.record["formats"]["train"] == {"PNG": 48}
-    pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in sorted((insects / "train").iterdir())]) / 255
-    np.testing.assert_allclose(found.mean, pixels.mean(axis=(0, 1, 2)), atol=1e-9)
-    np.testing.assert_allclose(found.std, pixels.std(axis=(0, 1, 2)), atol=1e-9)
-    assert found.record["shape"]["train"]["width"]["50%"] == 52
-    assert found.advice == ["Nothing stands out: balanced classes, sound files, test images like the training images."]
-
-
-def test_the_survey_finds_what_is_wrong(tmp_path):
-    root = make_workspace(tmp_path / "work", train=60, test=30)
-    (root / "train" / "0003.png").write_bytes(b"")
-    (root / "train" / "0007.png").write_bytes((root / "train" / "0001.png").read_bytes())
-    (root / "train" / "0004.png").write_bytes((root / "train" / "0004.png").read_bytes()[:-20])
-    rng = np.random.default_rng(0)
-    for i in range(30):
-        picture = draw(rng, i % 3, 40, 104)
-        picture.point(lambda level: level // 3).save(root / "test" / f"{9000 + i}.png")
-    text = (root / "train.csv").read_text().splitlines()
-    body = [f"{line},p{i // 6}" for i, line in enumerate(text[1:])]
-    kept = [line for line in body if ",cat," not in line or line.startswith("0002")]
-    (root / "train.csv").write_text("\n".join([text[0] + ",person", *kept, ""]))
-    toml = (root / "competition.toml").read_text().replace('id = "id"', 'id = "id"\ngroup = "person"')
-    (root / "competition.toml").write_text(
-        toml if "group" in toml else toml.replace("[train]", '[columns]\ngroup = "person"\n[train]')
-    )
-    done = run(root, "eda", "--json")
-    assert done.exit_code == 0, done.output
-    said = json.loads(done.output)
-    assert len(said["bad"]["train"]) == 2
-    assert any("is empty" in why for why in said["bad"]["train"].values())
-    assert any("cut short" in why for why in said["bad"]["train"].values())
-    assert said["imbalance"] == 20
-    assert said["doubles"]["pairs"][0][0][:2] == ["train", "0001"]
-    assert said["doubles"]["pairs"][0][1][:2] == ["train", "0007"]
-    assert said["doubles"]["exact"] == 1
-    advice = " ".join(said["advice"])
-    assert "imbalanced 20:1 (fewest: 'cat' with 1)" in advice
-    assert "brightness" in advice
-    assert "aspect" in advice
-    assert "2 train images cannot be used" in advice
-    assert "split by group" in advice
-    groups = text_of(root / "reports" / "eda.html")
-    head = ("target", "group", "rows", "labels")
-    rows = list(csv.DictReader((root / "train.csv").read_text().splitlines()))
-    people = {row["person"]: [r["label"] for r in rows if r["person"] == row["person"]] for row in rows}
-    mixed = {name: (len(labels), len(set(labels))) for name, labels in people.items() if len(set(labels)) > 1}
-    assert dict(zip(groups.column(head, "group"), groups.column(head, "labels"), strict=True)) == {
-        name: str(count) for name, (_, count) in mixed.items()
-    }
-    assert {group: (rows, labels) for _, group, rows, labels in said["groups"]["mixed"]} == mixed
-    assert sum(int(size) * count for size, count in said["groups"]["sizes"].items()) == len(rows)
-    assert {shift["what"] for shift in said["shifts"] if shift["distance"] > 0.9} >= {"width", "brightness"}
-    sound(text_of(root / "reports" / "eda.html"))
-
-
-def test_the_page_of_the_data_shows_what_json_says(insects):
-    for i, level in enumerate((255, 0)):  # blank ones, brighter and darker than any other
-        Image.new("RGB", (52, 40), (level,) * 3).save(insects / "test" / f"{9000 + i}.png")
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 520, 3), np.uint8)).save(insects / "test" / "9002.png")
-    done = run(insects, "eda", "--json")
-    said = json.loads(done.output)
-    found = text_of(insects / "reports" / "eda.html")
-    classes, normal = ("class", "images", "share"), ("channel", "mean", "standard deviation")
-    assert found.column(classes, "images") == [str(count) for count in said["classes"]["label"].values()]
-    assert found.column(normal, "mean") == markup.column(said["mean"])
-    assert found.column(normal, "standard deviation") == markup.column(said["std"])
-    spread = ("part", "", "smallest", "5 %", "median", "95 %", "largest")
-    values = [quantiles["50%"] for part in ("train", "test") for quantiles in said["shape"][part].values()]
-    assert found.column(spread, "median") == markup.column(values)
-    shifts = ("property", "distance", "p-value", "")
-    for column, key in (("distance", "distance"), ("p-value", "p")):
-        assert found.column(shifts, column) == markup.column([shift[key] for shift in said["shifts"]])
-    assert set(said["advice"]) <= {word.strip() for word in found.words}
-    odd = {(one["id"], one["what"]) for one in said["odd"]["test"]["files"]}
-    assert {("9000", "blank"), ("9001", "blank"), ("9002", "wide"), ("9002", "large")} <= odd
-    assert said["odd"]["train"]["count"] == 0
-    for i in range(3):
-        draw(np.random.default_rng(i), i).save(insects / "test" / f"{9000 + i}.png")
-
-
-def test_what_many_files_share_is_not_odd(tmp_path):
-    for i in range(40):
-        Image.new("RGB", (40 if i % 4 else 80, 40), (i * 6, 0, i)).save(tmp_path / f"{i}.png")
-    named = [(str(i), tmp_path / f"{i}.png") for i in range(40)]
-    seen = []
-    found = measuring.measure(named, 30, seen.append)
-    assert seen[-1] == 40
-    assert len(found.sampled) == len(found.prints.digests) == 30
-    assert {one.what for one in measuring.odd(found)} == {"blank"}
-
-
-def test_a_sample_is_said_to_be_one(insects):
-    found = surveying.survey(Competition.read(insects), sample=10)
-    assert found.record["sampled"] == {"train": 10, "test": 10}
-    assert "random sample: 10 of 48" in eda.page(found).html()
-
-
 NAMES = ("<script>alert(3)<script>", "<img src=x onerror=alert(4)>", "고양이 🐈", "שלום", "a&b;'c")
 
 
@@ -551,21 +423,6 @@ def test_objects_show_themselves_in_notebooks(insects):
     assert "geometric vote" in blend
     assert "0.75" in blend
     assert "&lt;i&gt;" in card("<i>")._repr_html_()
-
-
-def test_comparisons_show_themselves_in_notebooks(workspace):
-    from test_comparing import run as train
-
-    train(workspace, "base", ["0000", "0001", "0002"])
-    train(workspace, "<u>", loss="focal")
-    (found,) = comparing.compare(Competition.find(), ["base", "<u>"])
-    reading = Reading(found._repr_html_())
-    assert reading.tables == 3
-    head = ("run", "accuracy", "95 % from", "to", "gain over base", "95 % from", "to", "")
-    assert reading.column(head, "run") == ["base", "<u>"]
-    assert reading.column(head, "accuracy") == markup.column([one.score for one in found.estimates.values()])
-    assert reading.column(head, "gain over base") == ["", markup.shown(found.estimates["<u>"].gain)]
-    assert reading.column(("setting", "base", "<u>"), "<u>") == ["focal"]
 
 
 def test_ink_follows_the_page_and_ids_differ():
