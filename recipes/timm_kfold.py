@@ -141,9 +141,7 @@ def main(
         return
     split = limited(folds_of(competition), config.limit)
     with results(competition, smoke=smoke) as root:
-        pixels = models.pixels(
-            config.model, config.size, config.resize, config.box
-        )  # and the mean and std that are taken off them
+        pixels = models.pixels(config.model, config.size, config.resize, config.box)  # and mean and std, taken off them
         plan = Plan("timm_kfold", config, architecture(config, classes), *pixels, competition, split, root, config.cache)
         follow(plan, train_fold, folds=folds, device=device, fresh=fresh)
 

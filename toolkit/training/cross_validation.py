@@ -372,7 +372,7 @@ def _given(
         progress=progress,
         seed=(plan.config.seed + number) * 1_000 + (plan.split.count if fold is None else fold),
         key=f"{plan.key}.{number}",
-        judge=_judge(plan, held_out, device) if held_out is not None else None,
+        judge=None if held_out is None else lambda model: _scores(plan, _predict(plan, model, held_out, device)),
         cache=plan.root / "cache" if plan.cache else None,
     )
     if watch is None:
@@ -392,13 +392,6 @@ def _seed_torch(seed: int) -> None:
 
 def _checkpoint(folder: Path, number: int) -> Path:
     return folder / (f"model.{number}.safetensors" if number else PARTS[0])
-
-
-def _judge(plan: Plan, held_out: Rows, device: str) -> Callable[[torch.nn.Module], dict[str, float]]:
-    def judge(model: torch.nn.Module) -> dict[str, float]:
-        return _scores(plan, _predict(plan, model, held_out, device))
-
-    return judge
 
 
 def _scores(plan: Plan, predicted: Predictions) -> dict[str, float]:
