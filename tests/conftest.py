@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,10 @@ import pytest
 from PIL import Image
 
 CLASSES = ("ant", "bee", "cat")
+
+# A hundred processes import torch in these tests: 6 s of work where its bytecode is kept, 20 s where none may be written.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A shell's background jobs ignore Ctrl-C, and so would every process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

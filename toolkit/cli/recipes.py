@@ -178,7 +178,9 @@ def _option(known: dataclasses.Field[Any], kind: Any) -> Callable[..., Any]:
         of: Any = _NumberOr(numbers[0], words, least, most) if words else _RANGES[numbers[0]](least, most)
     else:
         of = click.Choice(words) if words else click.STRING
-    return click.option(flag, known.name, type=of, default=known.default, show_default=known.default is not None, help=said)
+    return click.option(
+        flag, known.name, type=of, default=known.default, show_default=known.default not in (None, ""), help=said
+    )
 
 
 def follow(
