@@ -6,7 +6,7 @@ python recipes/mask_profile.py --model resnet34 --pretrained --size 256 --loss f
 python recipes/mask_profile.py --heads parts --member parts  a network per factor, each with a crop of its own
 
 On 60 drawn people (420 pictures; --draw 60): macro-F1 0.460 out of fold, 55 s of CPU for the five folds, no GPU. With
---identity, where shirt and wall give a person away: 0.253 split by person and 0.957 split by picture (--by picture, before the
+--identity, where shirt and wall give a person away: 0.254 split by person and 0.950 split by picture (--by picture, before the
 workspace is made), where six other pictures of a held-out person train the model that is scored on the seventh. The difference
 is nothing but the leak; `toolkit audit` names it.
 """
