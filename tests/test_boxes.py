@@ -371,6 +371,10 @@ def test_a_bundle_cuts_boxes_of_a_hidden_test_set(meadow, folds, tmp_path):
     told = subprocess.run(words, capture_output=True, text=True, check=False)
     assert told.returncode == 1
     assert "--boxes bug=FILE.csv" in told.stdout
+    for wrong in ("boxes.csv", "bog=boxes.csv"):
+        told = subprocess.run([*words, "--boxes", wrong], capture_output=True, text=True, check=False)
+        assert told.returncode == 1
+        assert "the models look into 'bug'" in told.stdout
     words += ["--boxes", f"bug={hidden.path('boxes.csv')}"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import signal
 from dataclasses import dataclass, replace
@@ -411,3 +412,22 @@ def test_a_kill_while_the_digits_are_made_leaves_a_folder_that_can_be_used(tmp_p
             digits.make_workspace(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [".making-0123"]
     assert digits.make_workspace(tmp_path).name == "digits"
+
+
+def test_ctrl_c_while_a_state_is_written_is_an_interrupt(tmp_path, monkeypatch):
+    from toolkit.training import resuming
+
+    class Torn(io.BytesIO):
+        count = 0
+
+        def write(self, data):
+            self.count += 1
+            if self.count == 3:
+                raise KeyboardInterrupt
+            return super().write(data)
+
+    with pytest.raises(RuntimeError, match="unexpected pos"):  # what torch makes of it
+        torch.save({"weights": torch.zeros(1000)}, Torn())
+    monkeypatch.setattr(resuming.files, "write", lambda _path, fill: fill(Torn()))
+    with pytest.raises(KeyboardInterrupt):
+        resuming.save(tmp_path, "key", {"weights": torch.zeros(1000)})

@@ -131,7 +131,8 @@ def _plan(folder: Path, recipe: Recipe, asked: argparse.Namespace) -> _Plan:
     found.sort(key=lambda one: one[0])
     owner = np.array([row for row, _, _ in found], dtype=np.int64)
     wanted = Wanted(recipe, competition, sheet.once, owner)
-    boxes = {box: _boxes(competition, box, table, names, asked.boxes) for box in _framed(recipe)}
+    given = _given(asked.boxes, _framed(recipe))
+    boxes = {box: _boxes(competition, box, table, names, given) for box in _framed(recipe)}
     every = {box: [there[number] for _, number, _ in found] for box, there in boxes.items()}
     return _Plan(folder, wanted, sheet, tuple(path for _, _, path in found), every, asked.out)
 
@@ -141,23 +142,36 @@ def _framed(recipe: Recipe) -> list[str]:
     return sorted({model.read_card.preprocess.box for model in recipe.models} - {""})
 
 
+def _given(said: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
+    """The files that `--boxes` names."""
+    found = {name: file for name, _, file in (text.partition("=") for text in said)}
+    for name, file in found.items():
+        if name not in wanted or not file:
+            there = few(wanted) if wanted else "none"
+            raise DataError(
+                f"--boxes {name}{f'={file}' if file else ''}: the models look into {there}",
+                hint="Write it as --boxes NAME=FILE.csv.",
+            )
+    return found
+
+
 def _boxes(
     competition: Competition,
     name: str,
     table: tuple[Sequence[str], Sequence[Sequence[str]]],
     ids: Sequence[str],
-    given: Sequence[str],
+    files: Mapping[str, str],
 ) -> list[Box | None]:
     """The box of every row of the table, from its own columns or those of a table of `--boxes`."""
     said = competition.boxes_of.get(name)
     if said is None:
         raise unknown(name, list(competition.boxes_of))
-    files = dict(text.split("=", 1) for text in given if "=" in text)
     if name in files or not set(said.columns) <= set(table[0]):
         if name not in files:
             raise DataError(f"nothing says where the boxes {name!r} of the test images are", hint=f"--boxes {name}=FILE.csv")
         other = plaincsv.read(Path(files[name]))
-        by_id = dict(zip(_column(other, competition.sample_id, files[name]), _cells(other, said, files[name]), strict=True))
+        key = competition.sample_id if competition.sample_id in other[0] else competition.id
+        by_id = dict(zip(_column(other, key, files[name]), _cells(other, said, files[name]), strict=True))
         if missing := [one for one in ids if one not in by_id]:
             raise DataError(f"{files[name]} has no row for {len(missing):,} ids: {few(missing)}")
         return [said.box(by_id[one], f"{files[name]}, {one!r}") for one in ids]

@@ -24,7 +24,12 @@ def save(folder: Path, key: str, state: dict[str, Any]) -> None:
     """
     import torch
 
-    files.write(folder / FILE, lambda file: torch.save({"key": key, **state}, file))
+    try:
+        files.write(folder / FILE, lambda file: torch.save({"key": key, **state}, file))
+    except RuntimeError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # torch closes its archive, which Ctrl-C left half written
+            raise KeyboardInterrupt from error
+        raise
 
 
 def load(folder: Path, key: str) -> dict[str, Any] | None:
