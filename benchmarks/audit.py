@@ -12,7 +12,7 @@ import fashion
 import numpy as np
 from PIL import Image
 
-from toolkit import twins
+from toolkit.images import duplicates
 
 METHODS = ("the same bytes", "JPEG at quality 60", "half again as large", "mirrored", "a quarter turn, JPEG at quality 75")
 
@@ -53,9 +53,9 @@ def main(source: Path, count: int, copies: int) -> None:
             planted[i] = method
         paths = sorted(root.iterdir())
         started = time.perf_counter()
-        given = twins.prints(paths)
+        given = duplicates.prints(paths)
         read = time.perf_counter()
-        found, bits = twins.find(given)
+        found, bits = duplicates.find(given)
         done = time.perf_counter()
     names = {frozenset((paths[t.first].stem, paths[t.second].stem)) for t in found}
     for method in METHODS:

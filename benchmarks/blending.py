@@ -12,11 +12,11 @@ from collections.abc import Callable
 import click
 import numpy as np
 
-from toolkit.blending import fit_weights
-from toolkit.judging import judge, plans
-from toolkit.metrics import METRICS
-from toolkit.optima import softmax
-from toolkit.selection import compare, score_of
+from toolkit.blending.nested import compare, score_of
+from toolkit.blending.plan_selection import judge, plans
+from toolkit.blending.simplex_solvers import softmax
+from toolkit.blending.weighers import fit_weights
+from toolkit.core.metrics import METRICS
 
 CASES: dict[str, Callable[[int], tuple[Callable, Callable | None, Callable, str]]] = {}  # ours, peer, check, size
 

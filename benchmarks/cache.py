@@ -28,7 +28,7 @@ def build(num_classes):
 
 def make_workspace(root: Path, count: int, side: int) -> None:
     """`count` different JPEG files of two classes, `side` pixels wide, and five folds."""
-    from toolkit.competition import Competition, Images, Target
+    from toolkit.workspace.competition import Competition, Images, Target
 
     rng = np.random.default_rng(0)
     for part in ("train", "test"):
@@ -68,7 +68,7 @@ def run(root: Path, member: str, epochs: int, *options: str) -> float:
 @click.option("--epochs", default=8, show_default=True)
 def main(images: int, side: int, epochs: int) -> None:
     """Print both times and their ratio."""
-    from toolkit import tables
+    from toolkit.core import prediction_files
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -76,7 +76,7 @@ def main(images: int, side: int, epochs: int) -> None:
         without = run(root, "without", epochs, "--no-cache")
         cached = run(root, "cached", epochs)
         ours, theirs = (
-            tables.read_table(root / "oof" / f"{name}.parquet").predictions["label"] for name in ("cached", "without")
+            prediction_files.read_table(root / "oof" / f"{name}.parquet").predictions["label"] for name in ("cached", "without")
         )
         assert ours.values is not None
         assert theirs.values is not None

@@ -43,11 +43,11 @@ def peer(size: int) -> Callable[[bytes], Any]:
 
 def ours(size: int) -> Callable[[bytes], Any]:
     """Evaluation pixels as inference makes them; normalisation is inside the exported graph."""
-    from toolkit import images
-    from toolkit.cards import Preprocess
+    from toolkit.core.cards import Preprocess
+    from toolkit.images import render
 
     preprocess = Preprocess((size, size), interpolation="bicubic")
-    return lambda data: images.render(images.decode(data, "the photograph"), preprocess)
+    return lambda data: render.render(render.decode(data, "the photograph"), preprocess)
 
 
 def rate(work: Callable[[bytes], Any], files: list[bytes]) -> float:

@@ -61,7 +61,7 @@ def read(source: Path, part: str, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def make_workspace(root: Path, source: Path, train: int, test: int) -> None:
     """PNG files, tables, and the true test labels in truth.csv."""
-    from toolkit.competition import Competition, Images, Target
+    from toolkit.workspace.competition import Competition, Images, Target
 
     for part, name, count in (("train", "train", train), ("test", "t10k", test)):
         pixels, labels = read(source, name, count)
@@ -98,9 +98,9 @@ def run(what: str, root: Path, *command: str) -> str:
 
 def accuracy(root: Path, name: str) -> float:
     """Of predictions/<name>.parquet on the held-out test images."""
-    from toolkit import tables
+    from toolkit.core import prediction_files
 
-    found = tables.read_table(root / "predictions" / f"{name}.parquet").predictions["label"]
+    found = prediction_files.read_table(root / "predictions" / f"{name}.parquet").predictions["label"]
     truth = {row["id"]: row["label"] for row in csv.DictReader((root / "truth.csv").read_text().splitlines())}
     return float(np.mean([found.classes[label] == truth[i] for i, label in zip(found.ids, found.decided, strict=True)]))
 

@@ -40,7 +40,7 @@ def run(root: Path, member: str, epochs: int, *options: str) -> tuple[float, flo
 @click.option("--epochs", default=4, show_default=True)
 def main(weights: Path, source: Path, images: int, epochs: int) -> None:
     """Print both times, their ratio and the gap."""
-    from toolkit import tables
+    from toolkit.core import prediction_files
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "fashion"
@@ -48,7 +48,9 @@ def main(weights: Path, source: Path, images: int, epochs: int) -> None:
         shared = ("--weights", str(weights.absolute()))
         whole, slow = run(root, "whole", epochs, *shared, "--no-features")
         cached, fast = run(root, "cached", epochs, *shared)
-        found = [tables.read_table(root / "oof" / f"{name}.parquet").predictions["label"] for name in ("whole", "cached")]
+        found = [
+            prediction_files.read_table(root / "oof" / f"{name}.parquet").predictions["label"] for name in ("whole", "cached")
+        ]
         values = [table.align(found[0].ids).values for table in found]
         assert values[0] is not None
         assert values[1] is not None

@@ -13,13 +13,15 @@ from typing import Any
 import click
 import numpy as np
 
-from toolkit import digits, fusing, graphs
-from toolkit.cards import Card, Output, Preprocess
-from toolkit.competition import Competition
-from toolkit.conversion import samples
-from toolkit.exporting import export
-from toolkit.sessions import open_session
-from toolkit.views import views
+from toolkit.core.cards import Card, Output, Preprocess
+from toolkit.ensemble import fuse
+from toolkit.images.views import views
+from toolkit.models.export import export
+from toolkit.models.export_checkpoint import samples
+from toolkit.runtime.graphs import onnx_file
+from toolkit.runtime.session import open_session
+from toolkit.setup import digits_data
+from toolkit.workspace.competition import Competition
 
 
 def make(root: Path, model: str, size: int, count: int, *, frozen: bool) -> Competition:
@@ -27,7 +29,7 @@ def make(root: Path, model: str, size: int, count: int, *, frozen: bool) -> Comp
     import timm
     import torch
 
-    digits.make_workspace(root)
+    digits_data.make_workspace(root)
     competition = Competition.read(root)
     target = competition.targets[0]
     said = Card("m", 0, (Output(target.name, target.classes),), Preprocess((size, size)), (0.5,) * 3, (0.25,) * 3)
@@ -75,12 +77,12 @@ def main(model: str, size: int, count: int, tta: str, pairs: int, *, frozen: boo
         root = Path(folder) / "digits"
         competition = make(root, model, size, count, frozen=frozen)
         paths = sorted((root / "folds").glob("*.onnx"))
-        made = fusing.fuse(competition, paths, root / "ensemble.onnx", tta=tta)
+        made = fuse.fuse(competition, paths, root / "ensemble.onnx", tta=tta)
         gap = made.card.parity
         print(f"onnxruntime  Δp {gap['probability']:.1e}, {gap['flips']:.0f} of {made.checked} labels changed")
         pixels = samples(competition, made.card.preprocess)
         whole = open_session({"fused": made.path}, device="cpu")
-        parts = open_session({graphs.read(path).digest: path for path in paths}, device="cpu")
+        parts = open_session({onnx_file.read(path).digest: path for path in paths}, device="cpu")
         ours = whole.run(pixels, "id")["fused"]
         runs: dict[str, Callable[[], Any]] = {
             "fused": lambda: whole.run(pixels, "id"),

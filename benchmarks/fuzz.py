@@ -87,8 +87,8 @@ def image_files(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
 
 def model_file() -> bytes:
     """An export in miniature, with a card: uint8 images in, three logits out."""
-    from toolkit import graphs
-    from toolkit.cards import Card, Output, Preprocess
+    from toolkit.core.cards import Card, Output, Preprocess
+    from toolkit.runtime.graphs import onnx_file
 
     rng = np.random.default_rng(0)
     weights = {
@@ -113,7 +113,7 @@ def model_file() -> bytes:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     said = Card("tiny", 0, (Output("label", ("a", "b", "c")),), Preprocess((16, 16)), (0.0,) * 3, (1.0,) * 3)
-    graphs.embed(model, said)
+    onnx_file.embed(model, said)
     data: bytes = model.SerializeToString()
     return data
 
@@ -369,16 +369,20 @@ import resource, sys, warnings
 warnings.simplefilter("ignore")
 from pathlib import Path
 import numpy as np
-from toolkit import adopting, foreign, graphs, images, sessions
-from toolkit.cards import Preprocess
+from toolkit.models import adopt as adopting
+from toolkit.models import foreign_model
+from toolkit.runtime.graphs import onnx_file
+from toolkit.images import render
+from toolkit.runtime import session as sessions
+from toolkit.core.cards import Preprocess
 from toolkit.errors import ToolkitError
 
 def image(path):
-    for implementation in images.IMPLEMENTATIONS:
-        images.load(path, Preprocess((32, 32)), implementation=implementation)
+    for implementation in render.IMPLEMENTATIONS:
+        render.load(path, Preprocess((32, 32)), implementation=implementation)
 
 def model(path):
-    export = graphs.read(path)
+    export = onnx_file.read(path)
     session = sessions.open_session({export.digest: path}, device="cpu", batch=2)
     height, width = export.card.preprocess.size
     session.run(session.place(np.zeros((2, 3, height, width), np.uint8)), "id")
@@ -386,9 +390,9 @@ def model(path):
 image(Path(sys.argv[1]))  # what is loaded at the first image and model is no hang of the next one
 model(Path(sys.argv[2]))
 def adopt(path):
-    said = foreign.Asked(("a", "b", "c"), mean=(0.0,) * 3, std=(1.0,) * 3)
+    said = foreign_model.Asked(("a", "b", "c"), mean=(0.0,) * 3, std=(1.0,) * 3)
     try:
-        said = foreign.Asked(("a", "b", "c")) if b"images" in path.read_bytes() else said  # uint8 normalises itself
+        said = foreign_model.Asked(("a", "b", "c")) if b"images" in path.read_bytes() else said  # uint8 normalises itself
         adopting.adopt(path, said, output=path.with_suffix(".adopted.onnx"), force=True)
     finally:
         path.with_suffix(".adopted.onnx").unlink(missing_ok=True)

@@ -21,9 +21,9 @@ def make_workspace(root: Path, count: int) -> None:
     import timm
     import torch
 
-    from toolkit.cards import Card, Output, Preprocess
-    from toolkit.competition import Competition, Images, Target
-    from toolkit.exporting import export
+    from toolkit.core.cards import Card, Output, Preprocess
+    from toolkit.models.export import export
+    from toolkit.workspace.competition import Competition, Images, Target
 
     rng = np.random.default_rng(0)
     photos = []

@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 import numpy as np
 
-from toolkit.blending import WEIGHERS
-from toolkit.judging import judge, plans
-from toolkit.metrics import METRICS
-from toolkit.objectives import decide
-from toolkit.optima import softmax
+from toolkit.blending.objectives import decide
+from toolkit.blending.plan_selection import judge, plans
+from toolkit.blending.simplex_solvers import softmax
+from toolkit.blending.weighers import WEIGHERS
+from toolkit.core.metrics import METRICS
 
 CLASSES = 5
 FRESH = 20_000

@@ -92,8 +92,8 @@ def lite0(weights: Path, pixels: Any, labels: Any) -> Any:
 
 
 def exported(model: Any, path: Path, samples: Any) -> Path:
-    from toolkit.cards import Card, Output, Preprocess
-    from toolkit.exporting import export
+    from toolkit.core.cards import Card, Output, Preprocess
+    from toolkit.models.export import export
 
     size = samples.shape[2:]
     export(
@@ -106,20 +106,20 @@ def exported(model: Any, path: Path, samples: Any) -> Path:
 
 
 def opened(path: Path, precision: str, calibration: Any) -> Any:
-    from toolkit import quantising
-    from toolkit.sessions import open_session
+    from toolkit.runtime import int8
+    from toolkit.runtime.session import open_session
 
     if precision == "int8":
         quantised = path.with_suffix(".int8.onnx")
-        quantising.quantise(path, quantised, calibration)
+        int8.quantise(path, quantised, calibration)
         return open_session({"m": quantised}, device="cpu", precision="int8")
     return open_session({"m": path}, device="openvino" if precision == "bf16" else "cpu", precision=precision)
 
 
 def answers(plain: Any, reduced: Any, pixels: Any, labels: Any) -> str:
     """Label agreement, change of probabilities and accuracies."""
-    from toolkit.cards import Output
-    from toolkit.sessions import probabilities
+    from toolkit.core.cards import Output
+    from toolkit.runtime.session import probabilities
 
     p, q = (probabilities(session.run(pixels, "id")["m"], Output("label", CLASSES)) for session in (plain, reduced))
     same = (p.argmax(axis=1) == q.argmax(axis=1)).mean()

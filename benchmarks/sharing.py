@@ -19,9 +19,9 @@ def make(name: str, root: Path, size: int) -> dict[str, Path]:
     import timm
     import torch
 
-    from toolkit import graphs
-    from toolkit.cards import Card, Output, Preprocess
-    from toolkit.exporting import export
+    from toolkit.core.cards import Card, Output, Preprocess
+    from toolkit.models.export import export
+    from toolkit.runtime.graphs import onnx_file
 
     torch.manual_seed(0)
     base = timm.create_model(name, num_classes=10)
@@ -35,7 +35,7 @@ def make(name: str, root: Path, size: int) -> dict[str, Path]:
         outputs = (Output("label", tuple("abcdefghij")),)
         path = root / f"{name}.fold{fold}.onnx"
         export(model, Card(name, fold, outputs, Preprocess((size, size)), (0.5,) * 3, (0.5,) * 3), path, samples=samples)
-        found[graphs.read(path).digest] = path
+        found[onnx_file.read(path).digest] = path
     return found
 
 
@@ -46,7 +46,7 @@ def make(name: str, root: Path, size: int) -> dict[str, Path]:
 @click.option("--pairs", default=5, show_default=True)
 def main(models: str, size: int, images: int, pairs: int) -> None:
     """Print, per backbone, the median of time(K = 5) / time(K = 1) over paired runs, after checking that all bits agree."""
-    from toolkit.sessions import open_session
+    from toolkit.runtime.session import open_session
 
     pixels = np.random.default_rng(1).integers(0, 256, (images, 3, size, size), dtype=np.uint8)
     for name in models.split(","):

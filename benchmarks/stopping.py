@@ -14,16 +14,15 @@ from typing import Any
 import click
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 
 def random_cases() -> tuple[int, int]:
     """Label changes and cases over random tables made to tie, from the tests' own generator."""
-    from test_stopping import KINDS, WEIGHTS, stopped, tables
-
-    from toolkit.deciding import decided
-    from toolkit.stopping import STOPPING
-    from toolkit.voting import vote
+    from tests.inference.test_stop_bounds import KINDS, WEIGHTS, stopped, tables
+    from toolkit.core.voting import vote
+    from toolkit.inference.early_stopping import decided
+    from toolkit.inference.stop_bounds import STOPPING
 
     rng, changed, cases = np.random.default_rng(1), 0, 0
     for how in STOPPING:
@@ -52,9 +51,9 @@ def make_workspace(root: Path, name: str, count: int, size: int, folds: int) -> 
     from sklearn.datasets import load_digits
     from sklearn.linear_model import LogisticRegression
 
-    from toolkit.cards import Card, Output, Preprocess
-    from toolkit.competition import Competition, Images, Target
-    from toolkit.exporting import export
+    from toolkit.core.cards import Card, Output, Preprocess
+    from toolkit.models.export import export
+    from toolkit.workspace.competition import Competition, Images, Target
 
     digits, rng = load_digits(), np.random.default_rng(0)
     classes = tuple(map(str, range(10)))
@@ -99,14 +98,14 @@ def make_workspace(root: Path, name: str, count: int, size: int, folds: int) -> 
 
 def timed(root: Path, *, labels_only: bool, vote: str, tta: str) -> tuple[float, Any]:
     """Seconds of the passes (sessions opened and images decoded with them), nothing stored; and what was made."""
-    from toolkit import ensembling
-    from toolkit.competition import Competition
-    from toolkit.members import find_exports
+    from toolkit.ensemble import run
+    from toolkit.inference.exports import find_exports
+    from toolkit.workspace.competition import Competition
 
     shutil.rmtree(root / "store", ignore_errors=True)
     paths = find_exports(["folds"], base=root)
     started = time.perf_counter()
-    made = ensembling.run(Competition.read(root), paths, tta=tta, vote=vote, device="cpu", labels_only=labels_only)
+    made = run.run(Competition.read(root), paths, tta=tta, vote=vote, device="cpu", labels_only=labels_only)
     return time.perf_counter() - started, made
 
 

@@ -36,13 +36,14 @@ def make_workspace(root: Path, count: int, models: int) -> None:
     """Image files, a competition, small exports, and a store filled through its own interface as if all had been predicted."""
     import torch
 
-    from toolkit import images, keeping
-    from toolkit.cards import Card, Output, Preprocess
-    from toolkit.competition import Competition, Images, Target
-    from toolkit.exporting import export
-    from toolkit.indexes import as_digests
-    from toolkit.members import find_exports, read_exports
-    from toolkit.store import Store
+    from toolkit.core.cards import Card, Output, Preprocess
+    from toolkit.images import render
+    from toolkit.inference.exports import find_exports, read_exports
+    from toolkit.inference.store import retention
+    from toolkit.inference.store.file_index import as_digests
+    from toolkit.inference.store.prediction_store import Store
+    from toolkit.models.export import export
+    from toolkit.workspace.competition import Competition, Images, Target
 
     (root / "test").mkdir(parents=True)
     (root / "train").mkdir()
@@ -68,12 +69,12 @@ def make_workspace(root: Path, count: int, models: int) -> None:
         path, data = root / "test" / f"{i:06d}.png", picture(i)
         path.write_bytes(data)
         os.utime(path, (then, then))
-        digests.append(images.digest(data))
+        digests.append(render.digest(data))
         store.images.learn(path, path.stat(), digests[-1])
     store.images.save()
     every = as_digests(digests)
     for one in read_exports(find_exports(["folds"], base=root), competition):
-        key = keeping.table_key(one, "id", images.implementation_tag(), "cpu", "fp32")
+        key = retention.table_key(one, "id", render.implementation_tag(), "cpu", "fp32")
         store.table(key).add(every, rng.normal(0, 3, (count, len(CLASSES))).astype(np.float32))
 
 
@@ -90,7 +91,7 @@ def ensemble(root: Path, *more: str) -> float:
 
 def scale(rows: int, classes: int, kept_as: str) -> None:
     """Write, look up and gather one large table."""
-    from toolkit.store import Store, TableKey
+    from toolkit.inference.store.prediction_store import Store, TableKey
 
     rng = np.random.default_rng(0)
     keys = np.frombuffer(rng.bytes(16 * rows), dtype="S16")

@@ -24,9 +24,9 @@ print(used.ru_maxrss, used.ru_utime + used.ru_stime, "torch" in sys.modules)
 
 def make_workspace(root: Path, rows: int, classes: int, *, shuffle: bool) -> None:
     """A table of random probabilities, and a sample that asks for them in its order (as ensembles are made) or another."""
-    from toolkit.competition import Competition, Images, Target
-    from toolkit.predictions import Predictions
-    from toolkit.tables import write_table
+    from toolkit.core.prediction_files import write_table
+    from toolkit.core.predictions import Predictions
+    from toolkit.workspace.competition import Competition, Images, Target
 
     rng = np.random.default_rng(0)
     names = tuple(f"class{i}" for i in range(classes))

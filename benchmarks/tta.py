@@ -10,12 +10,14 @@ from pathlib import Path
 import click
 import fashion
 
-from toolkit import csvs, digits, ensembling, tta
-from toolkit.competition import FILE, Competition
-from toolkit.members import find_exports, read_exports
-from toolkit.payoff import table
-from toolkit.selection import compare
-from toolkit.views import VIEW_SETS
+from toolkit.base import csv_text
+from toolkit.blending.nested import compare
+from toolkit.ensemble import run, tta
+from toolkit.ensemble.view_selection import table
+from toolkit.images.views import VIEW_SETS
+from toolkit.inference.exports import find_exports, read_exports
+from toolkit.setup import digits_data
+from toolkit.workspace.competition import FILE, Competition
 
 ROOT = Path(__file__).parent.parent
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # apt-get install dataset-fashion-mnist
@@ -23,12 +25,12 @@ FASHION = Path("/usr/share/datasets/fashion-mnist")  # apt-get install dataset-f
 
 def held_out(competition: Competition, paths: list[Path], sets: list[str], chosen: str) -> None:
     """Predict the test images with each set, and print its true score with the paired gain over none."""
-    kept = csvs.read(competition.path(digits.TRUTH), columns=["id", "label"], unique="id")
+    kept = csv_text.read(competition.path(digits_data.TRUTH), columns=["id", "label"], unique="id")
     target = competition.targets[0]
-    truth = target.truth(kept, kept["id"], digits.TRUTH)
+    truth = target.truth(kept, kept["id"], digits_data.TRUTH)
     said = {}
     for name in sets:
-        made = ensembling.run(competition, paths, tta=name, name=f"tta-{name}".replace(":", "-")).predictions[target.name]
+        made = run.run(competition, paths, tta=name, name=f"tta-{name}".replace(":", "-")).predictions[target.name]
         said[name] = made.align(truth.ids).with_classes(target.classes).values
     found = compare(truth.with_classes(target.classes).decided, competition.score, said, baseline="none")
     print(f"\n| set | true {competition.metric} on {len(truth):,} held-out images | gain | 95 % interval |\n|---|---|---|---|")
@@ -60,9 +62,9 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         root = (workspace or Path(folder) / data).absolute()
         if not (root / FILE).exists():
-            fashion.make_workspace(root, FASHION, train, test) if data == "fashion" else digits.make_workspace(root)
+            fashion.make_workspace(root, FASHION, train, test) if data == "fashion" else digits_data.make_workspace(root)
         competition = Competition.read(root)
-        digits.make_split(competition)
+        digits_data.make_split(competition)
         subprocess.run([sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), "--workspace", str(root), *more], check=True)
         paths = find_exports(["folds/*.onnx"], base=root)
         found, _ = tta.find(competition, read_exports(paths, competition), sets)

@@ -30,9 +30,9 @@ def make_workspace(root: Path, name: str, count: int, size: int) -> list[Any]:
     import timm
     import torch
 
-    from toolkit.cards import Card, Output, Preprocess
-    from toolkit.competition import Competition, Images, Target
-    from toolkit.exporting import export
+    from toolkit.core.cards import Card, Output, Preprocess
+    from toolkit.models.export import export
+    from toolkit.workspace.competition import Competition, Images, Target
 
     (root / "test").mkdir(parents=True)
     for i, data in enumerate(photographs(count)):
@@ -87,16 +87,15 @@ def peer(root: Path, models: list[Any], size: int, batch: int, device: str) -> A
 
 def ours(root: Path, device: str, precision: str) -> Any:
     """The same through the library, from files to written predictions, nothing stored."""
-    from toolkit import engines, ensembling
-    from toolkit.competition import Competition
-    from toolkit.members import find_exports
+    from toolkit.ensemble import run
+    from toolkit.inference import engine_choice
+    from toolkit.inference.exports import find_exports
+    from toolkit.workspace.competition import Competition
 
     shutil.rmtree(root / "store", ignore_errors=True)
     competition, paths = Competition.read(root), find_exports(["folds"], base=root)
-    chosen = engines.Engine(device, precision, precision, cache=root / "cache")
-    made = ensembling.run(
-        competition, paths, tta="hflip", device=device, precision=precision, opener=chosen.open, fill=chosen.fill
-    )
+    chosen = engine_choice.Engine(device, precision, precision, cache=root / "cache")
+    made = run.run(competition, paths, tta="hflip", device=device, precision=precision, opener=chosen.open, fill=chosen.fill)
     return made.predictions["label"].values
 
 
@@ -124,11 +123,11 @@ def _call(path: Path, options: Any, pixels: Any, device: str, precision: str) ->
     if device == "cpu":
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return lambda: session.run(None, {"images": pixels})
-    from toolkit import graphs
-    from toolkit.precision import to_fp16
+    from toolkit.runtime.graphs import onnx_file
+    from toolkit.runtime.graphs.float16 import to_fp16
 
     ort.preload_dlls()
-    model = graphs.load(path)
+    model = onnx_file.load(path)
     data = (to_fp16(model) if precision == "fp16" else model).SerializeToString()
     session = ort.InferenceSession(data, options, providers=[("CUDAExecutionProvider", {"prefer_nhwc": "1"})])
     assert session.get_providers()[0] == "CUDAExecutionProvider", "onnxruntime fell back to the CPU"

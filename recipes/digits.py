@@ -22,9 +22,9 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from toolkit import digits
-from toolkit.cards import Preprocess
 from toolkit.cli.recipes import Recipe, common, follow, results
+from toolkit.core.cards import Preprocess
+from toolkit.setup import digits_data
 from toolkit.training import Fold, Plan, fit, loader, normalise
 
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -104,7 +104,7 @@ def train_fold(config: Config, fold: Fold) -> nn.Module:
 def main(workspace: Path, folds: tuple[int | None, ...], device: str, *, fresh: bool, smoke: bool, **settings: object) -> None:
     """Train stratified folds on handwritten digits, export each, and score them out of fold."""
     torch.set_num_threads(1)  # layers this small are done before a second thread has woken up
-    competition = digits.make_workspace(workspace)
+    competition = digits_data.make_workspace(workspace)
     config = Config(**settings)  # type: ignore[arg-type]
     if smoke:
         config, folds = replace(config, epochs=1, batches=2), folds or (0,)
@@ -117,7 +117,7 @@ def main(workspace: Path, folds: tuple[int | None, ...], device: str, *, fresh: 
             mean=MEAN,
             std=STD,
             competition=competition,
-            split=digits.make_split(competition),
+            split=digits_data.make_split(competition),
             root=root,
         )
         follow(plan, train_fold, folds=folds, device=device, fresh=fresh)

@@ -22,17 +22,19 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from toolkit import networks, portraits
-from toolkit.cards import Preprocess
 from toolkit.cli.recipes import Recipe, common, follow, results, settings
-from toolkit.training import Fold, Plan, fit, heads, loader, losses, normalise
-from toolkit.training.choosing import described
-from toolkit.training.pseudo import SelfTraining
+from toolkit.core.cards import Preprocess
+from toolkit.models import networks
+from toolkit.setup import mask_data
+from toolkit.training import Fold, Plan, fit, loader, normalise
+from toolkit.training.parts import factor_losses, losses
+from toolkit.training.parts.by_name import described
+from toolkit.training.pseudo_labels import SelfTraining
 from toolkit.training.settings import setting
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = {"model_name": "resnet10t", "channels": [16, 32, 64, 96], "stem_width": 16}  # 232,000 parameters
-SIZES = tuple(len(classes) for classes in portraits.FACTORS.values())
+SIZES = tuple(len(classes) for classes in mask_data.FACTORS.values())
 CROPS = ((0.35, 0.15, 0.85, 0.85), (0.1, 0.1, 0.9, 0.9), (0.1, 0.1, 0.75, 0.9))  # mask, gender, age: top, left, bottom, right
 HEADS = ("joint", "factored", "parts")
 LOSSES = described({name: loss for name, loss in losses.LOSSES.items() if not loss.multilabel})
@@ -91,7 +93,7 @@ def train_fold(config: Config, fold: Fold) -> nn.Module:
         fold,
         epochs=config.epochs,
         prepare=lambda pixels: normalise(augment(pixels.float(), config), MEAN, STD),
-        loss=heads.loss(config.loss, sizes, fold.training.labels),
+        loss=factor_losses.loss(config.loss, sizes, fold.training.labels),
         optimiser=optimiser,
         schedule=schedule,
         ema=config.ema,
@@ -116,14 +118,14 @@ def main(
     if draw and there:
         click.echo(f"{there[0] / 'train'} is there: nothing is drawn", err=True)
     elif draw:
-        portraits.draw(data or workspace, people=draw, identity=identity)
-    competition = portraits.make_workspace(workspace, data, by_person=by == "person")
+        mask_data.draw(data or workspace, people=draw, identity=identity)
+    competition = mask_data.make_workspace(workspace, data, by_person=by == "person")
     config = Config(**said)  # type: ignore[arg-type]
     if smoke:
         config, folds = replace(config, epochs=1, batches=2), folds or (0,)
     with results(competition, smoke=smoke) as root:
         network, pixels = architecture(config), Preprocess((config.size, config.size * 3 // 4)).framing(config.box)
-        plan = Plan("mask_profile", config, network, pixels, MEAN, STD, competition, portraits.make_split(competition), root)
+        plan = Plan("mask_profile", config, network, pixels, MEAN, STD, competition, mask_data.make_split(competition), root)
         follow(plan, train_fold, folds=folds, device=device, fresh=fresh)
 
 

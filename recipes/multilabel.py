@@ -20,13 +20,15 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from toolkit import digits, networks
-from toolkit.cards import Preprocess
 from toolkit.cli.recipes import Recipe, common, follow, results, settings
+from toolkit.core.cards import Preprocess
 from toolkit.errors import TrainingError
-from toolkit.training import Fold, Plan, fit, loader, losses, normalise
-from toolkit.training.choosing import described
-from toolkit.training.pseudo import SelfTraining
+from toolkit.models import networks
+from toolkit.setup import digits_data
+from toolkit.training import Fold, Plan, fit, loader, normalise
+from toolkit.training.parts import losses
+from toolkit.training.parts.by_name import described
+from toolkit.training.pseudo_labels import SelfTraining
 from toolkit.training.settings import setting
 
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -95,7 +97,7 @@ def train_fold(config: Config, fold: Fold) -> nn.Module:
 def main(workspace: Path, folds: tuple[int, ...], device: str, *, fresh: bool, smoke: bool, **said: object) -> None:
     """Train stratified folds on pictures with several labels, export each, and score them out of fold."""
     torch.set_num_threads(1)  # layers this small are done before a second thread has woken up
-    competition = digits.make_multilabel(workspace)
+    competition = digits_data.make_multilabel(workspace)
     if not competition.targets[0].multilabel:
         raise TrainingError(f"{competition.name!r} has one class to a picture", hint="Use another recipe: timm_kfold.py.")
     config = Config(**said)  # type: ignore[arg-type]
@@ -106,7 +108,7 @@ def main(workspace: Path, folds: tuple[int, ...], device: str, *, fresh: bool, s
             architecture(config, len(competition.targets[0].classes)),
             Preprocess((config.size, config.size)).framing(config.box),
         )
-        plan = Plan("multilabel", config, network, pixels, MEAN, STD, competition, digits.make_split(competition), root)
+        plan = Plan("multilabel", config, network, pixels, MEAN, STD, competition, digits_data.make_split(competition), root)
         follow(plan, train_fold, folds=folds, device=device, fresh=fresh)
 
 

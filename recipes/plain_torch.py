@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 from torch.utils.data import DataLoader, Dataset
 
-from toolkit import csvs, digits
-from toolkit.cards import Preprocess
+from toolkit.base import csv_text
 from toolkit.cli.recipes import Recipe, common, follow, results, settings
+from toolkit.core.cards import Preprocess
 from toolkit.errors import TrainingError
+from toolkit.setup import digits_data
 from toolkit.training import Fold, Plan, Rows, normalise
 from toolkit.training.settings import setting
 
@@ -116,7 +117,7 @@ def train_fold(config: Config, fold: Fold) -> nn.Module:
             raise TrainingError(f"fold {fold.number}: the loss is {total} in epoch {epoch}", hint="Try a lower --lr.")
         right = accuracy(model, fold.training, fold.device)
         history.append({"epoch": epoch, "loss": total / count, "lr": schedule.get_last_lr()[0], "training accuracy": right})
-        csvs.write(fold.folder / "metrics.csv", list(history[0]), [row.values() for row in history])
+        csv_text.write(fold.folder / "metrics.csv", list(history[0]), [row.values() for row in history])
         if fold.watch:
             fold.watch(history[-1], model)  # TensorBoard, or a search that ends what is behind
     return model.eval()
@@ -128,13 +129,13 @@ def train_fold(config: Config, fold: Fold) -> nn.Module:
 def main(workspace: Path, folds: tuple[int | None, ...], device: str, *, fresh: bool, smoke: bool, **said: object) -> None:
     """Train stratified folds on handwritten digits with a hand-written loop, export each, and score them out of fold."""
     torch.set_num_threads(1)  # layers this small are done before a second thread has woken up
-    competition = digits.make_workspace(workspace)
+    competition = digits_data.make_workspace(workspace)
     config = Config(**said)  # type: ignore[arg-type]
     if smoke:
         config, folds = replace(config, epochs=1, batches=2, workers=0), folds or (0,)
     with results(competition, smoke=smoke) as root:
         network, pixels = architecture(len(competition.targets[0].classes)), Preprocess((config.size, config.size))
-        plan = Plan("plain_torch", config, network, pixels, MEAN, STD, competition, digits.make_split(competition), root)
+        plan = Plan("plain_torch", config, network, pixels, MEAN, STD, competition, digits_data.make_split(competition), root)
         follow(plan, train_fold, folds=folds, device=device, fresh=fresh)
 
 

@@ -20,10 +20,11 @@ import click
 from torch import nn
 
 from toolkit.cli.recipes import Recipe, common, folds_of, follow, results, settings
-from toolkit.competition import Competition
-from toolkit.training import Fold, Plan, augment, fit, limited, loader, losses, models, schedules, setting
-from toolkit.training.choosing import described
-from toolkit.training.pseudo import SelfTraining
+from toolkit.training import Fold, Plan, fit, limited, loader, setting
+from toolkit.training.parts import augment, losses, schedules, transfer
+from toolkit.training.parts.by_name import described
+from toolkit.training.pseudo_labels import SelfTraining
+from toolkit.workspace.competition import Competition
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Config(SelfTraining):
     size: int = setting(224, "Side of the square that images are resized to.", minimum=8)
     resize: str = setting("squash", "Squash the whole image, or cut its centre.", choices=("squash", "crop"))
     box: str = setting("", "Cut out first: a box of competition.toml (face, face+0.2), or shares: left,top,right,bottom.")
-    tune: str = setting("all", "What learns: see recipes/README.md.", choices=models.TUNES)
+    tune: str = setting("all", "What learns: see recipes/README.md.", choices=transfer.TUNES)
     epochs: int = setting(10, "Passes over the training images.", minimum=1)
     lr: float = setting(1e-3, "The highest learning rate, of the head.", minimum=0)
     layer_decay: float = setting(1.0, "The rate of each stage, as a share of the next one's.", minimum=0.01, maximum=1)
@@ -75,20 +76,21 @@ class Config(SelfTraining):
 
 def architecture(config: Config, classes: int) -> dict[str, object]:
     """What rebuilds the network."""
-    return models.architecture(config.model, classes, config.size)
+    return transfer.architecture(config.model, classes, config.size)
 
 
 def train_fold(config: Config, fold: Fold) -> nn.Module:
     """Start from pretrained weights, let the layers learn that should, and return what the schedule ends in."""
     classes = len(fold.classes)
-    model = models.start(architecture(config, classes), pretrained=config.pretrained, weights=config.weights, size=config.size)
-    tuning = models.Tuning(config.tune, model, config.epochs)
-    prepare = models.preparation(config.model)
+    network = architecture(config, classes)
+    model = transfer.start(network, pretrained=config.pretrained, weights=config.weights, size=config.size)
+    tuning = transfer.Tuning(config.tune, model, config.epochs)
+    prepare = transfer.preparation(config.model)
     preset = config.augment if config.augment != "auto" else "none" if config.tune == "head" else "light"
     transform = augment.make(preset, (config.size, config.size), flip=config.flip, erase=config.erase)
     mix = augment.mixer(config.mixup, config.cutmix, classes)
     cached = config.tune == "head" and config.features and not transform and not mix
-    head = models.Head(model, fold, prepare) if cached else None
+    head = transfer.Head(model, fold, prepare) if cached else None
     learner = head.layer if head else model
     images = 64 if config.batch_size == "auto" else config.batch_size
     step = config.effective_batch or images * config.accumulate
@@ -104,7 +106,7 @@ def train_fold(config: Config, fold: Fold) -> nn.Module:
         head.fold if head else fold,
         epochs=config.epochs,
         prepare=(lambda features: features) if head else prepare,
-        loss=models.objective(config.loss, fold, smoothing=config.smoothing),
+        loss=transfer.objective(config.loss, fold, smoothing=config.smoothing),
         optimiser=optimiser,
         schedule=schedule,
         interval=interval,
@@ -137,11 +139,11 @@ def main(
         folds = folds or [0]
     classes = len(competition.targets[0].classes)
     if summary:
-        click.echo(models.summary(architecture(config, classes), config.tune))
+        click.echo(transfer.summary(architecture(config, classes), config.tune))
         return
     split = limited(folds_of(competition), config.limit)
     with results(competition, smoke=smoke) as root:
-        pixels = models.pixels(config.model, config.size, config.resize, config.box)  # and mean and std, taken off them
+        pixels = transfer.pixels(config.model, config.size, config.resize, config.box)  # and mean and std, taken off them
         plan = Plan("timm_kfold", config, architecture(config, classes), *pixels, competition, split, root, config.cache)
         follow(plan, train_fold, folds=folds, device=device, fresh=fresh)
 

@@ -29,21 +29,26 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from toolkit import digits, ensembling, explaining, fitting, scoring, submissions, surveying, tta
-from toolkit.cards import Preprocess
-from toolkit.folds import make
-from toolkit.graphs import read
-from toolkit.members import find_exports, read_exports
-from toolkit.payoff import table as payoff_table
-from toolkit.tables import read_table
+from toolkit.analysis import data_survey, scores
+from toolkit.analysis import explanation as explaining
+from toolkit.blending import oof
+from toolkit.core.cards import Preprocess
+from toolkit.core.prediction_files import read_table
+from toolkit.ensemble import run, tta
+from toolkit.ensemble.view_selection import table as payoff_table
+from toolkit.inference.exports import find_exports, read_exports
+from toolkit.runtime.graphs.onnx_file import read
+from toolkit.setup import digits_data
+from toolkit.submissions import submission
 from toolkit.training import Plan, fit, join, loader, normalise, train
+from toolkit.workspace.split import make
 
 # %% [markdown]
 # ## The workspace
 # A folder with a `competition.toml`: here one is made; `toolkit init` writes it for a folder of your own.
 
 # %%
-competition = digits.make_workspace(Path(tempfile.mkdtemp()) / "digits")
+competition = digits_data.make_workspace(Path(tempfile.mkdtemp()) / "digits")
 print((competition.root / "competition.toml").read_text())
 
 # %% [markdown]
@@ -51,7 +56,7 @@ print((competition.root / "competition.toml").read_text())
 # What `toolkit eda` puts on a page: counts, formats, pixels, shift between train and test, and what to do about it.
 
 # %%
-survey = surveying.survey(competition)
+survey = data_survey.survey(competition)
 print(*survey.advice, sep="\n")
 print("mean", survey.mean, "std", survey.std)
 survey.classes["label"]
@@ -128,8 +133,8 @@ read(paths[0]).card
 read_table(plan.oof).predictions["label"]
 
 # %%
-rows = fitting.read_members(competition, competition.targets[0], fitting.find_tables(competition))
-(scored,) = scoring.score(rows, ["accuracy", "log_loss"], calibration=True)
+rows = oof.read_members(competition, competition.targets[0], oof.find_tables(competition))
+(scored,) = scores.score(rows, ["accuracy", "log_loss"], calibration=True)
 for name, estimate in scored.metrics.items():
     print(f"{name} {estimate.score:.4f} (95 % {estimate.low:.4f} to {estimate.high:.4f})")
 print("fitted temperature", round(scored.calibration.temperature, 3))
@@ -148,8 +153,8 @@ print(*payoff_table(finding), sep="\n")
 # Every fold model and view over the test images; the second time everything comes from the store.
 
 # %%
-made = ensembling.run(competition, paths, tta=finding.chosen, device="cpu")
-again = ensembling.run(competition, paths, tta=finding.chosen, device="cpu")
+made = run.run(competition, paths, tta=finding.chosen, device="cpu")
+again = run.run(competition, paths, tta=finding.chosen, device="cpu")
 print("passes:", made.outcome.passes, "then", again.outcome.passes)
 made.predictions["label"]
 
@@ -158,7 +163,7 @@ made.predictions["label"]
 # Every check first, then the file, its manifest, and a copy in the ledger.
 
 # %%
-receipt = submissions.submit(competition)
+receipt = submission.submit(competition)
 print(*receipt.warnings, sep="\n")
 receipt.path.read_text().splitlines()[:4]
 
@@ -174,6 +179,6 @@ print(explanation.predicted, explanation.combined.round(3))
 # %%
 from PIL import Image  # shown here, where it is used
 
-from toolkit.reports.explained import overlay
+from toolkit.analysis.pages.explanation import overlay
 
 Image.fromarray(overlay(explanation.pixels, explanation.saliency)).resize((192, 192))

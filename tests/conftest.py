@@ -39,8 +39,8 @@ def draw(rng: np.random.Generator, label: int, height: int = 40, width: int = 52
 
 def make_workspace(root: Path, *, train: int = 24, test: int = 11, classes=CLASSES) -> Path:
     """train/*.png, test/*.png, train.csv, sample_submission.csv, competition.toml, split.csv."""
-    from toolkit.competition import Competition, Images, Target
-    from toolkit.folds import make
+    from toolkit.workspace.competition import Competition, Images, Target
+    from toolkit.workspace.split import make
 
     rng = np.random.default_rng(7)
     (root / "train").mkdir(parents=True)
@@ -73,11 +73,11 @@ def few_digits(root: Path, per_class: int) -> Path:
     """The digits workspace with a few training images of each class, in two folds."""
     import csv
 
-    from toolkit import digits
-    from toolkit.competition import Competition
-    from toolkit.folds import make
+    from toolkit.setup import digits_data
+    from toolkit.workspace.competition import Competition
+    from toolkit.workspace.split import make
 
-    digits.make_workspace(root)
+    digits_data.make_workspace(root)
     table = root / "data" / "train.csv"
     rows = list(csv.DictReader(table.read_text().splitlines()))
     kept = [row for digit in range(10) for row in [r for r in rows if r["label"] == str(digit)][:per_class]]
@@ -89,20 +89,20 @@ def few_digits(root: Path, per_class: int) -> Path:
 
 def few_people(root: Path) -> Path:
     """The mask workspace with twelve drawn people, each gender and age class twice, in two folds."""
-    from toolkit import portraits
+    from toolkit.setup import mask_data
 
-    portraits.draw(root, people=12, test_people=1)
-    portraits.make_split(portraits.make_workspace(root), count=2)
+    mask_data.draw(root, people=12, test_people=1)
+    mask_data.make_split(mask_data.make_workspace(root), count=2)
     return root
 
 
 def few_pictures(root: Path) -> Path:
     """The workspace of several digits to a picture with seventy of its pictures, in two folds."""
-    from toolkit import digits
-    from toolkit.competition import Competition
-    from toolkit.folds import make
+    from toolkit.setup import digits_data
+    from toolkit.workspace.competition import Competition
+    from toolkit.workspace.split import make
 
-    digits.make_multilabel(root)
+    digits_data.make_multilabel(root)
     table = root / "data" / "train.csv"
     table.write_text("\n".join(table.read_text().splitlines()[:71]) + "\n")
     truth = Competition.read(root).truth()["digits"]
@@ -138,7 +138,7 @@ def network(seed: int, classes: int = 3, *, sharp: float = 1.0):
 
 def card(member: str = "tiny", fold: int | None = 0, *, classes=CLASSES, size=(32, 32), **changes):
     """A card for `network`."""
-    from toolkit.cards import Card, Output, Preprocess
+    from toolkit.core.cards import Card, Output, Preprocess
 
     said = {
         "outputs": (Output("label", tuple(classes)),),
@@ -161,10 +161,10 @@ def workspace(tmp_path, monkeypatch) -> Path:
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory) -> Path:
     """folds/: two folds of `tiny` on the split of the workspace above, made once."""
-    from toolkit.competition import Competition
-    from toolkit.conversion import samples
-    from toolkit.exporting import export
-    from toolkit.folds import Split
+    from toolkit.models.export import export
+    from toolkit.models.export_checkpoint import samples
+    from toolkit.workspace.competition import Competition
+    from toolkit.workspace.split import Split
 
     root = make_workspace(tmp_path_factory.mktemp("exported") / "work")
     split = Split.read(root / "split.csv").digest
@@ -189,10 +189,11 @@ def insects(tmp_path_factory):
     """A workspace with two members' out-of-fold tables, predictions, a run and a submission's manifest."""
     import json
 
-    from toolkit import tables, timings
-    from toolkit.competition import Competition
-    from toolkit.predictions import Predictions
-    from toolkit.timings import Timing
+    from toolkit.core import prediction_files
+    from toolkit.core.predictions import Predictions
+    from toolkit.inference.store import timings
+    from toolkit.inference.store.timings import Timing
+    from toolkit.workspace.competition import Competition
 
     root = make_workspace(tmp_path_factory.mktemp("pages") / "work", train=48, test=12)
     competition = Competition.read(root)
@@ -202,11 +203,11 @@ def insects(tmp_path_factory):
         logits = 2.0 * np.eye(3)[truth.decided] + rng.normal(0, noise, (len(truth), 3))
         values = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         table = Predictions("label", "probabilities", truth.ids, CLASSES, values)
-        tables.write_table(root / "oof" / f"{name}.parquet", {"label": table}, {"member": name})
+        prediction_files.write_table(root / "oof" / f"{name}.parquet", {"label": table}, {"member": name})
     ids = tuple(str(9000 + i) for i in range(12))
     test = Predictions("label", "probabilities", ids, CLASSES, rng.dirichlet(np.ones(3), 12))
     meta = {"name": "ensemble", "created": "2026-11-23T10:00:00+00:00", "vote": "soft", "views": {"good": ["id"]}}
-    tables.write_table(root / "predictions" / "ensemble.parquet", {"label": test}, meta)
+    prediction_files.write_table(root / "predictions" / "ensemble.parquet", {"label": test}, meta)
     folder = root / "runs" / "good" / "fold0"
     folder.mkdir(parents=True)
     (folder / "metrics.csv").write_text("epoch,loss,lr,images/s,waited\n1,0.9,0.1,5,0.25\n2,0.4,0.05,5,0.25\n")

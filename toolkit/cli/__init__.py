@@ -66,8 +66,8 @@ class _Explained(click.ClickException):
         self.error = error
 
     def show(self, file: Any = None) -> None:
+        from toolkit.base.printing import Mark
         from toolkit.cli.terminal import show
-        from toolkit.printing import Mark
 
         said = [Mark(line, "bad") for line in f"Error: {self.error.message}".splitlines()]
         problems = self.error.problems if isinstance(self.error, SubmissionError) else ()
@@ -101,7 +101,7 @@ class Explaining(click.Command):
 
 
 class _Stages(Explaining, click.Group):
-    """A group whose commands are found by name in `toolkit.cli.<name>` and listed by stage."""
+    """A group whose commands are found by name in `toolkit.cli.commands.<name>` and listed by stage."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for commands in STAGES.values() for name in commands]
@@ -109,7 +109,7 @@ class _Stages(Explaining, click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        command: click.Command = importlib.import_module(f"toolkit.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"toolkit.cli.commands.{cmd_name}").command
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from toolkit.printing import safe
-from toolkit.views import VIEW_SETS
+from toolkit.base.printing import safe
+from toolkit.images.views import VIEW_SETS
 
 Words = Callable[[click.Context], Iterable[str]]
 Found = Callable[[click.Context, click.Parameter, str], list[Any]]
@@ -32,7 +32,7 @@ def there(folder: str, suffix: str = "") -> Words:
     """The names of what lies in a folder of the workspace; none outside of one."""
 
     def found(ctx: click.Context) -> list[str]:
-        from toolkit.competition import FILE
+        from toolkit.workspace.competition import FILE
 
         said = ctx.find_root().params.get("workspace")
         start = Path(said) if said else Path.cwd()

@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
+from toolkit.base.printing import Part, Table, to_json
 from toolkit.cli import sentence
 from toolkit.cli.completion import offer
 from toolkit.cli.terminal import show
 from toolkit.errors import DataError, ToolkitError
-from toolkit.printing import Part, Table, to_json
-from toolkit.providers import PRECISIONS, PROVIDERS
-from toolkit.views import AUTO, VIEW_SETS, views
+from toolkit.images.views import AUTO, VIEW_SETS, views
+from toolkit.runtime.devices import PRECISIONS, PROVIDERS
 
 Said = tuple[dict[str, Any], Part | Sequence[Part]]  # what a command found as plain values, and what people are shown
 
@@ -48,8 +48,8 @@ def settled_views(competition: Any, paths: Any, asked: str, *, check: bool, how:
     """What `ensembling.run` is told of views, after `auto` was replaced by a choice and sets that were named were checked."""
     if asked == "none":
         return {"tta": asked}
-    from toolkit import tta
     from toolkit.cli.progress import bar
+    from toolkit.ensemble import tta
 
     options = {name: how[name] for name in ("members", "device", "batch")}
     with bar("Judging views") as progress:
@@ -86,8 +86,8 @@ def engine(body: Callable[..., Any]) -> Callable[..., Any]:
 
 def settled_engine(competition: Any, paths: Any, how: dict[str, Any]) -> dict[str, Any]:
     """What `ensembling.run` is told of device and precision, after `auto` was replaced by a choice and a precision compared."""
-    from toolkit import engines
     from toolkit.cli.progress import bar
+    from toolkit.inference import engine_choice
 
     if competition is None:
         raise DataError(
@@ -95,7 +95,7 @@ def settled_engine(competition: Any, paths: Any, how: dict[str, Any]) -> dict[st
         )
     asked = {name: how[name] for name in ("device", "precision", "batch", "members", "min_agreement", "limit") if name in how}
     with bar("Preparing models") as progress:
-        chosen = engines.settle(competition, paths, progress=progress, **asked)
+        chosen = engine_choice.settle(competition, paths, progress=progress, **asked)
     said = {**how.get("said", {}), "engine": chosen.record}
     return {"device": chosen.device, "precision": chosen.key, "opener": chosen.open, "fill": chosen.fill, "said": said}
 
@@ -106,7 +106,7 @@ def workspace(body: Callable[..., Any]) -> Callable[..., Any]:
     @click.pass_context
     @wraps(body)
     def wrapped(ctx: click.Context, *args: Any, **kwargs: Any) -> Any:
-        from toolkit.competition import Competition
+        from toolkit.workspace.competition import Competition
 
         return ctx.invoke(body, Competition.find(ctx.obj), *args, **kwargs)
 
@@ -121,7 +121,7 @@ def workspace_if_any(body: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(ctx: click.Context, *args: Any, **kwargs: Any) -> Any:
         from pathlib import Path
 
-        from toolkit.competition import FILE, Competition
+        from toolkit.workspace.competition import FILE, Competition
 
         here = Path.cwd()
         there = ctx.obj is not None or any((folder / FILE).is_file() for folder in (here, *here.parents))
@@ -188,8 +188,8 @@ def passes(body: Callable[..., Any]) -> Callable[..., Any]:
     )
     @wraps(body)
     def wrapped(*args: Any, deadline: str, keep: Any, keep_as: str, **kwargs: Any) -> Any:
-        from toolkit.keeping import Keeping
-        from toolkit.offline import seconds
+        from toolkit.inference.store.retention import Keeping
+        from toolkit.submissions.bundle.run import seconds
 
         limit = seconds(deadline) if deadline else None
         return body(*args, deadline=limit, keeping=Keeping(keep, keep_as), **kwargs)
@@ -206,7 +206,7 @@ def tables(body: Callable[..., Any]) -> Callable[..., Any]:
     """Pass the competition (of the workspace, or made of --truth) first, and as `reading` how others' tables are read."""
     from pathlib import Path
 
-    from toolkit.metrics import METRICS
+    from toolkit.core.metrics import METRICS
 
     @click.option("--metric", type=click.Choice(list(METRICS)), metavar="NAME", help="Another than the competition's.")
     @click.option("--truth", type=click.Path(path_type=Path, dir_okay=False), help="True labels: needs no workspace.")
@@ -218,12 +218,12 @@ def tables(body: Callable[..., Any]) -> Callable[..., Any]:
     @click.pass_context
     @wraps(body)
     def wrapped(ctx: click.Context, *args: Any, **kwargs: Any) -> Any:
-        from toolkit import sources
+        from toolkit.blending import outside_tables
 
         said = {name: kwargs.pop(name) for name in ("metric", "truth", "label", "group")}
         columns, key, logits = (kwargs.pop(name) for name in ("columns", "key", "logits"))
-        reading = sources.Reading(sources.pairs(columns, "--columns"), key, logits)
-        competition = sources.competition_of(ctx.obj, key=key, **said)
+        reading = outside_tables.Reading(outside_tables.pairs(columns, "--columns"), key, logits)
+        competition = outside_tables.competition_of(ctx.obj, key=key, **said)
         return ctx.invoke(body, competition, *args, reading=reading, **kwargs)
 
     return wrapped

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli import Explaining
-from toolkit.competition import FILE, Competition
+from toolkit.workspace.competition import FILE, Competition
 
 if TYPE_CHECKING:
-    from toolkit.folds import Split
     from toolkit.training import Plan
-    from toolkit.training.crew import Crew
     from toolkit.training.cross_validation import TrainFold, Watch
+    from toolkit.training.launcher import Crew
+    from toolkit.workspace.split import Split
 
 WORKER = "TOOLKIT_WORKER"  # training.crew's, whose import is heavy
 
@@ -39,7 +39,7 @@ class Recipe(Explaining):
         """Run the command."""
         if WORKER not in os.environ:
             return super().invoke(ctx)
-        from toolkit.training.crew import at_work
+        from toolkit.training.launcher import at_work
 
         with at_work() as ctx.meta[WORKER]:
             return click.Command.invoke(self, ctx)
@@ -193,9 +193,9 @@ def follow(
     watch: Watch | None = None,
 ) -> None:
     """Train the folds with a bar, print a line for each, what there is to say about the first, and the out-of-fold score."""
-    from toolkit import tables
     from toolkit.cli.progress import bar
-    from toolkit.training import join, pseudo, train
+    from toolkit.core import prediction_files
+    from toolkit.training import join, pseudo_labels, train
 
     def say(text: str) -> None:
         click.echo(text, err=True)  # results only on stdout
@@ -208,7 +208,7 @@ def follow(
             return
         watch = watch or context.obj  # a search over this recipe's flags looks on
         crew = None if watch else _crew(context, plan, folds, device)  # whoever looks on does so in this process
-    if leak := pseudo.leaks(plan):
+    if leak := pseudo_labels.leaks(plan):
         say(leak)
     metric, told = plan.competition.metric, False
     for done in train(plan, train_fold, bar=bar, folds=folds, device=device, fresh=fresh, say=say, watch=watch, crew=crew):
@@ -220,14 +220,14 @@ def follow(
             say(f"  {note}")
         told = told or bool(done.notes)
     if (joined := join(plan)) is not None:
-        mark = OPTIMISTIC if tables.read_table(plan.oof).meta.get("selected", "last") != "last" else ""
+        mark = OPTIMISTIC if prediction_files.read_table(plan.oof).meta.get("selected", "last") != "last" else ""
         click.echo(f"out of fold  {metric} {joined:.4f}  ({len(plan.split.ids):,} images){mark}")
 
 
 def _crew(context: click.Context, plan: Plan, folds: Sequence[int | None], device: str) -> Crew | None:
     """The processes that the command line asks for; a smoke run is one fold, so that there are none to spread."""
-    from toolkit.training.crew import crew
     from toolkit.training.cross_validation import asked
+    from toolkit.training.launcher import crew
 
     said = context.meta.get(PROCESSES, {})
     if context.params.get("smoke") and said.get("spread") != "batches":
@@ -238,14 +238,14 @@ def _crew(context: click.Context, plan: Plan, folds: Sequence[int | None], devic
 
 def folds_of(competition: Competition) -> Split:
     """The split of the workspace: split.csv, or five stratified folds, grouped where there are groups, written there."""
-    from toolkit import splitting
+    from toolkit.workspace import make_split
 
     path = competition.path("split.csv")
     if not path.exists():
-        made = splitting.for_competition(competition)
+        made = make_split.for_competition(competition)
         made.write(path)
         click.echo(f"made {path.name}: {made.count} folds of {len(made.ids):,} rows", err=True)
-    return splitting.load(competition)
+    return make_split.load(competition)
 
 
 def here(otherwise: str) -> Path:

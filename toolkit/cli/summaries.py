@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.base.printing import Mark, Part, Table, Verbatim, facts
 from toolkit.errors import few
-from toolkit.printing import Mark, Part, Table, Verbatim, facts
 
 if TYPE_CHECKING:
-    from toolkit.cards import Card
-    from toolkit.demo import Demo
-    from toolkit.ensembling import Ensemble
-    from toolkit.explaining import Explanation
-    from toolkit.ledger import Entry
-    from toolkit.submissions import Diff, Receipt
-    from toolkit.upkeep import Kept
+    from toolkit.analysis.explanation import Explanation
+    from toolkit.core.cards import Card
+    from toolkit.ensemble.run import Ensemble
+    from toolkit.inference.store.maintenance import Kept
+    from toolkit.setup.demo import Demo
+    from toolkit.submissions.ledger import Entry
+    from toolkit.submissions.submission import Diff, Receipt
 
 CHOSEN = "← chosen"
 WARNING = Mark("Warning", "odd")
@@ -144,9 +144,9 @@ def demo(done: Demo, folder: Path) -> list[Part]:
 
 def submission(done: Receipt) -> list[Part]:
     """What was submitted: predictions, score out of fold, change since the last one, warnings, files, name in the ledger."""
-    from toolkit import manifests
+    from toolkit.submissions import manifest
 
-    lines: list[Part] = [*manifests.summary(done.meta)]
+    lines: list[Part] = [*manifest.summary(done.meta)]
     if done.scores:
         low, high = done.scores["interval"] or (None, None)
         sure = f" (95 % {low:.4f} to {high:.4f})" if low is not None else ""

@@ -16,22 +16,28 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from toolkit import checkpoints, exporting, files, fixes, manifests, metrics, sessions, tables
-from toolkit.cards import Activation, Card, Output, Preprocess, Selected
-from toolkit.competition import Competition, Target
+from toolkit.base import files
+from toolkit.core import metrics, prediction_files
+from toolkit.core.cards import Activation, Card, Output, Preprocess, Selected
+from toolkit.core.predictions import Predictions, concat
 from toolkit.errors import TrainingError, few
-from toolkit.folds import Split
-from toolkit.predictions import Predictions, concat
-from toolkit.training import feeding, pseudo, rehearsing, resuming, tracking
-from toolkit.training.data import Fold, Progress, Rows, Samples, decode
-from toolkit.training.loop import Triple, choose_device, logits
+from toolkit.models import checkpoints
+from toolkit.models import export as exporting
+from toolkit.runtime import session
+from toolkit.submissions import manifest
+from toolkit.training import dry_run, label_fixes, loggers, pseudo_labels
+from toolkit.training.fold import state_file, throughput
+from toolkit.training.fold.fit import Triple, choose_device, logits
+from toolkit.training.fold.process_group import ALONE, Team
+from toolkit.training.fold.samples import Fold, Progress, Rows, Samples, decode
 from toolkit.training.shares import imbalance
-from toolkit.training.team import ALONE, Team
+from toolkit.workspace.competition import Competition, Target
+from toolkit.workspace.split import Split
 
 if TYPE_CHECKING:
     import torch
 
-    from toolkit.training.crew import Crew
+    from toolkit.training.launcher import Crew
 
 PARITY_SAMPLES = 64
 GAP_SAMPLES = 512  # training rows that the gap to the held-out rows is measured on
@@ -93,14 +99,14 @@ class Plan:
             "target": self.target.name,
             "classes": self.target.classes,
         }
-        shared |= {"labels_fix": corrected} if (corrected := fixes.digest(self.competition)) else {}
+        shared |= {"labels_fix": corrected} if (corrected := label_fixes.digest(self.competition)) else {}
         if box := self.preprocess.box:
             shared["boxes"] = self.competition.boxes.digest(box, set(self.split.ids))
         shared |= {f"architecture.{name}": value for name, value in self.architecture.items()}
         user = {name: str(value).rpartition(":")[0] for name, value in every.items() if ".py:" in str(value)}
         every |= {f"{name} content": files.sha256(Path(path))[:16] for name, path in user.items() if Path(path).is_file()}
         pixels = {"preprocess": asdict(self.preprocess), "mean": self.mean, "std": self.std}
-        plain: dict[str, Any] = json.loads(json.dumps(shared | pixels | every | pseudo.sources(self)))
+        plain: dict[str, Any] = json.loads(json.dumps(shared | pixels | every | pseudo_labels.sources(self)))
         return plain
 
     @cached_property
@@ -184,8 +190,8 @@ def train(
         _same_settings(plan, fold)
     pending = [fold for fold in wanted if fold not in finished]
     assert plan.key  # teachers or boxes that are not there are said before anything is decoded
-    if pending and team is None and len(plan.split.ids) >= rehearsing.WORTH:
-        rehearsing.rehearse(plan, train_fold, pending[0], device)
+    if pending and team is None and len(plan.split.ids) >= dry_run.WORTH:
+        dry_run.rehearse(plan, train_fold, pending[0], device)
     if crew and crew.splits(pending):
         _decoded(plan, bar, say)  # by one, for all
         made = crew.train(plan, pending, device=device, bar=bar, say=say)
@@ -225,13 +231,13 @@ def join(plan: Plan) -> float | None:
     for fold in every:
         _same_settings(plan, fold)
     target = plan.target.name
-    joined = concat(tables.read_table(plan.folder(fold) / OOF).predictions[target] for fold in every)
+    joined = concat(prediction_files.read_table(plan.folder(fold) / OOF).predictions[target] for fold in every)
     abouts = {str(fold): _about(plan, fold) for fold in every}
     scores = {fold: float(about["score"]) for fold, about in abouts.items()}
     selected = sorted({str(about.get("selected", "last")) for about in abouts.values()})
     score = joined.score(plan.competition.score, _truth(plan, joined.ids))
     meta = _meta(plan) | {"folds": scores, "score": score, "selected": "+".join(selected)}
-    tables.write_table(plan.oof, {target: joined}, meta)
+    prediction_files.write_table(plan.oof, {target: joined}, meta)
     return score
 
 
@@ -253,7 +259,7 @@ def _one_by_one(
             _discard(plan, fold)
         if samples is None:
             samples = _decoded(plan, bar, say)
-        with bar(f"{plan.member} {'all' if fold is None else f'fold {fold}'}") as progress, tracking.Trackers(plan) as trackers:
+        with bar(f"{plan.member} {'all' if fold is None else f'fold {fold}'}") as progress, loggers.Trackers(plan) as trackers:
             about = _one(plan, train_fold, fold, samples, device, progress, watch, trackers, team)
         if about:
             notes = tuple(about["notes"])
@@ -287,7 +293,7 @@ def _one(
     device: str,
     progress: Progress,
     watch: Watch | None,
-    trackers: tracking.Trackers,
+    trackers: loggers.Trackers,
     team: Team,
 ) -> dict[str, Any]:
     """Train one fold, once per seed, and write all that belongs to it, the export last; what config.json says.
@@ -296,7 +302,7 @@ def _one(
     """
     held_out = None if fold is None else samples.rows(plan.split.held_out(fold))
     with team.leading():
-        training, taught = pseudo.taught(plan, fold, samples.rows(plan.split.training(fold)), device)
+        training, taught = pseudo_labels.taught(plan, fold, samples.rows(plan.split.training(fold)), device)
     models: list[torch.nn.Module] = []
     runs: list[Fold] = []
     for number in range(getattr(plan.config, "seeds", 1)):
@@ -313,7 +319,7 @@ def _one(
             )
     if not team.leads:
         return {}
-    folder, selected = plan.folder(fold), pseudo.selected(plan, runs[0].outcome.selected)
+    folder, selected = plan.folder(fold), pseudo_labels.selected(plan, runs[0].outcome.selected)
     for number, model in enumerate(models):  # what comes next may fail
         checkpoints.save(_checkpoint(folder, number), model, _card(plan, fold, None, selected), plan.architecture)
     scores: list[float | None] = [None] * len(models)
@@ -326,7 +332,7 @@ def _one(
         merged = replace(found[0], values=np.mean([np.asarray(one.values) for one in found], axis=0))
         score = merged.score(plan.competition.score, truth)
         meta = _meta(plan) | {"fold": fold, "score": score, "selected": selected}
-        tables.write_table(folder / OOF, {plan.target.name: merged}, meta)
+        prediction_files.write_table(folder / OOF, {plan.target.name: merged}, meta)
         notes.append(_fits(plan, models[0], training, merged, device))
         trackers.confusion(truth, merged)
     cards = [_card(plan, fold, own, selected) for own in scores]
@@ -341,14 +347,14 @@ def _one(
         "processes": team.size,
         "versions": _versions(),
     }
-    about |= {"seeds": [given.seed for given in runs], "commit": manifests.git_commit(plan.root) or "", "models": len(models)}
+    about |= {"seeds": [given.seed for given in runs], "commit": manifest.git_commit(plan.root) or "", "models": len(models)}
     about |= {"report": [given.outcome.report for given in runs], "taught": taught, "settings": plan.settings}
     files.write_text(folder / "config.json", json.dumps(about, indent=1, ensure_ascii=False, default=str) + "\n")
     pixels, _ = (held_out or training).__getitems__(range(min(len(held_out or training), PARITY_SAMPLES)))
     for number in reversed(range(len(models))):  # the one that says "finished" last
         exporting.export(models[number], cards[number], plan.export(fold, number), samples=pixels)
     for given in runs:
-        resuming.forget(given.folder)
+        state_file.forget(given.folder)
     return about
 
 
@@ -407,11 +413,11 @@ def _fits(plan: Plan, model: torch.nn.Module, training: Rows, held_out: Predicti
     places = np.linspace(0, len(training.places) - 1, min(GAP_SAMPLES, len(training.places))).astype(np.int64)
     seen = _scores(plan, _predict(plan, model, Rows(training.samples, training.places[places]), device))
     chance = 0.693 if plan.target.multilabel else float(np.log(len(plan.target.classes)))
-    return feeding.verdict(seen | {"chance": chance}, _scores(plan, held_out))
+    return throughput.verdict(seen | {"chance": chance}, _scores(plan, held_out))
 
 
 def _predict(plan: Plan, model: torch.nn.Module, rows: Rows, device: str) -> Predictions:
-    values = sessions.probabilities(logits(model, rows, plan.mean, plan.std, device=device), _output(plan.target))
+    values = session.probabilities(logits(model, rows, plan.mean, plan.std, device=device), _output(plan.target))
     ids = tuple(rows.samples.ids[place] for place in rows.places)
     return Predictions(plan.target.name, "probabilities", ids, plan.target.classes, values, multilabel=plan.target.multilabel)
 
@@ -438,7 +444,7 @@ def _card(plan: Plan, fold: int | None, score: float | None, selected: str) -> C
         score=score,
         selected=cast("Selected", selected),
         recipe=plan.recipe,
-        labels_fix=fixes.digest(plan.competition),
+        labels_fix=label_fixes.digest(plan.competition),
     )
 
 
@@ -484,7 +490,7 @@ def _discard(plan: Plan, fold: int | None) -> None:
 def _forget(plan: Plan, fold: int | None) -> None:
     """Remove the states between epochs, so that the fold is trained from its start."""
     for folder in (plan.folder(fold), *plan.folder(fold).glob("seed*")):
-        resuming.forget(folder)
+        state_file.forget(folder)
 
 
 def _meta(plan: Plan) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolkit import csvs, files, splitting
-from toolkit.competition import FILE, Competition
+from toolkit.base import csv_text, files
+from toolkit.base.quiet import quiet
 from toolkit.errors import StoreError, TrainingError, few
-from toolkit.folds import Split
-from toolkit.quiet import quiet
+from toolkit.workspace import make_split
+from toolkit.workspace.competition import FILE, Competition
+from toolkit.workspace.split import Split
 
 if TYPE_CHECKING:
     import optuna
@@ -118,8 +119,8 @@ def scratch(competition: Competition, folder: Path) -> tuple[Competition, Split]
     Raises:
         TrainingError: trials there were made on another split.
     """
-    split = splitting.load(competition)
-    kept = folder / splitting.TABLE
+    split = make_split.load(competition)
+    kept = folder / make_split.TABLE
     if kept.exists() and Split.read(kept).digest != split.digest:
         raise TrainingError(f"the trials in {folder} were made on another split", hint="Choose another --study.")
     split.write(kept)
@@ -291,7 +292,7 @@ def report(study: optuna.Study, competition: Competition, folder: Path) -> dict[
         (trial.number, trial.state.name.lower(), score, *(trial.params.get(name, "") for name in names))
         for trial, score in zip(trials, scores, strict=True)
     ]
-    csvs.write(folder / "trials.csv", ["trial", "state", competition.metric, *names], rows)
+    csv_text.write(folder / "trials.csv", ["trial", "state", competition.metric, *names], rows)
     if len(set(scores) - {""}) < 2:
         return {}
     with quiet("optuna"):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.folds import Split
+from toolkit.workspace.split import Split
 
 IMBALANCE = 5.0  # rows of the largest class for one of the smallest, from which a run says so
 

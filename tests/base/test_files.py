@@ -1,0 +1,104 @@
+"""Files are whole or not there, refusals are sentences."""
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from toolkit.base import files
+from toolkit.errors import DataError, StoreError
+
+
+def test_write_and_digest(tmp_path):
+    path = files.write_text(tmp_path / "a/b/c.txt", "é\n")
+    assert path.read_bytes() == b"\xc3\xa9\n"
+    assert files.sha256(path) == hashlib.sha256(b"\xc3\xa9\n").hexdigest()
+    assert [p.name for p in path.parent.iterdir()] == ["c.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError("stop"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = files.write_text(tmp_path / "f", "old")
+
+    def fill(file):
+        file.write(b"half")
+        raise error
+
+    with pytest.raises((type(error), StoreError)):
+        files.write(path, fill)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_has_a_cure(tmp_path):
+    def fill(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StoreError) as caught:
+        files.write(tmp_path / "f", fill)
+    assert str(tmp_path / "f") in caught.value.message
+    assert "free some space" in caught.value.hint
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_really_full_device(tmp_path):
+    def fill(file):
+        with Path("/dev/full").open("wb") as full:
+            full.write(b"x" * 100_000)
+
+    with pytest.raises(StoreError, match="No space left"):
+        files.write(tmp_path / "f", fill)
+
+
+def test_a_file_in_the_way_of_a_folder(tmp_path):
+    (tmp_path / "f").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        files.write_text(tmp_path / "f" / "g", "x")
+    (tmp_path / "d").mkdir()
+    with pytest.raises(StoreError):
+        files.write_text(tmp_path / "d", "x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "f"]
+
+
+def test_a_killed_write_leaves_the_old_file(tmp_path):
+    path = files.write_text(tmp_path / "f", "old")
+    script = f"""
+import time; from pathlib import Path; from toolkit.base import files
+def fill(file):
+    file.write(b"half"); file.flush(); print("now", flush=True); time.sleep(60)
+files.write(Path({str(path)!r}), fill)
+"""
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert child.stdout.readline() == b"now\n"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    assert path.read_text() == "old"
+    orphans = [p for p in tmp_path.iterdir() if files.PART in p.name]
+    assert len(orphans) == 1
+    assert files.sweep(tmp_path) == 0  # young: its writer may be alive
+    old = time.time() - 7200
+    os.utime(orphans[0], (old, old))
+    assert files.sweep(tmp_path) == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_sweep_takes_only_its_own(tmp_path):
+    old = time.time() - 7200
+    for name in ("a.part", "b.parts-1", "c.txt"):
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (old, old))
+    (tmp_path / f"d{files.PART}folder").mkdir()
+    assert files.sweep(tmp_path) == 0
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_sha256_of_what_is_not_there(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        files.sha256(tmp_path / "no")

@@ -1,0 +1,166 @@
+"""The store: what is present is valid, what is damaged is named, what changed is computed again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toolkit.base import files
+from toolkit.errors import StoreError
+from toolkit.inference.store.file_index import as_digests
+from toolkit.inference.store.prediction_store import SEGMENT_ROWS, Store, TableKey
+
+KEY = TableKey("model", "pixels", "id", "engine")
+
+
+def digests(count, start=0):
+    return as_digests((1000 * i + 7).to_bytes(8, "big") * 2 for i in range(start, start + count))
+
+
+def rows(count, start=0):
+    return np.arange(start, start + count, dtype=np.float32)[:, None] * np.ones(3, np.float32)
+
+
+def test_rows_come_back_by_digest_in_any_order_and_survive_reopening(tmp_path):
+    table = Store(tmp_path).table(KEY)
+    table.add(digests(10), rows(10))
+    table.add(digests(10, 10), rows(10, 10))
+    order = np.random.default_rng(0).permutation(20)
+    for opened in (table, Store(tmp_path).table(KEY)):
+        assert np.array_equal(opened.gather(digests(20)[order]), rows(20)[order])
+    reopened = Store(tmp_path).table(KEY)
+    assert reopened.present(digests(25)).tolist() == [True] * 20 + [False] * 5
+
+
+def test_a_row_that_is_there_is_never_replaced(tmp_path):
+    table = Store(tmp_path).table(KEY)
+    table.add(digests(3), rows(3))
+    again = Store(tmp_path).table(KEY)
+    again.add(digests(4), rows(4) + 100)
+    assert again.gather(digests(4))[:, 0].tolist() == [0, 1, 2, 103]
+
+
+def test_any_part_of_the_key_makes_another_table(tmp_path):
+    store = Store(tmp_path)
+    store.table(KEY).add(digests(1), rows(1))
+    for name in ("model", "pixels", "view", "engine", "precision"):
+        other = TableKey(**{**KEY.__dict__, name: "other"})
+        assert not store.table(other).present(digests(1)).any()
+
+
+def test_large_additions_are_cut_into_segments(tmp_path):
+    store = Store(tmp_path)
+    store.table(KEY).add(digests(SEGMENT_ROWS + 5), rows(SEGMENT_ROWS + 5))
+    assert len(list(tmp_path.rglob("*.seg"))) == 2
+    table = store.table(KEY)
+    assert np.array_equal(table.gather(digests(3, SEGMENT_ROWS)), rows(3, SEGMENT_ROWS))
+
+
+@given(st.lists(st.binary(min_size=16, max_size=16), min_size=1, max_size=30))
+@settings(max_examples=50)
+def test_any_sixteen_bytes_are_a_key(tmp_path_factory, keys):
+    keys = list(dict.fromkeys(keys))
+    table = Store(tmp_path_factory.mktemp("s")).table(KEY)
+    table.add(as_digests(keys), rows(len(keys)))
+    assert np.array_equal(table.gather(as_digests(keys)), rows(len(keys)))
+
+
+def test_absent_rows_and_bad_values_are_refused(tmp_path):
+    table = Store(tmp_path).table(KEY)
+    with pytest.raises(StoreError, match="not in the store"):
+        table.gather(digests(1))
+    for values in (rows(1) * np.nan, rows(1).astype(np.float64), rows(2)):
+        with pytest.raises(StoreError, match="finite float32"):
+            table.add(digests(1), values)
+
+
+@pytest.mark.parametrize("damage", [lambda d: d[:-1], lambda d: d[: len(d) // 2], lambda d: b"", lambda d: b"x" + d])
+def test_a_damaged_segment_is_named(tmp_path, damage):
+    Store(tmp_path).table(KEY).add(digests(5), rows(5))
+    (segment,) = tmp_path.rglob("*.seg")
+    segment.write_bytes(damage(segment.read_bytes()))
+    with pytest.raises(StoreError, match=segment.name):
+        Store(tmp_path).table(KEY)
+
+
+def test_temporary_files_are_never_read_and_old_ones_are_swept(tmp_path):
+    store = Store(tmp_path)
+    store.table(KEY).add(digests(1), rows(1))
+    (segment,) = tmp_path.rglob("*.seg")
+    old = segment.with_name(segment.name + files.PART + "0000")
+    young = segment.with_name(segment.name + files.PART + "1111")
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    assert len(Store(tmp_path).table(KEY).gather(digests(1))) == 1
+    assert (old.exists(), young.exists()) == (False, True)
+
+
+def one(index, path):
+    """What the index knows of one file; numpy drops the trailing zeros of an S16."""
+    (digest,), (sure,) = index.known([path])
+    return bytes(digest).ljust(16, b"\0") if sure else None
+
+
+def test_the_index_knows_unchanged_files_and_no_others(tmp_path):
+    image = tmp_path / "a.png"
+    image.write_bytes(b"one")
+    past = time.time() - 100
+    os.utime(image, (past, past))
+    store = Store(tmp_path / "store")
+    digest = b"0123456789abcde\0"
+    store.images.learn(image, image.stat(), digest)
+    store.images.save()
+    index = Store(tmp_path / "store").images
+    assert one(index, image) == digest
+    image.write_bytes(b"two")
+    assert one(index, image) is None
+    image.write_bytes(b"three")
+    os.utime(image, (past, past))
+    assert one(index, image) is None
+    image.unlink()
+    assert one(index, image) is None
+
+
+def test_a_file_modified_just_now_is_read_again_next_time(tmp_path):
+    image = tmp_path / "a.png"
+    image.write_bytes(b"one")
+    store = Store(tmp_path / "store")
+    store.images.learn(image, image.stat(), b"0" * 16)
+    assert one(store.images, image) is None
+
+
+def test_a_damaged_index_only_costs_time(tmp_path):
+    (tmp_path / "images.npz").write_bytes(b"garbage")
+    assert one(Store(tmp_path).images, tmp_path) is None
+
+
+def test_kill_while_adding_leaves_whole_segments(tmp_path):
+    code = f"""
+import sys
+sys.path.insert(0, {str(__import__("pathlib").Path(__file__).parents[3])!r})
+from tests.inference.store.test_prediction_store import *
+table = Store(__import__("pathlib").Path({str(tmp_path)!r})).table(KEY)
+for i in range(10_000):
+    table.add(digests(50, 50 * i), rows(50, 50 * i))
+"""
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", code])
+        deadline = time.monotonic() + 30
+        while not list(tmp_path.rglob("*.seg")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.15)
+        process.kill()
+        process.wait()
+        table = Store(tmp_path).table(KEY)
+        held = len(table)
+        assert held >= 50
+        assert held % 50 == 0
+        assert np.array_equal(table.gather(digests(held)), rows(held))

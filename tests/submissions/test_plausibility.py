@@ -1,0 +1,237 @@
+"""Doubts about valid submissions: each is raised where it should be and nowhere else."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from tests.submissions.test_submission import ANIMAL, ANIMALS, JOINT, SICK, TAGS, VALID, competition, soft, table
+from tests.submissions.test_verify import out_of_fold, predicted
+from toolkit.core import prediction_files
+from toolkit.core.metrics import METRICS
+from toolkit.core.predictions import Predictions
+from toolkit.ensemble import evidence
+from toolkit.submissions import formats, plausibility, submission
+from toolkit.workspace.competition import Competition, Images
+
+IDS = tuple(f"{i:03d}" for i in range(200))
+
+
+def labelled(shares, ids=IDS, seed=0):
+    rng = np.random.default_rng(seed)
+    return plausibility.Answers("animal", ANIMALS, ids, rng.choice(3, len(ids), p=shares))
+
+
+def frame(words, ids=IDS):
+    return pd.DataFrame({"id": ids, "animal": list(words)}, dtype="str")
+
+
+def codes(found):
+    return [problem.code for problem in found]
+
+
+def words(answers):
+    return [ANIMALS[i] for i in answers.labels]
+
+
+def test_the_sample_itself_is_an_error_where_it_says_something():
+    random = frame(words(labelled((0.3, 0.3, 0.4))))
+    constant = frame(["cat"] * 200)
+    assert codes(plausibility.same_as_sample(random, random.copy(), "id")) == ["SUB070"]
+    assert codes(plausibility.same_as_sample(random, constant, "id")) == []
+    changed = random.assign(animal=["eel", *random["animal"][1:-1], "cat"])
+    assert codes(plausibility.same_as_sample(changed, random, "id")) == []
+    (problem,) = plausibility.same_as_sample(constant, constant.copy(), "id")
+    assert (problem.code, problem.count) == ("SUB071", 200)
+    assert "'cat', as in the sample" in problem.seen
+    (problem,) = plausibility.same_as_sample(constant, random, "id")
+    assert "sample" not in problem.seen
+    assert codes(plausibility.same_as_sample(constant[:9], constant[:9].copy(), "id")) == []  # nine rows prove nothing
+
+
+def test_check_only_finds_the_sample(tmp_path):
+    random = frame(words(labelled((0.3, 0.3, 0.4))))
+    path = tmp_path / "s.csv"
+    random.to_csv(path, index=False)
+    problems = submission.check_file(path, random, competition(ANIMAL), "labels")
+    assert codes(problems) == ["SUB070"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_shares_like_those_out_of_fold_are_no_finding(seed):
+    shares = (0.6, 0.3, 0.1)
+    assert codes(plausibility.shifted(labelled(shares, seed=seed), labelled(shares, seed=seed + 100))) == []
+
+
+def test_permuted_classes_are_found_and_named():
+    (problem,) = plausibility.shifted(labelled((0.1, 0.3, 0.6)), labelled((0.6, 0.3, 0.1), seed=1))
+    assert problem.code == "SUB072"
+    assert problem.column == "animal"
+    ours, theirs = labelled((0.1, 0.3, 0.6)).shares / 200, labelled((0.6, 0.3, 0.1), seed=1).shares / 200
+    for name, place in (("cat", 0), ("eel", 2)):
+        assert f"'{name}' {ours[place]:.1%} instead of {theirs[place]:.1%}" in problem.seen
+    assert "p = " in problem.seen
+    few = IDS[:10]
+    assert codes(plausibility.shifted(labelled((0, 0, 1), ids=few), labelled((1, 0, 0)))) == []
+
+
+def test_a_small_shift_among_very_many_rows_is_no_finding():
+    """A p-value alone would cry at any difference."""
+    ids = tuple(map(str, range(100_000)))
+    ours, theirs = labelled((0.36, 0.34, 0.3), ids), labelled((0.33, 0.34, 0.33), ids, seed=1)
+    assert plausibility.homogeneity(np.stack([ours.shares, theirs.shares]).astype(float)) < 1e-6
+    assert codes(plausibility.shifted(ours, theirs)) == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_p_value_is_scipys(seed):
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(600, rng.dirichlet(np.full(6, 8.0)), 2).astype(float) + rng.integers(5, 60, (2, 6))
+    exact = stats.chi2_contingency(counts, correction=False).pvalue
+    assert np.log(plausibility.homogeneity(counts)) == pytest.approx(np.log(exact), rel=0.05, abs=0.02)
+
+
+def test_rare_classes_are_pooled():
+    assert plausibility.homogeneity(np.array([[100.0, 100, 1, 0, 0], [100, 100, 0, 1, 1]])) > 0.05
+    assert plausibility.homogeneity(np.array([[1.0, 0], [0, 1]])) == 1.0
+
+
+def test_confidence_far_from_that_out_of_fold():
+    rng = np.random.default_rng(0)
+    sure, unsure = (rng.dirichlet(np.full(3, a), 200) for a in (0.05, 5.0))
+    ours, theirs = (plausibility.of_grid("animal", ANIMALS, IDS, grid, several=False) for grid in (unsure, sure))
+    (problem,) = plausibility.unsure(ours, theirs)
+    assert problem.code == "SUB073"
+    assert f"mean {unsure.max(axis=1).mean():.3f}" in problem.seen
+    assert codes(plausibility.unsure(theirs, replace(theirs, confidence=theirs.confidence[::-1]))) == []
+    assert codes(plausibility.unsure(replace(ours, confidence=None), theirs)) == []
+
+
+def test_ties_matter_only_where_ranks_do():
+    assert {name for name, metric in METRICS.items() if plausibility.by_rank(metric)} == {"roc_auc"}
+    rng = np.random.default_rng(0)
+    p = rng.random(200)
+    rules = competition(SICK, metric="roc_auc")
+    fine, coarse = (pd.DataFrame({"id": IDS, "sick": [f"{x:.{n}f}" for x in p]}, dtype="str") for n in (9, 2))
+    fitted = formats.plan("probability", fine, rules)
+    assert codes(plausibility.ties(fine, fitted, METRICS["roc_auc"])) == []
+    (problem,) = plausibility.ties(coarse, fitted, METRICS["roc_auc"])
+    assert (problem.code, problem.count, problem.column) == ("SUB036", 200 - len(set(coarse["sick"])), "sick")
+    assert codes(plausibility.ties(coarse, fitted, METRICS["log_loss"])) == []
+
+
+def test_saturated_probabilities_are_ties_once_written():
+    """Distinct as float64, equal as float32: the order is lost on the way into the file."""
+    p = 1 - np.linspace(1e-12, 1e-9, 200)
+    known = Predictions("sick", "probabilities", IDS, ("0", "1"), np.stack([1 - p, p], axis=1))
+    sample = pd.DataFrame({"id": IDS, "sick": "0"}, dtype="str")
+    rules = competition(SICK, metric="roc_auc")
+    written = submission.render({"sick": known}, sample, rules, "probability")
+    assert "SUB036" in codes(submission.check(written, sample, rules, "probability"))
+
+
+@pytest.mark.parametrize("case", VALID)
+def test_answers_of_a_file_are_those_of_the_predictions_it_was_made_of(case):
+    rules, sample, _ = VALID[case]
+    sample = table(sample)
+    form = submission.infer_format(sample, rules)
+    fitted = formats.plan(form, sample, rules)
+    ids = ("003", "010", "001")
+    known = {target.name: soft(target, ids=ids, seed=3) for target in rules.targets}
+    written = submission.render(known, sample, rules, form)
+    back = {answers.name: answers for answers in plausibility.read(written, fitted, "id")}
+    said = {answers.name: answers for answers in plausibility.by_question(fitted, known)}
+    assert set(back) == set(said)
+    for name, answers in back.items():
+        place = [said[name].ids.index(i) for i in answers.ids]
+        assert answers.classes == said[name].classes
+        assert np.array_equal(answers.labels, said[name].labels[place])
+        if answers.confidence is not None:
+            assert np.allclose(answers.confidence, said[name].confidence[place], atol=1e-6)
+
+
+def test_a_factor_is_a_question_of_its_own():
+    known = soft(JOINT, ids=IDS)
+    rules = competition(JOINT)
+    fitted = formats.plan("labels", table("id,age,mask\n003,old,on\n"), rules)
+    found = {answers.name: answers for answers in plausibility.by_question(fitted, {"kind": known})}
+    assert found["age"].labels.tolist() == (known.decided % 3).tolist()
+    assert found["mask"].labels.tolist() == (known.decided // 3).tolist()
+    several = plausibility.by_question(
+        formats.plan("flags", table("id,red,big,wet\n1,0,0,0\n"), competition(TAGS)), {"tags": soft(TAGS)}
+    )
+    assert several[0].said(0) == " ".join(n for n, v in zip(TAGS.classes, soft(TAGS).values[0] >= 0.5, strict=True) if v)
+
+
+def test_a_stale_sample_is_seen_on_disk(workspace):
+    rules = Competition.read(workspace)
+    sample = table((workspace / "sample_submission.csv").read_text())
+    assert codes(plausibility.on_disk(rules, sample)) == []
+    (problem,) = plausibility.on_disk(rules, sample[:-2])
+    assert (problem.code, problem.count, problem.ids) == ("SUB076", 2, ("9009.png", "9010.png"))
+    more = pd.concat([sample, table("id,label\n9999,ant\n")])
+    (problem,) = plausibility.on_disk(rules, more)
+    assert (problem.code, problem.ids) == ("SUB077", ("9999",))
+    (workspace / "test" / "readme.txt").write_text("")
+    assert codes(plausibility.on_disk(rules, sample)) == []
+    shared = replace(rules, test=Images("train", "{id}.png"))  # one folder for both parts: train images are no surplus
+    assert codes(plausibility.on_disk(shared, table("id,label\n0001,ant\n"))) == []
+
+
+def test_out_of_fold_doubts_reach_the_receipt(workspace, folds):
+    """A member whose held-out rows do not give its card's score; and a table that cannot be read."""
+    rules = Competition.read(workspace)
+    predicted(rules)
+    assert submission.submit(rules).scores == {}
+    path = out_of_fold(rules)  # the cards say 0.5 and 0.6
+    done = submission.submit(rules)
+    assert {"SUB065", "SUB075"} <= {problem.code for problem in done.warnings}
+    (problem,) = [problem for problem in done.warnings if problem.code == "SUB065"]
+    assert "folds/tiny.fold0.onnx says 0.5000, its rows give" in problem.seen
+    path.write_bytes(b"damaged")
+    assert "SUB066" in {problem.code for problem in submission.submit(rules).warnings}
+
+
+def test_the_score_is_that_of_the_weighted_mean_and_its_error_that_of_the_bootstrap(workspace):
+    rules = Competition.read(workspace)
+    paths = [out_of_fold(rules, "a", 1), out_of_fold(rules, "b", 2)]
+    meta = {
+        "models": [
+            {"member": "a", "fold": 0, "weight": 0.1},
+            {"member": "a", "fold": 1, "weight": 0.1},
+            {"member": "b", "weight": 0.8},
+        ]
+    }
+    found = evidence.gather(rules, meta)
+    a, b = (prediction_files.read_table(path).predictions["label"] for path in paths)
+    truth = rules.truth()["label"].align(a.ids).labels
+    mixed = 0.2 * a.values + 0.8 * b.align(a.ids).values
+    hits = mixed.argmax(axis=1) == truth
+    assert found.scores["out_of_fold"] == pytest.approx(hits.mean())
+    assert found.scores["members"]["a"] == pytest.approx((a.decided == truth).mean())
+    rng = np.random.default_rng(0)
+    spread = np.std([hits[rng.integers(0, len(hits), len(hits))].mean() for _ in range(4000)])
+    low, high = found.scores["interval"]
+    assert (high - low) / 2 / 1.96 == pytest.approx(spread, rel=0.35)  # 24 rows in 20 blocks: a coarse jackknife
+    assert evidence.gather(rules, {"models": [{"member": "c"}]}).scores == {}
+
+
+def test_a_check_of_a_foreign_file_compares_with_every_table(workspace):
+    rules = Competition.read(workspace)
+    sample = pd.DataFrame({"id": [f"{i}" for i in range(9000, 9200)], "label": "ant"}, dtype="str")
+    sample.to_csv(workspace / "sample_submission.csv", index=False)
+    truth = rules.truth()["label"]
+    values = np.full((24, 3), 0.05)
+    values[np.arange(24), truth.labels] = 0.9
+    known = Predictions("label", "probabilities", truth.ids, truth.classes, values)
+    prediction_files.write_table(workspace / "oof" / "m.parquet", {"label": known}, {"member": "m"})
+    path = workspace / "theirs.csv"
+    sample.assign(label=["cat"] * 190 + ["bee"] * 10).to_csv(path, index=False)
+    _, problems = submission.examine(rules, path)
+    assert "SUB072" in codes(problems)
+    path.write_text(io.StringIO(sample.assign(label=["ant", "bee", "cat", "bee"] * 50).to_csv(index=False)).getvalue())
+    _, problems = submission.examine(rules, path)
+    assert "SUB072" not in codes(problems)

@@ -1,0 +1,1 @@
+"""What the data and the ensemble are: audits, surveys, scores, diagnosis, comparison."""

@@ -1,0 +1,335 @@
+"""What a data set is: counts, classes, groups, files, pixels, and how the test images differ from the training ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.core import prediction_files
+from toolkit.errors import DataError, SubmissionError, few
+from toolkit.images import duplicates, statistics
+from toolkit.images.statistics import PIXEL, SHAPE, Files, Odd, quantiles
+from toolkit.submissions import submission
+from toolkit.workspace.competition import Competition, Part
+
+SAMPLE = 20_000  # images of each part whose pixels are looked at, unless told
+SHIFTED = 1e-3  # p-value below which two distributions count as different …
+FAR = 0.1  # … if their largest difference (Kolmogorov-Smirnov) is at least this
+MAPPED = 2_000  # images of each part on the map
+LISTED = 100  # pairs of one picture in two files, odd files and groups of several labels that are named
+IMBALANCED = 3.0  # largest class over smallest, from which accuracy hides the small ones
+
+F64 = NDArray[np.float64]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How far a property of the test images is from the training images: Kolmogorov-Smirnov distance and p-value."""
+
+    what: str
+    distance: float
+    p: float
+
+    @property
+    def large(self) -> bool:
+        """Whether it is more than chance, and enough to matter."""
+        return self.p < SHIFTED and self.distance >= FAR
+
+
+@dataclass(frozen=True)
+class Double:
+    """One picture in two files, each (part, id, path): the same bytes, or the same sight (then perhaps turned)."""
+
+    first: tuple[Part, str, Path]
+    second: tuple[Part, str, Path]
+    exact: bool
+    similarity: float
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """A data set: the files of both parts and what was found in them; `record` has every figure as plain values.
+
+    `seen` places images by what models say of them, float64 [n, 2] for training (out of fold) and test images: the first two
+    principal components of their standardised log-probabilities. It is empty until there are both.
+    """
+
+    competition: Competition
+    files: Mapping[Part, Files]
+    classes: Mapping[str, Mapping[str, int]]
+    missing: Mapping[str, int]
+    groups: Mapping[str, Any]
+    shifts: tuple[Shift, ...]
+    doubles: tuple[Double, ...]
+    odd: Mapping[Part, tuple[Odd, ...]]
+    seen: Mapping[str, F64]
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Channel means over the sampled training images, 0..1: for normalisation."""
+        part = self.files["train"]
+        return tuple(float(np.nanmean(part.pixel[name])) if len(part.sampled) else 0.5 for name in ("red", "green", "blue"))
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Channel standard deviations over all pixels of the sampled training images, 0..1."""
+        part = self.files["train"]
+        if not len(part.sampled):
+            return (0.5, 0.5, 0.5)
+        squares = part.square[part.sampled].mean(axis=0)
+        return tuple(float(np.sqrt(max(square - mean**2, 0.0))) for square, mean in zip(squares, self.mean, strict=True))
+
+    @property
+    def imbalance(self) -> float:
+        """The largest class of any target over its smallest."""
+        ratios = [max(counts.values()) / max(1, min(counts.values())) for counts in self.classes.values() if counts]
+        return max(ratios, default=1.0)
+
+    @property
+    def advice(self) -> list[str]:
+        """What to do about it, the most important first."""
+        return _advice(self)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Every figure as plain values, for machines."""
+        return {
+            "ok": True,
+            "name": self.competition.name,
+            "images": {part: len(found.ids) for part, found in self.files.items()},
+            "sampled": {part: len(found.sampled) for part, found in self.files.items()},
+            "classes": {name: dict(counts) for name, counts in self.classes.items()},
+            "imbalance": self.imbalance,
+            "missing": dict(self.missing),
+            "groups": dict(self.groups),
+            "formats": {part: dict(Counter(found.formats).most_common()) for part, found in self.files.items()},
+            "modes": {part: dict(Counter(found.modes).most_common()) for part, found in self.files.items()},
+            "shape": {part: {name: quantiles(found.shape[name]) for name in SHAPE} for part, found in self.files.items()},
+            "pixels": {part: {name: quantiles(found.pixel[name]) for name in PIXEL} for part, found in self.files.items()},
+            "mean": self.mean,
+            "std": self.std,
+            "bad": {part: {str(found.paths[i]): why for i, why in found.bad.items()} for part, found in self.files.items()},
+            "odd": {
+                part: {
+                    "count": len(found),
+                    "files": [{"id": o.id, "path": str(o.path), "what": o.what, "value": o.value} for o in found[:LISTED]],
+                }
+                for part, found in self.odd.items()
+            },
+            "shifts": [vars(shift) for shift in self.shifts],
+            "doubles": {
+                "exact": sum(double.exact for double in self.doubles),
+                "near": sum(not double.exact for double in self.doubles),
+                "across": sum(double.first[0] != double.second[0] for double in self.doubles),
+                "pairs": [[list(map(str, d.first)), list(map(str, d.second)), d.similarity] for d in self.doubles[:LISTED]],
+            },
+            "advice": self.advice,
+        }
+
+
+def survey(competition: Competition, *, sample: int = SAMPLE, progress: Progress | None = None) -> Survey:
+    """Look at every image file of a workspace (its header), and at the pixels of `sample` images of each part.
+
+    Raises:
+        CompetitionError: the tables cannot be read, or a folder of images is missing.
+        DataError: no training images.
+    """
+    listed: dict[Part, list[tuple[str, Path]]] = {"train": competition.images("train"), "test": _test(competition)}
+    if not listed["train"]:
+        raise DataError("there are no training images to look at")
+    every = sum(map(len, listed.values()))
+    before, found = 0, {}
+    for part, named in listed.items():
+        report = (lambda done, start=before: progress(start + done, every)) if progress else None
+        found[part] = statistics.measure(named, sample, report)
+        before += len(named)
+    truth = {} if competition.rows.empty else competition.truth()
+    classes = {
+        name: dict(zip(table.classes, _counts(table.decided, len(table.classes)), strict=True)) for name, table in truth.items()
+    }
+    empty = {column: int((competition.rows[column] == "").sum()) for column in competition.rows.columns}
+    return Survey(
+        competition=competition,
+        files=found,
+        classes=classes,
+        missing={column: count for column, count in empty.items() if count},
+        groups=_groups(competition),
+        shifts=tuple(_shifts(found)),
+        doubles=tuple(_doubles(found)),
+        odd={part: tuple(statistics.odd(files)) for part, files in found.items()},
+        seen=_seen(competition),
+    )
+
+
+def _test(competition: Competition) -> list[tuple[str, Path]]:
+    """The test images; none where a code competition hides them."""
+    table = competition.path(competition.test.table or competition.sample)
+    if not competition.path(competition.test.folder).is_dir() or not table.is_file():
+        return []
+    return competition.images("test")
+
+
+def _counts(labels: NDArray[Any], classes: int) -> list[int]:
+    """Rows per class."""
+    found = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=classes)
+    return [int(count) for count in found]
+
+
+def _groups(competition: Competition) -> dict[str, Any]:
+    """How many groups there are, how large, in what share of them (of several rows) all labels agree, and where they do not.
+
+    `sizes` counts groups by their rows; `mixed` names groups with several labels, the largest first: target, group, rows and
+    how many labels.
+    """
+    if not competition.group:
+        return {}
+    named = competition.rows.drop_duplicates(competition.id)[competition.group].to_numpy()
+    groups, codes, sizes = np.unique(named, return_inverse=True, return_counts=True)
+    several = sizes > 1
+    agree: dict[str, float] = {}
+    mixed: list[tuple[str, str, int, int]] = []
+    for name, table in competition.truth().items():
+        labels = np.unique(table.decided, axis=0, return_inverse=True)[1].reshape(-1)
+        pairs = np.unique(np.stack([codes, labels]), axis=1)
+        kinds = np.bincount(pairs[0], minlength=len(sizes))
+        agree[name] = float((kinds == 1)[several].mean()) if several.any() else 1.0
+        apart = np.flatnonzero(kinds > 1)
+        largest = apart[np.argsort(-sizes[apart], kind="stable")][:LISTED].tolist()
+        mixed += [(name, str(groups[g]), int(sizes[g]), int(kinds[g])) for g in largest]
+    return {
+        "column": competition.group,
+        "count": len(sizes),
+        "largest": int(sizes.max()),
+        "agreement": agree,
+        "sizes": {int(rows): int(count) for rows, count in zip(*np.unique(sizes, return_counts=True), strict=True)},
+        "mixed": mixed,
+    }
+
+
+def _doubles(found: Mapping[Part, Files]) -> list[Double]:
+    """The same picture twice among the sampled ones, surest first."""
+    here = [(part, files.ids[i], files.paths[i]) for part, files in found.items() for i in files.sampled.tolist()]
+    digests = tuple(digest for files in found.values() for digest in files.prints.digests)
+    thumbs = np.concatenate([files.prints.thumbs for files in found.values()])
+    pairs, _ = duplicates.find(duplicates.Prints(digests, thumbs, {}))
+    return [Double(here[pair.first], here[pair.second], pair.exact, pair.similarity) for pair in pairs]
+
+
+def _seen(competition: Competition) -> dict[str, F64]:
+    """Both parts on one map, at most MAPPED images of each."""
+    held_out = sorted(competition.path("oof").glob("*.parquet"))
+    try:
+        predicted = submission.last_made(competition)
+    except SubmissionError:
+        return {}
+    if not held_out:
+        return {}
+    target, rng = competition.targets[0], np.random.default_rng(0)
+    logs = []
+    for path in (held_out[0], predicted):
+        table = prediction_files.read_table(path).predictions.get(target.name)
+        if table is None or table.values is None or set(table.classes) != set(target.classes):
+            return {}
+        values = np.log(np.clip(table.with_classes(target.classes).values, 1e-6, None))  # type: ignore[arg-type]
+        values = values - values.mean(axis=1, keepdims=True)
+        values /= values.std(axis=1, keepdims=True) + 1e-9  # an ensemble is less sure than one of its models
+        logs.append(values[rng.permutation(len(values))[:MAPPED]])
+    every = np.concatenate(logs)
+    _, _, axes = np.linalg.svd(every - every.mean(axis=0), full_matrices=False)
+    flat = (every - every.mean(axis=0)) @ axes[:2].T
+    return {"train (out of fold)": flat[: len(logs[0])], "test": flat[len(logs[0]) :]} if flat.shape[1] > 1 else {}
+
+
+def _shifts(found: Mapping[Part, Files]) -> list[Shift]:
+    from scipy import stats
+
+    shifts = []
+    for name in (*SHAPE, *PIXEL):
+        both = [files.values(name) for files in (found["train"], found["test"])]
+        first, second = (values[np.isfinite(values)] for values in both)
+        if len(first) and len(second):
+            tested = stats.ks_2samp(first, second, method="asymp")
+            shifts.append(Shift(name, float(tested.statistic), float(tested.pvalue)))
+    return shifts
+
+
+def _advice(found: Survey) -> list[str]:
+    said = list(_about_files(found))
+    for name, counts in found.classes.items():
+        said += _about_classes(name, counts)
+    if found.groups:
+        g = found.groups
+        kept, column = max(g["agreement"].values(), default=0.0), g["column"]
+        said.append(
+            f"{g['count']:,} groups by {column!r}, up to {g['largest']:,} rows each; in {kept:.0%} of them all labels agree: "
+            "split by group, or the same subject stands on both sides (toolkit split does)."
+        )
+    if large := [shift for shift in found.shifts if shift.large]:
+        named = ", ".join(f"{shift.what} (distance {shift.distance:.2f})" for shift in large)
+        said.append(
+            f"Test images differ from training images in {named}: augment towards them, and trust the public board less."
+        )
+    said += _about_kinds(found.files["train"])
+    for column, count in found.missing.items():
+        said.append(f"{found.competition.train.table}: column {column!r} is empty in {count:,} rows.")
+    return said or ["Nothing stands out: balanced classes, sound files, test images like the training images."]
+
+
+def _about_files(found: Survey) -> Iterator[str]:
+    for part, files in found.files.items():
+        if files.bad:
+            first = next(iter(files.bad.values()))
+            yield f"{len(files.bad):,} {part} images cannot be used (the first: {first}): mend or remove them before training."
+    if found.doubles:
+        across = sum(double.first[0] != double.second[0] for double in found.doubles)
+        yield (
+            f"{len(found.doubles):,} pairs of files show one picture"
+            + (f", {across:,} of them in train and test" if across else "")
+            + ": `toolkit audit` says which of them leak."
+        )
+    for part, odd in found.odd.items():
+        if odd:
+            kinds = ", ".join(f"{count:,} {what}" for what, count in Counter(one.what for one in odd).most_common())
+            yield f"Odd {part} images, worth a look: {kinds}."
+
+
+def _about_kinds(files: Files) -> Iterator[str]:
+    sizes = quantiles(files.shape["aspect"])
+    if sizes and sizes["95%"] / max(sizes["5%"], 1e-9) > 1.5:
+        yield (
+            f"Aspect ratios go from {sizes['5%']:.2f} to {sizes['95%']:.2f}: squashing bends shapes, cropping loses edges; "
+            "try both."
+        )
+    modes = Counter(files.modes)
+    if set(modes) & {"L", "1", "I;16", "LA"} and len(modes) > 1:
+        yield f"Grey and colour images are mixed ({_listed(modes)}): grey ones are repeated in three channels."
+
+
+def _about_classes(name: str, counts: Mapping[str, int]) -> list[str]:
+    said = []
+    present = {label: count for label, count in counts.items() if count}
+    if absent := [label for label, count in counts.items() if not count]:
+        said.append(f"Target {name!r}: no training image of {few(absent)}.")
+    if not present:
+        return said
+    ratio = max(present.values()) / min(present.values())
+    if ratio >= IMBALANCED:
+        rare = min(present, key=lambda label: present[label])
+        said.append(
+            f"Target {name!r} is imbalanced {ratio:.0f}:1 (fewest: {rare!r} with {present[rare]:,}): judge by macro-F1, and "
+            "try a weighted or focal loss or a weighted sampler."
+        )
+    if tiny := [label for label, count in present.items() if count < 5]:
+        said.append(f"Target {name!r}: {few(tiny)} with fewer than 5 images cannot be in every one of five folds.")
+    return said
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name or 'unreadable'}" for name, count in counts.items())

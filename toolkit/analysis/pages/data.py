@@ -1,0 +1,254 @@
+"""The page of a data set: what it is, what to do about it, and pictures of every class."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from toolkit.analysis.pages import figures
+from toolkit.analysis.pages.page import (
+    LIMIT_THUMBNAILS,
+    Block,
+    Facts,
+    Gallery,
+    Page,
+    Picture,
+    Points,
+    Section,
+    Table,
+    Thumbnail,
+    of_file,
+)
+from toolkit.images.statistics import quantiles
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from toolkit.analysis.data_survey import Survey
+    from toolkit.images.statistics import F64, Files
+
+PER_CLASS = 10  # thumbnails of a class
+MOST_CLASSES = 60  # classes that get thumbnails and bars: more is a wall
+DRAWN = 24  # pairs of one picture in two files that are drawn
+ODD = 36  # odd files of a part that are drawn
+MOST_BAD = 200  # bad files that are listed
+_UNITS = {"width": "pixels", "height": "pixels", "aspect": "width / height", "kilobytes": "KB"}
+
+
+def page(found: Survey) -> Page:
+    """The page of a survey; every figure on it comes from `found`."""
+    return Page(f"{found.competition.name}: the data", _subtitle(found), [section for section in _sections(found) if section])
+
+
+def write(found: Survey) -> Path:
+    """Write reports/eda.html.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    return page(found).write(found.competition.path("reports", "eda.html"))
+
+
+def _subtitle(found: Survey) -> str:
+    counts = [f"{len(files.ids):,} {part} images" for part, files in found.files.items()]
+    sampled = [f"{len(files.sampled):,} of {len(files.ids):,} {part} images" for part, files in found.files.items()]
+    whole = all(len(files.sampled) + len(files.bad) >= len(files.ids) for files in found.files.values())
+    return ", ".join(counts) + (
+        "; the pixels of all were looked at" if whole else f"; pixel figures from a random sample: {' and '.join(sampled)}"
+    )
+
+
+def _sections(found: Survey) -> Iterator[Section]:
+    yield Section("What to do", [Points(found.advice), Facts(list(_facts(found)))])
+    for name, counts in found.classes.items():
+        yield _classes(found, name, dict(counts))
+    yield from (_samples(found, name) for name in found.classes)
+    if found.groups:
+        yield _groups(found)
+    yield _files(found)
+    yield _pixels(found)
+    if found.shifts:
+        yield _shift(found)
+    if found.doubles:
+        yield _doubles(found)
+    if any(found.odd.values()):
+        yield _odd(found)
+    if found.missing:
+        rows = list(found.missing.items())
+        yield Section("Missing values", [Table(("column", "empty rows"), rows, found.competition.train.table)])
+    yield from _bad(found)
+
+
+def _facts(found: Survey) -> Iterator[tuple[str, object, str]]:
+    for part, files in found.files.items():
+        size = quantiles(files.shape["width"]), quantiles(files.shape["height"])
+        note = f"median {size[0]['50%']:.0f} × {size[1]['50%']:.0f} pixels" if all(size) else ""
+        yield f"{part} images", len(files.ids), note
+    for name, counts in found.classes.items():
+        several = f"classes of {name}" if len(found.classes) > 1 else "classes"
+        most, least = (pick(counts.values(), default=0) for pick in (max, min))
+        yield several, len(counts), f"{most:,} to {least:,} rows each"
+    yield "imbalance", f"{found.imbalance:.1f} : 1", "largest class over smallest"
+    if found.groups:
+        yield "groups", found.groups["count"], f"by {found.groups['column']}, up to {found.groups['largest']:,} rows"
+    yield "unusable files", sum(len(files.bad) for files in found.files.values()), ""
+    across = sum(double.first[0] != double.second[0] for double in found.doubles)
+    yield "one picture twice", len(found.doubles), f"{across:,} pairs across train and test" if found.doubles else "pairs"
+    yield "odd files", sum(map(len, found.odd.values())), "sound, but unlike the rest"
+
+
+def _of(found: Survey, name: str) -> str:
+    """How a heading names one of several targets."""
+    return f" of {name}" if len(found.classes) > 1 else ""
+
+
+def _classes(found: Survey, name: str, counts: dict[str, int]) -> Section:
+    total = sum(counts.values())
+    rows = [(label, count, count / max(1, total)) for label, count in counts.items()]
+    shown = sorted(rows, key=lambda row: -row[1])[:MOST_CLASSES]
+    chart = figures.bars("Training images per class", [row[0] for row in shown], {"images": [row[1] for row in shown]})
+    return Section(
+        f"Classes{_of(found, name)}",
+        [chart, Table(("class", "images", "share"), rows)],
+        f"{len(counts):,} classes, {total:,} labels."
+        + (f" The {MOST_CLASSES} largest are drawn." if len(rows) > MOST_CLASSES else ""),
+    )
+
+
+def _samples(found: Survey, name: str) -> Section:
+    """Thumbnails of each class: random ones, the same at every run."""
+    table, files = found.competition.truth()[name], found.files["train"]
+    first = {row_id: i for i, row_id in reversed(list(enumerate(files.ids)))}
+    labels, rng = table.decided, np.random.default_rng(0)
+    most = table.classes[:MOST_CLASSES]
+    each = max(1, min(PER_CLASS, LIMIT_THUMBNAILS // 2 // len(found.classes) // max(1, len(most))))
+    galleries = []
+    for c, label in enumerate(most):
+        rows: NDArray[np.int64] = np.flatnonzero(labels[:, c] if labels.ndim == 2 else labels == c)
+        chosen = [table.ids[row] for row in rng.permutation(rows)[:each] if table.ids[row] in first]
+        items = [_thumbnail(files, first[one], label) for one in chosen]
+        galleries.append(Gallery(items, f"{label} ({len(rows):,})"))
+    more = f" The first {MOST_CLASSES} classes of {len(table.classes):,}." if len(most) < len(table.classes) else ""
+    return Section(f"Samples{_of(found, name)}", galleries, f"Random training images of each class.{more}")
+
+
+def _thumbnail(files: Files, row: int, label: str) -> Thumbnail:
+    return of_file(files.paths[row], f"{label}: image {files.ids[row]}", files.ids[row])
+
+
+def _groups(found: Survey) -> Section:
+    g = found.groups
+    sizes = np.repeat([float(size) for size in g["sizes"]], list(g["sizes"].values()))
+    rows = [
+        ("column", g["column"]),
+        ("groups", g["count"]),
+        ("largest, rows", g["largest"]),
+        *((f"all labels of {name!r} agree, share of groups", share) for name, share in g["agreement"].items()),
+    ]
+    blocks: list[Block] = [Table(("", ""), rows), figures.histogram("Rows per group", {"groups": sizes}, unit="rows")]
+    if g["mixed"]:
+        head, title = ("target", "group", "rows", "labels"), "Groups with several labels, the largest first"
+        blocks.append(Table(head, g["mixed"], title, folded=True))
+    lead = "Rows that belong together must stand on the same side of a split."
+    if g["mixed"]:
+        head, title = ("target", "group", "rows", "labels"), "Groups with several labels, the largest first"
+        blocks.append(Table(head, g["mixed"], title, folded=True))
+    return Section("Groups", blocks, lead)
+
+
+def _files(found: Survey) -> Section:
+    kinds = [
+        (part, f"{form or 'unreadable'}, {mode or 'unknown mode'}", count)
+        for part, files in found.files.items()
+        for (form, mode), count in Counter(zip(files.formats, files.modes, strict=True)).most_common()
+    ]
+    sizes = [
+        (part, f"{int(w)} × {int(h)}", count)
+        for part, files in found.files.items()
+        for (w, h), count in Counter(
+            (w, h) for w, h in zip(files.shape["width"], files.shape["height"], strict=True) if np.isfinite(w)
+        ).most_common(8)
+    ]
+    spread = [
+        (part, f"{name} ({unit})", *(quantiles(files.shape[name]).get(q) for q in ("min", "5%", "50%", "95%", "max")))
+        for part, files in found.files.items()
+        for name, unit in _UNITS.items()
+    ]
+    return Section(
+        "Files",
+        [
+            Table(("part", "format, mode", "files"), kinds),
+            Table(("part", "width × height", "files"), sizes, "The most common sizes"),
+            Table(("part", "", "smallest", "5 %", "median", "95 %", "largest"), spread),
+            *_shapes(found),
+        ],
+    )
+
+
+def _shapes(found: Survey) -> Iterator[Picture]:
+    """Histograms of what differs from file to file."""
+    for name, unit in _UNITS.items():
+        series = {part: values[np.isfinite(values)] for part, files in found.files.items() for values in [files.shape[name]]}
+        if any(len(values) and np.ptp(values) > 0 for values in series.values()):
+            yield figures.histogram(name.capitalize(), {part: v for part, v in series.items() if len(v)}, unit=unit)
+
+
+def _pixels(found: Survey) -> Section:
+    rows = [(channel, mean, std) for channel, mean, std in zip(("red", "green", "blue"), found.mean, found.std, strict=True)]
+    return Section(
+        "Pixels",
+        [
+            Table(("channel", "mean", "standard deviation"), rows, "For normalisation, of values in 0..1 (training images)"),
+            *(_histogram(found, name) for name in ("brightness", "contrast")),
+        ],
+    )
+
+
+def _histogram(found: Survey, name: str) -> Picture:
+    series: dict[str, F64] = {
+        part: files.pixel[name][files.sampled] for part, files in found.files.items() if len(files.sampled)
+    }
+    return figures.histogram(name.capitalize(), series, unit=f"{name} of an image, 0..1")
+
+
+def _shift(found: Survey) -> Section:
+    rows = [(shift.what, shift.distance, shift.p, "differs" if shift.large else "") for shift in found.shifts]
+    seen = [figures.scatter("As the models see them", found.seen)] if found.seen else []
+    return Section(
+        "Training against test",
+        [Table(("property", "distance", "p-value", ""), rows), *seen],
+        "Kolmogorov-Smirnov: the largest difference between the two distributions, and the chance of it among equal ones.",
+    )
+
+
+def _doubles(found: Survey) -> Section:
+    pairs = [
+        Gallery(
+            [of_file(path, f"image {name} of {part}", name, part) for part, name, path in (double.first, double.second)],
+            "the same bytes" if double.exact else f"alike to {double.similarity:.3f}",
+        )
+        for double in found.doubles[:DRAWN]
+    ]
+    more = f" The surest {DRAWN} are shown." if len(found.doubles) > DRAWN else ""
+    return Section("One picture twice", pairs, f"{len(found.doubles):,} pairs among the images that were looked at.{more}")
+
+
+def _odd(found: Survey) -> Section:
+    blocks: list[Block] = []
+    for part, odd in found.odd.items():
+        if odd:
+            items = [of_file(o.path, f"image {o.id} of {part}, {o.what}", o.id, f"{o.what}: {o.value:.4g}") for o in odd[:ODD]]
+            more = f", {ODD} of {len(odd):,} shown" if len(odd) > ODD else ""
+            blocks.append(Gallery(items, f"{part} ({len(odd):,}{more})"))
+    return Section("Odd files", blocks, "Far from all others in size, weight, shape or brightness, or next to blank.")
+
+
+def _bad(found: Survey) -> Iterator[Section]:
+    rows = [(part, why) for part, files in found.files.items() for why in files.bad.values()]
+    if rows:
+        more = f" The first {MOST_BAD} of {len(rows):,} are listed." if len(rows) > MOST_BAD else ""
+        yield Section("Files that cannot be used", [Table(("part", "what is wrong"), rows[:MOST_BAD])], more.strip())

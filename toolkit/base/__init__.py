@@ -1,0 +1,1 @@
+"""Files, text and processes: knows nothing of competitions."""

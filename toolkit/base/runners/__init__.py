@@ -1,0 +1,1 @@
+"""Where jobs run: here, or in processes of their own."""

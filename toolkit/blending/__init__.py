@@ -1,0 +1,1 @@
+"""What out-of-fold tables teach: weights, calibration, nested scores."""

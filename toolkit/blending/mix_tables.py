@@ -1,0 +1,236 @@
+"""Tables of test rows from anywhere, combined into predictions: by blend.json, by given weights, or by a vote of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.base import files
+from toolkit.blending import oof, outside_tables
+from toolkit.blending.blend import Blend
+from toolkit.blending.outside_tables import Reading
+from toolkit.core import prediction_files
+from toolkit.core.predictions import Predictions
+from toolkit.core.voting import Vote
+from toolkit.errors import DataError, few
+from toolkit.submissions import csv_problems, manifest
+from toolkit.workspace.competition import Competition, Target
+
+F64 = NDArray[np.float64]
+Labels = NDArray[Any]
+
+_EVEN = 1e-12  # sums of different weights may differ in the last bits where exact arithmetic would tie
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """What was made: predictions per target and their file, the members with their weights, and how alike their labels are.
+
+    `agreement` is float64 [M, M]: the share of rows (of all targets) that two members label alike; `ties` counts even votes.
+    """
+
+    path: Path
+    predictions: Mapping[str, Predictions]
+    weights: Mapping[str, float]
+    agreement: F64
+    ties: int
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "ok": True,
+            "path": str(self.path),
+            "rows": len(next(iter(self.predictions.values()))),
+            "members": dict(self.weights),
+            "agreement": self.agreement.tolist(),
+            "ties": self.ties,
+        }
+
+
+def mix(
+    competition: Competition,
+    paths: Mapping[str, Path],
+    *,
+    labels: bool = False,
+    weights: str = "",
+    name: str = "blend",
+    output: Path | None = None,
+    common: bool = False,
+    reading: Reading | None = None,
+) -> Mixed:
+    """Tables combined as blend.json says, as a mean with given weights (`a=0.7,b=0.3`, `2,1`, `equal`), or by vote of labels.
+
+    With `labels` the label with most weight wins, and an even vote goes to whom was named first of those tied; tables of
+    probabilities take part with the labels that they decide.
+
+    Raises:
+        DataError: see `fitting.given`, `sources.read`; members without a table, tables of no member, weights that do not fit.
+        AlignmentError: tables over other rows or classes.
+    """
+    share = _weights(weights or "equal", list(paths)) if labels or weights else {}
+    blends = {} if labels else _blends(competition, share, paths)
+    said, stacks, ties = {}, [], 0
+    for target in competition.targets:
+        read = partial(outside_tables.read, target=target, key=competition.sample_id, reading=reading)
+        found = {name: read(path) for name, path in paths.items()}
+        ids = oof.shared_ids(found, common=common)
+        if labels:
+            ballots = np.stack([table.align(ids).with_classes(target.classes).decided for table in found.values()])
+            outcome = _voted(ballots, np.array([share[one] for one in found]), len(target.classes))
+        else:
+            rows = _probable(found, blends[target.name], ids, target)
+            ballots = np.stack([table.decided for table in rows])
+            stack = np.stack([oof.values_of(table) for table in rows])
+            outcome = blends[target.name].among(found).apply(stack, multilabel=target.multilabel)
+        said[target.name] = Predictions(
+            target.name, outcome.kind, ids, target.classes, outcome.values, outcome.labels, multilabel=target.multilabel
+        )
+        stacks.append(list(ballots))
+        ties += int(outcome.ties.sum())
+    meta: dict[str, Any] = {"vote": "hard", "ties": {"all": ties}}
+    if blends:
+        first = next(iter(blends.values()))
+        share = {n: w for n, w in zip(first.members, first.weights.tolist(), strict=True) if n in paths}
+        meta |= {"vote": first.vote, "blend": {t.name: blends[t.name].record(t.classes) for t in competition.targets}}
+    path = _written(competition, name, output, said, paths, share, meta)
+    return Mixed(path, said, share, agreement(stacks), ties)
+
+
+def _blends(competition: Competition, share: Mapping[str, float], paths: Mapping[str, Path]) -> dict[str, Blend]:
+    """What to do per target: a mean where weights were given, else what blend.json says."""
+    if share:
+        return {target.name: Blend(tuple(share), np.array(list(share.values()))) for target in competition.targets}
+    blends = oof.given(competition)
+    for blend in blends.values():
+        _check(blend, paths)
+    return blends
+
+
+def _probable(found: Mapping[str, Predictions], blend: Blend, ids: Sequence[str], target: Target) -> list[Predictions]:
+    """The tables of a blend's members, in its order; all must hold probabilities."""
+    if odd := [name for name, table in found.items() if table.kind != "probabilities"]:
+        raise DataError(f"{few(odd)} holds labels, and this blend needs probabilities", hint="Use --labels for a vote.")
+    return [found[name].align(ids).with_classes(target.classes) for name in blend.members if name in found]
+
+
+def _voted(ballots: Labels, weights: F64, classes: int) -> Vote:
+    labels, tied = majority(ballots, weights, classes)
+    return Vote(None, labels, tied, "labels")
+
+
+def majority(ballots: Labels, weights: F64, classes: int) -> tuple[Labels, NDArray[np.bool_]]:
+    """The labels with most weight and where that was even, from int64 [M, N] (multilabel: bool [M, N, C], class by class).
+
+    An even vote goes to the first member that voted for one of those tied.
+    """
+    share = weights / weights.sum()
+    if ballots.ndim == 3:
+        yes = np.tensordot(share, ballots.astype(np.float64), axes=1)
+        even = np.abs(yes - 0.5) < _EVEN
+        return np.where(even, ballots[0], yes > 0.5), np.asarray(even.any(axis=1))
+    rows = np.arange(ballots.shape[1])
+    votes = np.zeros((len(rows), classes))
+    for labels, weight in zip(ballots, share, strict=True):
+        votes[rows, labels] += weight
+    leads = votes >= votes.max(axis=1, keepdims=True) - _EVEN
+    chosen = votes.argmax(axis=1)
+    for labels in ballots[::-1]:
+        chosen = np.where(leads[rows, labels], labels, chosen)
+    return chosen, np.asarray(leads.sum(axis=1) > 1)
+
+
+def agreement(targets: Sequence[Sequence[Labels]]) -> F64:
+    """The share of rows that each two members label alike in every target, float64 [M, M]."""
+    count = len(targets[0])
+    found = np.eye(count)
+    for a in range(count):
+        for b in range(a):
+            same = [member[a] == member[b] for member in targets]
+            whole = np.logical_and.reduce([one.all(axis=1) if one.ndim == 2 else one for one in same])
+            found[a, b] = found[b, a] = float(whole.mean())
+    return found
+
+
+def _weights(text: str, names: Sequence[str]) -> dict[str, float]:
+    """What --weights says of tables: `equal`, a number for each in their order, or `a=0.7,b=0.3`; summing to 1."""
+    try:
+        if text == "equal":
+            given = dict.fromkeys(names, 1.0)
+        elif "=" in text:
+            given = {name: float(value) for name, value in outside_tables.pairs(text, "--weights").items()}
+        else:
+            given = dict(zip(names, map(float, text.split(",")), strict=True))
+    except ValueError as error:
+        raise DataError(
+            f"--weights {text!r} does not fit {len(names)} tables: {error}", hint=f"The order is: {', '.join(names)}."
+        ) from None
+    if unknown := [name for name in given if name not in names]:
+        raise DataError(f"--weights names {few(unknown)}, and there is no such table", hint=f"There are: {', '.join(names)}.")
+    numbers = np.array([given.get(name, 0.0) for name in names])
+    if not (np.isfinite(numbers).all() and (numbers >= 0).all() and numbers.any()):
+        raise DataError(f"weights must not be negative or all zero, got {numbers.tolist()}")
+    return dict(zip(names, (numbers / numbers.sum()).tolist(), strict=True))
+
+
+def _check(blend: Blend, paths: Mapping[str, Path]) -> None:
+    """Every member that weighs something has a table, and every table is a member's."""
+    absent = [n for n, w in zip(blend.members, blend.weights, strict=True) if w and n not in paths]
+    if absent:
+        raise DataError(
+            f"{oof.FILE} gives weight to {few(absent)}, and no table of it was named; there are {few(paths, limit=8)}",
+            hint=f"Name it: {absent[0]}=FILE",
+        )
+    if unknown := [name for name in paths if name not in blend.members]:
+        raise DataError(
+            f"{few(unknown)} is no member of {oof.FILE}, which has {few(blend.members, limit=8)}",
+            hint=f"Leave it out, or say whose it is: {blend.members[0]}={paths[unknown[0]]}",
+        )
+
+
+def _written(
+    competition: Competition,
+    name: str,
+    output: Path | None,
+    said: Mapping[str, Predictions],
+    paths: Mapping[str, Path],
+    weights: Mapping[str, float],
+    meta: Mapping[str, Any],
+) -> Path:
+    """Write the predictions and what they were made of."""
+    made_of = [
+        {
+            "member": one,
+            "path": manifest.portable(path.resolve(), competition.root.resolve()),
+            "sha256": files.sha256(path),
+            "weight": weights.get(one, 0.0),
+        }
+        for one, path in paths.items()
+    ]
+    whole = {"created": manifest.now(), "name": name, "models": [], "sources": made_of, "view_set": "none"} | dict(meta)
+    path = output or competition.path("predictions", f"{name}.parquet")
+    if path.suffix == ".csv":
+        return files.write(path, lambda file: csv_problems.write(file, _frame(said, competition.sample_id)))
+    return prediction_files.write_table(path, said, whole)
+
+
+def _frame(said: Mapping[str, Predictions], key: str) -> Any:
+    """Predictions as text: the id and, per target, its label or a column per class."""
+    import pandas as pd
+
+    several = len(said) > 1
+    columns: dict[str, Any] = {key: next(iter(said.values())).ids}
+    for name, table in said.items():
+        if table.labels is not None and not table.multilabel:
+            columns[name] = [table.classes[i] for i in table.labels]
+            continue
+        grid = table.values if table.labels is None else table.labels.astype(np.int64)
+        assert grid is not None
+        columns |= {f"{name}/{c}" if several else c: list(map(repr, grid[:, i].tolist())) for i, c in enumerate(table.classes)}
+    return pd.DataFrame(columns, dtype="str")

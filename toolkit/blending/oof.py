@@ -1,0 +1,324 @@
+"""Out-of-fold tables of members, aligned by id with the truth, judged, and the blend written with its reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.base import files
+from toolkit.blending import blend as combining
+from toolkit.blending import outside_tables
+from toolkit.blending.blend import Blend
+from toolkit.blending.calibration import prior_shift
+from toolkit.blending.outside_tables import Reading
+from toolkit.blending.plan_selection import Verdict, judge, plans
+from toolkit.core import prediction_files
+from toolkit.core.predictions import Predictions
+from toolkit.errors import AlignmentError, DataError, few
+from toolkit.images.views import written
+from toolkit.workspace.competition import Competition, Target
+from toolkit.workspace.split import Split
+
+F64 = NDArray[np.float64]
+Tables = Mapping[str, Path]
+
+SCHEMA = 2
+FILE = "blend.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Members over the same rows: values [M, N, C], truth, and each row's fold (int64 [N]) and group where a split says so.
+
+    `views` are the view sets their tables were made with, `notes` what may surprise.
+    """
+
+    members: tuple[str, ...]
+    ids: tuple[str, ...]
+    stack: F64
+    truth: Predictions
+    folds: NDArray[np.int64] | None
+    groups: tuple[str, ...] | None
+    views: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    def take(self, rows: NDArray[np.int64]) -> Rows:
+        """The given rows, in that order."""
+        return replace(
+            self,
+            ids=tuple(self.ids[i] for i in rows),
+            stack=self.stack.take(rows, axis=1),
+            truth=self.truth.take(rows),
+            folds=None if self.folds is None else self.folds[rows],
+            groups=None if self.groups is None else tuple(self.groups[i] for i in rows),
+        )
+
+
+def find_tables(competition: Competition, words: Sequence[str] = ()) -> dict[str, Path]:
+    """The tables named (FILE or NAME=FILE), or all of the workspace's oof/, by member.
+
+    Raises:
+        DataError: none were named and oof/ has none, or two have one name.
+    """
+    found = outside_tables.named(words or [str(path) for path in sorted(competition.path("oof").glob("*.parquet"))])
+    if not found:
+        raise DataError(
+            f"{competition.path('oof')} has no tables", hint="Train first (python recipes/<recipe>.py), or name tables."
+        )
+    return found
+
+
+def chosen_by(path: Path) -> str:
+    """How a recipe's table says that its epochs were chosen: all but "last" by the rows that score it, which is optimistic."""
+    try:
+        return str(prediction_files.read_meta(path).get("selected", "last"))
+    except DataError:
+        return "last"  # a table made elsewhere does not say
+
+
+def read_members(
+    competition: Competition,
+    target: Target,
+    paths: Tables,
+    *,
+    common: bool = False,
+    reading: Reading | None = None,
+    labels: bool = False,
+) -> Rows:
+    """The members' probabilities of one target, rows joined by id and classes by name; `common` keeps the rows all share.
+
+    With `labels` tables of labels are taken as well, as if they were certain.
+
+    Raises:
+        DataError: a table that cannot be read, without this target, or of labels or scores.
+        AlignmentError: tables of different rows, other classes, or rows of which the truth is not known.
+    """
+    said = {name: probabilities(competition, path, target, reading, labels=labels) for name, path in paths.items()}
+    metas = {name: _meta(path) for name, path in paths.items()}
+    said_views = {name: str(meta.get("view_set") or meta.get("tta") or "none") for name, meta in metas.items()}
+    views = {name: sets for name, sets in said_views.items() if sets != "none" and "=" not in sets}
+    rows = rows_of(competition, target, said, common=common)
+    return replace(rows, views=views, notes=tuple(other_splits(competition, metas)))
+
+
+def rows_of(competition: Competition, target: Target, said: Mapping[str, Predictions], *, common: bool = False) -> Rows:
+    """Tables of probabilities beside the truth, joined by id and class.
+
+    Raises:
+        AlignmentError: see `read_members`.
+    """
+    truth = competition.truth()[target.name].with_classes(target.classes)
+    ids = shared_ids(said, common=common)
+    if common:
+        known = set(truth.ids)
+        ids = tuple(one for one in ids if one in known)
+    if not ids:
+        raise AlignmentError("the tables share no ids", hint="Ids are compared as text: '7' and '007' differ.")
+    stack = np.stack([values_of(table.align(ids).with_classes(target.classes)) for table in said.values()])
+    folds, groups = _split(competition, ids)
+    return Rows(tuple(said), ids, stack, truth.align(ids), folds, groups, {})
+
+
+def shared_ids(said: Mapping[str, Predictions], *, common: bool) -> tuple[str, ...]:
+    """The ids of tables that must have the same, in the order of the first; with `common`, those that all have.
+
+    Raises:
+        AlignmentError: tables over different ids, unless `common`.
+    """
+    first = next(iter(said))
+    ids = said[first].ids
+    for name, table in said.items():
+        differing = set(table.ids) ^ set(ids)
+        if differing and not common:
+            raise AlignmentError(
+                f"{first!r} and {name!r} cover different rows: {len(differing):,} ids are in one of them only, "
+                f"as {few(sorted(differing))}",
+                hint="Use --fit-on common to keep the rows that all tables share.",
+            )
+        ids = tuple(one for one in ids if one not in differing)
+    return ids
+
+
+def other_splits(competition: Competition, metas: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence if members were trained on another split than the workspace's, or than each other."""
+    path = competition.path("split.csv")
+    here = {Split.read(path).digest} if path.exists() else set()
+    said = {name: str(meta["split"]) for name, meta in metas.items() if meta.get("split")}
+    if len(here | set(said.values())) < 2:
+        return []
+    usual = next(iter(here)) if here else max(said.values(), key=list(said.values()).count)
+    other = [name for name, split in said.items() if split != usual]
+    return [f"{', '.join(other)} comes from another split: each row is still out of fold, folds do not compare row by row"]
+
+
+def fit(
+    competition: Competition,
+    paths: Tables,
+    *,
+    weighers: Sequence[str] = (),
+    votes: Sequence[str] = (),
+    calibrate: Sequence[str] = (),
+    prior: str = "",
+    always: bool = False,
+    common: bool = False,
+    reading: Reading | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> tuple[Path, dict[str, Verdict]]:
+    """Judge the members of every target and write blend.json; the verdicts by target.
+
+    `weighers`, `votes` and `calibrate` are tried in every combination, those that may pay where empty (`judging.plans`).
+    `prior` is what is known of the classes of the test set, `cat=0.5,dog=0.5`.
+
+    Raises:
+        DataError, AlignmentError: see `read_members` and `judge`; a prior that is none, or several targets and a prior.
+    """
+    verdicts, said = {}, {}
+    if prior and len(competition.targets) > 1:
+        raise DataError("--test-prior speaks of one target, and there are several")
+    for target in competition.targets:
+        rows = read_members(competition, target, paths, common=common, reading=reading)
+        every = plans(competition.score, weighers, votes, calibrate, multilabel=target.multilabel)
+        verdict = judge(
+            rows.stack, rows.truth.decided, competition.score, every, members=rows.members, folds=rows.folds,
+            groups=rows.groups, always=always, report=report,
+        )  # fmt: skip
+        if verdict.blend is None:
+            raise DataError("stacking has no weight per member to write", hint="Use another weigher.")
+        blend = replace(verdict.blend, views=rows.views)
+        verdicts[target.name] = replace(verdict, blend=with_prior(blend, rows.truth, prior) if prior else blend)
+        said[target.name] = _record(verdicts[target.name], rows, len(every), prior)
+    document = {"schema": SCHEMA, "metric": competition.metric, "targets": said}
+    return files.write_text(competition.path(FILE), json.dumps(document, indent=2, ensure_ascii=False) + "\n"), verdicts
+
+
+def with_prior(blend: Blend, truth: Predictions, prior: str) -> Blend:
+    """The blend for a test set whose class shares are known: `cat=0.5,dog=0.5`, each relative to that among the rows fitted to.
+
+    Raises:
+        DataError: shares that are missing, unknown, not above zero or (of classes that exclude each other) do not sum to 1.
+    """
+    said = outside_tables.pairs(prior, "--test-prior")
+    if set(said) != set(truth.classes):
+        differing = sorted(set(said) ^ set(truth.classes))
+        raise DataError(f"--test-prior needs a share for each class, and only those: {few(differing)}")
+    try:
+        after = np.array([float(said[name]) for name in truth.classes])
+    except ValueError as error:
+        raise DataError(f"--test-prior: {error}", hint="For example --test-prior cat=0.5,dog=0.5") from None
+    if not truth.multilabel and abs(after.sum() - 1) > 0.01:
+        raise DataError(f"--test-prior: the shares sum to {after.sum():.4g}, not 1")
+    labels = truth.decided
+    before = labels.mean(axis=0) if truth.multilabel else np.bincount(labels, minlength=len(after)) / len(labels)
+    after = after if truth.multilabel else after / after.sum()
+    shift = prior_shift(before, after, multilabel=truth.multilabel)
+    if blend.adjustment is not None:
+        shift = replace(shift, scale=blend.adjustment.scale, bias=blend.adjustment.bias + shift.bias)
+    return replace(blend, adjustment=shift, adjusted="+".join(filter(None, (blend.adjusted, "prior"))))
+
+
+def given(competition: Competition) -> dict[str, Blend]:
+    """The blend of every target that blend.json holds.
+
+    Raises:
+        DataError: there is no blend.json, it cannot be read, or it lacks a target.
+    """
+    path = competition.path(FILE)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["schema"] not in (1, SCHEMA):  # 1 had weights and nothing else
+            raise DataError(f"{path} has schema {document['schema']}, this version reads {SCHEMA}", hint=_AGAIN)
+        targets = document["targets"]
+        if missing := [target.name for target in competition.targets if target.name not in targets]:
+            raise DataError(f"{path} says nothing of target {few(missing)}, only of {few(targets)}", hint=_AGAIN)
+        return {target.name: combining.read(targets[target.name], target.classes) for target in competition.targets}
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist", hint="Run `toolkit blend` first.") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} cannot be read ({type(error).__name__}: {error})", hint=_AGAIN) from error
+
+
+def views_of(blends: Mapping[str, Blend]) -> str:
+    """The view sets that the members' tables were made with, as `--tta` takes them; of the first target that names any."""
+    sets = next((dict(one.views) for one in blends.values() if one.views), {})
+    members = next(iter(blends.values())).members
+    return written({name: sets.get(name, "none") for name in members}) if sets else "none"
+
+
+_AGAIN = "Run `toolkit blend` again."
+
+
+def _record(verdict: Verdict, rows: Rows, tried: int, prior: str) -> dict[str, Any]:
+    """What blend.json says of a target."""
+    assert verdict.blend is not None
+    return verdict.blend.record(rows.truth.classes) | {
+        "weigher": verdict.weights.how,
+        "plan": verdict.chosen,
+        "reason": verdict.reason,
+        "plans": tried,
+        "picks": dict(verdict.picks),
+        "rows": len(rows.ids),
+        "test_prior": prior,
+        "estimates": {name: asdict(estimate) for name, estimate in verdict.estimates.items()},
+        "notes": list(rows.notes),
+    }
+
+
+def probabilities(
+    competition: Competition, path: Path, target: Target, reading: Reading | None = None, *, labels: bool = False
+) -> Predictions:
+    """A file's probabilities of a target; with `labels` those of labels, as if they were certain.
+
+    Raises:
+        DataError: see `sources.read`; it holds labels or scores.
+    """
+    found = outside_tables.read(path, target, key=competition.id, reading=reading)
+    if found.labels is not None and labels:
+        values = found.labels if found.multilabel else np.eye(len(found.classes))[found.labels]
+        return replace(found, kind="probabilities", values=values.astype(np.float64), labels=None)
+    if found.kind != "probabilities":
+        hint = "Labels can be voted on: toolkit blend --labels" if found.kind == "labels" else ""
+        raise DataError(f"{path} holds {found.kind}, and blending needs probabilities", hint=hint)
+    return found
+
+
+def _meta(path: Path) -> Mapping[str, Any]:
+    """What a table of ours says of itself; nothing of one made elsewhere."""
+    try:
+        return prediction_files.read_meta(path) if path.suffix == ".parquet" else {}
+    except DataError:
+        return {}
+
+
+def values_of(table: Predictions) -> F64:
+    """The values of a table that is known to have them."""
+    assert table.values is not None
+    return table.values
+
+
+def _split(competition: Competition, ids: Sequence[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
+    """Folds and groups of these rows, where split.csv has all of them; else groups alone, where the truth names a column."""
+    path = competition.path("split.csv")
+    split = Split.read(path) if path.exists() else None
+    place = {name: i for i, name in enumerate(split.ids)} if split else {}
+    if split is None or not set(ids) <= set(place):
+        return None, _groups(competition, ids)
+    rows = [place[name] for name in ids]
+    groups = tuple(split.groups[i] for i in rows)
+    folds = split.folds[rows]
+    several = len(np.unique(folds)) > 1
+    return (folds if several else None), (groups if all(groups) else None)
+
+
+def _groups(competition: Competition, ids: Sequence[str]) -> tuple[str, ...] | None:
+    frame = competition.rows
+    if not competition.group or competition.group not in frame.columns:
+        return None
+    home = dict(zip(frame[competition.id], frame[competition.group], strict=True))
+    found = tuple(home.get(name, "") for name in ids)
+    return found if all(found) else None

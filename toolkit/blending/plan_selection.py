@@ -1,0 +1,309 @@
+"""Judging blends: plans of weigher, vote and calibration, chosen inside each outer fold, against the plain mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.base import html
+from toolkit.blending.blend import Blend, cool
+from toolkit.blending.calibration import ADJUSTMENTS, Adjustment, temperature
+from toolkit.blending.nested import (
+    Estimate,
+    check_groups,
+    compare,
+    decide_between,
+    nested,
+    outer_folds,
+    score_of,
+    weigher,
+    widening,
+)
+from toolkit.blending.weighers import Weights, fit_weights
+from toolkit.core import metrics
+from toolkit.core.metrics import Metric
+from toolkit.core.voting import vote
+from toolkit.errors import DataError
+
+F64 = NDArray[np.float64]
+Labels = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What `judge` found: estimates by name ("best_single", "uniform", "in_sample", "nested"), and what to use and why.
+
+    `weights` were fitted to all rows by the weigher of the plan that is `chosen`; `blend` is the whole of that plan's outcome,
+    None for stacking. `picks` counts in how many outer folds each plan was the one chosen, `said` holds what the nested
+    choice says of each row, float64 [N, C].
+    """
+
+    estimates: Mapping[str, Estimate]
+    chosen: str
+    reason: str
+    weights: Weights
+    blend: Blend | None
+    picks: Mapping[str, int]
+    said: F64
+
+    def _repr_html_(self) -> str:
+        """The estimates side by side, for notebooks."""
+        rows = [(name, e.score, e.low, e.high, e.gain, e.gain_low, e.gain_high) for name, e in self.estimates.items()]
+        heads = ("", "score", "95 % from", "to", "gain over the mean", "95 % from", "to")
+        return html.table(heads, rows, caption=f"{self.chosen}: {self.reason}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to blend: a weigher, a vote, and what is calibrated: nothing, "members" before the vote, or one of ADJUSTMENTS.
+
+    Weights are learned on the weighted mean, whatever the vote.
+    """
+
+    weigher: str = "greedy"
+    vote: str = "soft"
+    calibrate: str = ""
+
+    @property
+    def name(self) -> str:
+        """`greedy`, `convex, geometric vote, temperature`."""
+        how = f", {self.vote} vote" if self.vote != "soft" else ""
+        after = {"": "", "members": ", temperature per member"}.get(self.calibrate, f", {self.calibrate}")
+        return f"{self.weigher}{how}{after}"
+
+    def suits(self, metric: Metric, *, multilabel: bool) -> bool:
+        """Whether the metric can be had from its outcome, and can notice what it calibrates."""
+        if (self.vote == "hard" and metric.accepts != "labels") or (self.vote == "rank" and metric.accepts != "scores"):
+            return False
+        if self.vote in ("hard", "rank"):
+            return not self.calibrate
+        if self.calibrate == "factors":
+            return metric.accepts == "labels"
+        return self.weigher != "stacking" or (self.vote == "soft" and self.calibrate != "members" and not multilabel)
+
+
+ENOUGH = 20_000  # rows by which a plan is chosen, so that the choice takes seconds; its numbers are settled on all rows
+CALIBRATIONS = ("", "members", *ADJUSTMENTS)
+
+
+def plans(
+    metric: Metric, weighers: Sequence[str] = (), votes: Sequence[str] = (), calibrate: Sequence[str] = (), *, multilabel: bool
+) -> list[Plan]:
+    """Every combination that makes sense for the metric, the simplest first; what is left empty is filled with what may pay.
+
+    That is: the mean and one learned weight per member; soft and geometric vote, for labels hard, for ranks rank; and for
+    probabilities a temperature, for macro-F1 and its like a factor per class.
+
+    Raises:
+        DataError: none of the combinations suits the metric.
+    """
+    third = "hard" if metric.accepts == "labels" else "rank" if metric.score is metrics.roc_auc else ""
+    fitted = "convex" if metric.accepts == "probabilities" else "greedy"
+    after = {"labels": ("", "factors"), "probabilities": ("", "temperature")}.get(metric.accepts, ("",))
+    every = product(
+        weighers or ("uniform", fitted),
+        votes or tuple(filter(None, ("soft", "geometric", third))),
+        calibrate or (("",) if metric.score is metrics.accuracy else after),
+    )
+    found = [plan for plan in (Plan(*one) for one in every) if plan.suits(metric, multilabel=multilabel)]
+    if not found:
+        raise DataError(
+            f"no combination of this weigher, vote and calibration suits {metric.name}, a metric of {metric.accepts}",
+            hint="Hard votes and factors decide labels, rank votes make scores, temperatures need probabilities.",
+        )
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Fitted:
+    """A plan with its numbers, as settled on some rows."""
+
+    plan: Plan
+    weights: Weights
+    temperatures: F64
+    adjustment: Adjustment | None = None
+    multilabel: bool = False
+
+    def before(self, stack: F64) -> F64:
+        """What the vote says of tables [M, n, C] that are cooled already; a hard vote as 0 and 1."""
+        if self.plan.vote == "soft":
+            return self.weights.apply(stack)  # the same as the vote but for the last bits, and much faster
+        outcome = vote(stack, how=self.plan.vote, weights=self.weights.weights, multilabel=self.multilabel)
+        if outcome.labels is None:
+            return np.asarray(outcome.values)
+        return outcome.labels.astype(np.float64) if self.multilabel else np.eye(stack.shape[2])[outcome.labels]
+
+    def apply(self, stack: F64) -> F64:
+        """What the plan says of tables [M, n, C]."""
+        said = self.before(_cooled(stack, self.temperatures, multilabel=self.multilabel))
+        return said if self.adjustment is None else self.adjustment.apply(said)
+
+    def blend(self, members: Sequence[str]) -> Blend | None:
+        """The plan as others apply it; None for stacking and negative weights, which have no weight per member."""
+        if self.weights.bias is not None or self.weights.weights.min() < 0:
+            return None
+        adjusted = self.plan.calibrate if self.adjustment is not None else ""
+        return Blend(tuple(members), self.weights.weights, self.plan.vote, self.temperatures, self.adjustment, adjusted)
+
+
+def _cooled(stack: F64, temperatures: F64, *, multilabel: bool) -> F64:
+    if (temperatures == 1).all():
+        return stack
+    return np.stack([cool(p, float(t), multilabel=multilabel) for p, t in zip(stack, temperatures, strict=True)])
+
+
+def _fit(stack: F64, truth: Labels, metric: Metric, every: Sequence[Plan], options: Mapping[str, Any]) -> list[_Fitted]:
+    """Each plan settled on these rows; what plans share is fitted once."""
+    multilabel, plain = truth.ndim == 2, np.ones(len(stack))
+    warm = {False: plain}
+    if any(plan.calibrate == "members" for plan in every):
+        warm[True] = np.array([temperature(table, truth).temperature for table in stack])
+    cold = {members: _cooled(stack, found, multilabel=multilabel) for members, found in warm.items()}
+    weights: dict[tuple[str, bool], Weights] = {}
+    said: dict[tuple[str, str], F64] = {}
+    found = []
+    for plan in every:
+        members = plan.calibrate == "members"
+        if (plan.weigher, members) not in weights:
+            weights[plan.weigher, members] = fit_weights(cold[members], truth, metric, plan.weigher, **options)
+        one = _Fitted(plan, weights[plan.weigher, members], warm[members], multilabel=multilabel)
+        if plan.calibrate in ADJUSTMENTS:
+            if (key := (plan.weigher, plan.vote)) not in said:
+                said[key] = one.before(stack)
+            adjustment = ADJUSTMENTS[plan.calibrate](said[key], truth, metric)
+            one = _Fitted(plan, one.weights, one.temperatures, adjustment, multilabel=multilabel)
+        found.append(one)
+    return found
+
+
+@dataclass(eq=False)
+class _Choice:
+    """Plans settled on all rows but those of some folds, each fit made once: leaving out j and k serves both as outer fold."""
+
+    stack: F64
+    truth: Labels
+    metric: Metric
+    folds: NDArray[np.int64]
+    options: Mapping[str, Any]
+    report: Callable[[int, int], None]
+    fits: dict[tuple[frozenset[int], Plan], _Fitted] = field(default_factory=dict)
+
+    def thinned(self) -> _Choice:
+        """The same work on rows enough to choose by."""
+        rows = np.sort(np.random.default_rng(0).choice(len(self.truth), ENOUGH, replace=False))
+        stack = self.stack.take(rows, axis=1)
+        return _Choice(stack, self.truth[rows], self.metric, self.folds[rows], self.options, self.report)
+
+    def without(self, left: frozenset[int], every: Sequence[Plan]) -> list[_Fitted]:
+        """The plans settled on the rows of all other folds."""
+        lacking = [plan for plan in every if (left, plan) not in self.fits]
+        if lacking:
+            kept = np.flatnonzero(~np.isin(self.folds, list(left)))
+            rows = self.stack.take(kept, axis=1) if left else self.stack
+            for one in _fit(rows, self.truth[kept], self.metric, lacking, self.options):
+                self.fits[left, one.plan] = one
+            folds = len(np.unique(self.folds))
+            self.report(len({key for key, _ in self.fits}), folds * (folds + 1) // 2 + 1)
+        return [self.fits[left, plan] for plan in every]
+
+    def best(self, left: frozenset[int], every: Sequence[Plan]) -> Plan:
+        """The plan with the best score on the rows of the other folds, each row by a rule that was settled without its fold."""
+        if len(every) == 1:
+            return every[0]
+        kept = np.flatnonzero(~np.isin(self.folds, list(left)))
+        said = [np.empty((len(self.folds), self.stack.shape[2])) for _ in every]
+        for number in np.unique(self.folds[kept]):
+            out = np.flatnonzero(self.folds == number)
+            rows = self.stack.take(out, axis=1)
+            for place, one in enumerate(self.without(left | {int(number)}, every)):
+                said[place][out] = one.apply(rows)
+        gains = np.array([self.metric.gain(score_of(self.truth[kept], self.metric, values[kept])) for values in said])
+        return every[int(np.flatnonzero(gains >= gains.max() - 1e-12)[0])]
+
+
+def choose(
+    stack: F64,
+    truth: Labels,
+    metric: Metric,
+    every: Sequence[Plan],
+    folds: NDArray[np.int64],
+    *,
+    options: Mapping[str, Any] | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> tuple[F64, list[Plan], _Fitted]:
+    """Choose among plans and score the choice: what is said of each row [N, C], the plan of each outer fold, the final one.
+
+    For each outer fold the plan is chosen by its cross-validated score on the other folds, settled on them, and applied to the
+    fold left out: neither choice nor numbers have seen it. The final plan is chosen and settled on all rows alike. Of more
+    rows than ENOUGH, that many drawn at random choose.
+
+    Raises:
+        DataError: fewer than two folds; fewer than three where there is something to choose.
+    """
+    numbers = np.unique(folds).tolist()
+    if len(numbers) < 2 + (len(every) > 1):
+        raise DataError(
+            f"{len(numbers)} folds cannot choose among {len(every)} plans and score the choice",
+            hint="Use a split with more folds, or name one --weigher, --vote and --calibrate.",
+        )
+    work = _Choice(stack, truth, metric, folds, options or {}, report or (lambda _done, _total: None))
+    few = work if len(truth) <= ENOUGH or len(every) == 1 else work.thinned()
+    said, picks = np.empty(stack.shape[1:]), []
+    for number in numbers:
+        left, out = frozenset({int(number)}), np.flatnonzero(folds == number)
+        picks.append(few.best(left, every))
+        said[out] = work.without(left, picks[-1:])[0].apply(stack.take(out, axis=1))
+    return said, picks, work.without(frozenset(), [few.best(frozenset(), every)])[0]
+
+
+def judge(
+    stack: F64,
+    truth: Labels,
+    metric: Metric,
+    how: str | Sequence[Plan] = "greedy",
+    *,
+    members: Sequence[str] = (),
+    folds: NDArray[np.int64] | None = None,
+    groups: Sequence[str] | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    always: bool = False,
+    report: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Verdict:
+    """Should these members be blended so, or by the plain mean? The plain mean, unless the gain exceeds its noise.
+
+    Tables are [M, N, C], truth int64 [N] or bool [N, C]. `how` is a weigher, or plans to choose among. Nested over `folds` (5
+    are made if none are given, or too few to choose); `always` takes the best plan whatever comes out, and the reason says so.
+
+    Raises:
+        DataError: see `fit_weights`, `choose` and `outer_folds`; folds that tear a group apart.
+    """
+    every = [Plan(how)] if isinstance(how, str) else list(how)
+    if folds is None or (len(every) > 1 and len(np.unique(folds)) < 3):
+        folds = outer_folds(truth, groups=groups, seed=seed)
+    check_groups(folds, groups)
+    names = list(members) or [str(place) for place in range(len(stack))]
+    apart, picks, best = choose(stack, truth, metric, every, folds, options=options, report=report)
+    plain = _fit(stack, truth, metric, [Plan("uniform")], {})[0]
+    said = {
+        "best_single": nested(stack, truth, {"best_single": weigher("best_single", metric)}, folds)["best_single"],
+        "uniform": plain.apply(stack),
+        "in_sample": best.apply(stack),
+        "nested": apart,
+    }
+    widen = dict.fromkeys(("best_single", "nested"), widening(len(np.unique(folds))))
+    found = compare(truth, metric, said, groups=groups, widen=widen, draws=draws, seed=seed)
+    chosen, reason = decide_between(best.plan.name, found["nested"], metric)
+    if len(every) > 1 and best.plan == Plan("uniform"):
+        reason = f"uniform: the plain mean has the best cross-validated score of {len(every)} plans"
+    if always and chosen != best.plan.name:
+        chosen, reason = best.plan.name, f"{best.plan.name} because it was asked for, although the rule says: {reason}"
+    used = best if chosen == best.plan.name else plain
+    counts = {plan.name: sum(pick == plan for pick in picks) for plan in every if plan in picks}
+    return Verdict(found, chosen, reason, used.weights, used.blend(names), counts, apart)

@@ -1,0 +1,44 @@
+"""toolkit audit: leaks, pictures that are there twice, and labels that look wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from toolkit.base.printing import Mark, Part, facts
+from toolkit.cli import options
+from toolkit.cli.progress import bar
+
+if TYPE_CHECKING:
+    from toolkit.workspace.competition import Competition
+
+
+MARKS = {"leak": Mark("Leak", "bad"), "warning": Mark("Warning", "odd"), "note": "Note"}
+
+
+@click.command()
+@click.option("--no-test", is_flag=True, help="Leave the test pictures out.")
+@options.as_json
+@options.workspace
+def command(competition: Competition, *, no_test: bool) -> options.Said:
+    """Look for leaks, pictures that are there twice and labels that look wrong; see reports/audit.html.
+
+    Pictures are compared across folds and with the test set, also resized, recompressed, flipped and turned. Labels are judged
+    by the out-of-fold predictions of oof/, and reports/labels_fix.csv says what they suggest.
+    """
+    from toolkit.analysis import data_audit
+    from toolkit.analysis.pages import audit
+    from toolkit.cli.summaries import shown
+
+    with bar("Reading") as progress:
+        found = data_audit.audit(competition, test=not no_test, progress=progress)
+    page, fixes = audit.write(competition, found), data_audit.write_fixes(competition, found.issues)
+    rows: list[tuple[str, str]] = []
+    for one in found.findings:
+        rows += [(MARKS[one.severity], one.what), *([("", one.hint)] if one.hint else [])]
+    kept = f"{shown(fixes)} ({len(found.issues):,} labels)" if fixes else f"{data_audit.FIXES} is in use and was left as it is"
+    rows.append(("Wrote", f"{shown(page)}, {kept}"))
+    nothing = [] if found.findings else ["Nothing was found."]
+    lines: list[Part] = [f"Looked at {found.images:,} pictures", *nothing, facts(rows)]
+    return found.record | {"page": str(page), "labels_fix": str(fixes or "")}, lines

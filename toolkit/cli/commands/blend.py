@@ -1,0 +1,172 @@
+"""`toolkit blend`: members' tables become one, with weights learned out of fold and an honest score, or by vote of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolkit.base.printing import INTERVAL, Part, Table, Verbatim, facts, interval
+from toolkit.blending.plan_selection import CALIBRATIONS
+from toolkit.blending.weighers import WEIGHERS
+from toolkit.cli import options, summaries
+from toolkit.cli.completion import FILES, offer
+from toolkit.core.voting import VOTES
+
+if TYPE_CHECKING:
+    from toolkit.blending.mix_tables import Mixed
+    from toolkit.blending.outside_tables import Reading
+    from toolkit.blending.plan_selection import Verdict
+    from toolkit.workspace.competition import Competition
+
+_NAMES = {"best_single": "best single", "uniform": "plain mean", "in_sample": "blend, in sample", "nested": "blend, nested"}
+_CALIBRATE = ["none", *filter(None, CALIBRATIONS)]
+
+
+class _Several(click.ParamType[tuple[str, ...]]):
+    """Names of a registry with commas between them, or auto: nothing said."""
+
+    name = "names"
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self.known = list(known)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        names = tuple(name for name in str(value).split(",") if name and name != "auto")
+        if unknown := [name for name in names if name not in self.known]:
+            self.fail(f"{unknown[0]!r} is not one of auto, {', '.join(self.known)}", param, ctx)
+        return tuple("" if name == "none" else name for name in names)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        """Names of the registry."""
+        return offer(["auto", *self.known], several=True)(ctx, param, incomplete)
+
+
+@click.command()
+@click.argument("tables", nargs=-1, metavar="[TABLES]...", shell_complete=FILES)
+@click.option(
+    "--weigher",
+    "weighers",
+    type=_Several([n for n in WEIGHERS if n != "stacking"]),
+    default="auto",
+    show_default=True,
+    help="How weights are looked for; several with commas are chosen among.",
+)
+@click.option("--vote", "votes", type=_Several(list(VOTES)), default="auto", show_default=True, help="How members combine.")
+@click.option(
+    "--calibrate",
+    type=_Several(_CALIBRATE),
+    default="auto",
+    show_default=True,
+    help=f"What is calibrated: {', '.join(_CALIBRATE)}.",
+)
+@click.option("--test-prior", "prior", default="", help="Class shares known of the test set: cat=0.5,dog=0.5.")
+@click.option("--always", is_flag=True, help="Use the best found even where it cannot be told from the plain mean.")
+@click.option("--fit-on", type=click.Choice(["all", "common"]), default="all", help="Rows: all must agree, or those shared.")
+@click.option("--apply", "apply", is_flag=True, help="TABLES are of test rows: combine them as blend.json or --weights says.")
+@click.option("--labels", "labels", is_flag=True, help="TABLES are of test rows: vote on their labels (earlier submissions).")
+@click.option("--weights", default="", help="With --apply or --labels: equal, 2,1,1 or a=0.7,b=0.3.")
+@click.option("--name", default="blend", show_default=True, help="Test rows are written to predictions/NAME.parquet.")
+@click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False), help="… or to this .csv or .parquet file.")
+@options.as_json
+@options.tables
+def command(
+    competition: Competition, tables: tuple[str, ...], fit_on: str, reading: Reading, *, apply: bool, labels: bool, **said: Any
+) -> options.Said:
+    """Learn members' weights from out-of-fold tables and write blend.json: the mean unless more is certain.
+
+    TABLES are files (Parquet, CSV, npz; FILE or NAME=FILE), all of oof/ unless told. Weights, vote and calibration are chosen
+    inside each fold and scored on the fold left out.
+
+    \b
+    toolkit blend
+    toolkit blend b4_oof.csv vit_oof.npz --truth train.csv --metric log_loss
+    toolkit blend --apply b4_test.csv vit_test.npz --name blended
+    toolkit blend --labels monday.csv tuesday.csv theirs.csv --weights 2,1,1
+    """
+    common = fit_on == "common"
+    test = {key: said.pop(key) for key in ("weights", "name", "output")}
+    if apply or labels:
+        return _combine(competition, tables, labels=labels, common=common, reading=reading, both=apply and labels, **test)
+    return _fit(competition, tables, common=common, reading=reading, unused=bool(test["weights"] or test["output"]), **said)
+
+
+def _fit(competition: Competition, tables: Sequence[str], *, unused: bool, **said: Any) -> options.Said:
+    import json
+
+    from toolkit.blending import oof
+    from toolkit.cli.progress import bar
+
+    if unused:
+        raise click.UsageError("--weights and --output are for tables of test rows: use --apply or --labels with them.")
+    with bar("Choosing", unit="fits") as report:
+        path, verdicts = oof.fit(competition, oof.find_tables(competition, tables), report=report, **said)
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    lines: list[Part] = []
+    for target, verdict in verdicts.items():
+        lines += [_table(target, verdict, competition.metric), facts(_chosen(verdict, record["targets"][target]))]
+    return record, [*lines, facts([("Wrote", summaries.shown(path))])]
+
+
+def _combine(competition: Competition, tables: Sequence[str], *, labels: bool, both: bool, **said: Any) -> options.Said:
+    from toolkit.blending import mix_tables, outside_tables
+
+    if both or not tables:
+        raise click.UsageError("name the tables of test rows, and one of --apply and --labels.")
+    made = mix_tables.mix(competition, outside_tables.named(tables), labels=labels, **said)
+    return made.record, _mixed(made)
+
+
+def _table(target: str, verdict: Verdict, metric: str) -> Table:
+    rows = [
+        (
+            *(_NAMES[name], f"{one.score:.5f}", interval(one.low, one.high)),
+            *(f"{one.gain:+.5f}", interval(one.gain_low, one.gain_high, sign="+")),
+        )
+        for name, one in verdict.estimates.items()
+    ]
+    return Table(("", metric, INTERVAL, "gain", INTERVAL), rows, "lrrrr", caption=f"Target    {target}")
+
+
+def _chosen(verdict: Verdict, said: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was chosen and why; what is as usual is left out."""
+    if said["plans"] > 1:
+        picks = ", ".join(f"{name} ({count})" for name, count in verdict.picks.items())
+        yield "Tried", f"{said['plans']} plans; chosen in the outer folds: {picks}"
+    yield "Chosen", verdict.reason
+    yield "Weights", _listed(said["members"], "{} {:.4g}")
+    if said["vote"] != "soft":
+        yield "Vote", said["vote"]
+    if any(value != 1 for value in said["temperatures"].values()):
+        yield "Cooled", _listed(said["temperatures"], "{} T = {:.3g}")
+    if said["temperature"]:
+        yield "Cooled", f"the outcome, T = {said['temperature']:.3g}"
+    if said["thresholds"]:
+        yield "Classes", _listed(said["thresholds"], "{} {:.3g}")
+    if said["test_prior"]:
+        yield "Prior", "the test set's is not that of these rows: its effect cannot be scored on them"
+    yield from (("Note", note) for note in said["notes"])
+
+
+def _listed(values: Mapping[str, float], form: str) -> str:
+    return ", ".join(form.format(name, value) for name, value in values.items())
+
+
+def _mixed(made: Mixed) -> list[Part]:
+    names = list(made.weights)
+    lines: list[Part] = [facts([("Weights", _listed(made.weights, "{} {:.4g}"))])]
+    if len(names) == len(made.agreement) > 1:
+        rows = [(name, *(f"{value:.4f}" for value in row)) for name, row in zip(names, made.agreement, strict=True)]
+        kinds = "l" + "r" * len(names)
+        lines.append(Table(("", *names), rows, kinds, caption="Agreement, share of rows labelled alike:"))
+    said = []
+    if made.ties:
+        said.append(("Ties", f"{made.ties:,} rows; each went to the first table named of those tied (or the mean, if soft)"))
+    said.append(("Wrote", f"{summaries.shown(made.path)} ({made.record['rows']:,} rows × {', '.join(made.predictions)})"))
+    if made.path.suffix == ".parquet":
+        said.append(("Next", Verbatim(f"toolkit submit --name {made.path.stem}")))
+    return [*lines, facts(said)]

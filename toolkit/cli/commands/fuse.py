@@ -1,0 +1,77 @@
+"""toolkit fuse: fold models, views, weights and mean → one self-contained .onnx."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolkit.base.printing import Table, Verbatim, facts
+from toolkit.cli import options
+from toolkit.cli.completion import FILES, MEMBERS, VIEWS
+
+if TYPE_CHECKING:
+    from toolkit.ensemble.fuse import Fused
+    from toolkit.workspace.competition import Competition
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODELS...", shell_complete=FILES)
+@click.option(
+    "--tta",
+    default="none",
+    shell_complete=VIEWS,
+    show_default=True,
+    help="Views that turn images: hflip, flip, d4, or b4=flip,vit=none.",
+)
+@click.option("--weights", default="", help="A number per model (0.2,0.8), names (b4=0.7,vit=0.3), or score.")
+@click.option("--blend", is_flag=True, help="Weights, vote, temperatures and views of blend.json.")
+@click.option("--members", default="", shell_complete=MEMBERS, help="Use these members only (b4,vit).")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path, dir_okay=False), default="ensemble.onnx", show_default=True,
+    help="The file to write; the member is called as it is.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@options.as_json
+@options.workspace
+def command(competition: Competition, models: tuple[str, ...], members: str, output: Path, **how: Any) -> options.Said:
+    """Make one self-contained .onnx of fold models, views, weights and mean, proved equal to the ensemble.
+
+    It takes what the models take (uint8 images), gives `probabilities` in the competition's order of classes, and needs nothing
+    but onnxruntime. What several models have in common is in it once.
+
+    \b
+    toolkit fuse folds/*.onnx --tta hflip -o ensemble.onnx
+    toolkit ensemble ensemble.onnx
+    """
+    from toolkit.ensemble import fuse
+    from toolkit.inference.exports import find_exports
+
+    if how["blend"] and how["weights"]:
+        raise click.UsageError("--blend and --weights both say the weights: leave one of them out.")
+    only = [name for name in members.split(",") if name]
+    made = fuse.fuse(competition, find_exports(models), output, only=only, **how)
+    record = asdict(made) | {"path": str(made.path)}
+    return record, _text(made)
+
+
+def _text(made: Fused) -> Table:
+    from toolkit.cli.summaries import card, shown
+
+    views = sorted({", ".join(found) for found in made.views.values()})
+    flips = made.card.parity["flips"]
+    smaller, faster = made.bytes / made.parts_bytes, made.rate / made.parts_rate
+    size = f"{made.bytes / 1e6:.2f} MB, the parts {made.parts_bytes / 1e6:.2f} MB ({smaller:.2f}×)"
+    rows = [
+        ("Fused", f"{len(made.models)} models: {', '.join(made.models)}"),
+        ("Views", "; ".join(views)),
+        *card(made.card),
+        ("Labels", f"{flips:.0f} of {made.checked} changed against the ensemble of the parts"),
+        ("Size", f"{size}; {made.nodes:,} nodes, the parts {made.parts_nodes:,}"),
+        ("Speed", f"{made.rate:,.0f} images/s on the CPU, the parts {made.parts_rate:,.0f} ({faster:.2f}×)"),
+        ("Wrote", shown(made.path)),
+        ("Next", Verbatim(f"toolkit ensemble {shown(made.path)}")),
+    ]
+    return facts(rows)

@@ -1,0 +1,68 @@
+"""`toolkit tta`: what every view and set of views brings on images the models did not see, and which set pays."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolkit.base.printing import Part, Verbatim, facts
+from toolkit.cli import options
+from toolkit.cli.completion import FILES, MEMBERS
+from toolkit.images.views import VIEW_SETS
+from toolkit.runtime.session import PROVIDERS
+
+if TYPE_CHECKING:
+    from toolkit.ensemble.view_selection import Finding
+    from toolkit.workspace.competition import Competition
+
+
+@click.command()
+@click.argument("models", nargs=-1, metavar="[MODELS]...", shell_complete=FILES)
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    type=options.SETS,
+    help=f"A set to judge, as `ensemble --tta` takes them; may be repeated. All of {', '.join(VIEW_SETS)} unless told.",
+)
+@click.option("--members", default="", shell_complete=MEMBERS, help="Judge these members only (b4,vit).")
+@click.option("--limit", type=click.IntRange(2), help="About so many held-out rows, drawn by chance, instead of all.")
+@click.option("--device", type=click.Choice(["auto", *PROVIDERS]), default="auto", show_default=True)
+@click.option("--batch-size", "batch", type=click.IntRange(1), help="Images a model takes at a time.")
+@options.as_json
+@options.workspace
+def command(competition: Competition, models: tuple[str, ...], sets: tuple[str, ...], members: str, **how: Any) -> options.Said:
+    """Judge views on held-out images: score, gain with interval, answers won and lost, and the set that pays.
+
+    MODELS are .onnx files, folders, or globs (folds/*.onnx unless told). Each fold's model predicts the images it did not see,
+    once per view, through the store; the set is chosen inside each fold and scored on the fold left out.
+
+    \b
+    toolkit tta
+    toolkit tta folds/b4.*.onnx --set hflip --set hflip+scale:0.9,1.1
+    """
+    from toolkit.cli.progress import bar
+    from toolkit.ensemble import tta
+    from toolkit.inference.exports import find_exports, read_exports
+
+    base = None if models else competition.root
+    paths = find_exports(models or ["folds/*.onnx"], base=base)
+    exports = read_exports(paths, competition, members=[name for name in members.split(",") if name])
+    with bar("Judging views") as progress:
+        found, notes = tta.find(competition, exports, sets, progress=progress, **how)
+    return {name: _record(finding) for name, finding in found.items()} | {"notes": list(notes)}, _text(found, notes)
+
+
+def _record(finding: Finding) -> dict[str, Any]:
+    return asdict(finding) | {"picks": dict(finding.picks)}
+
+
+def _text(found: dict[str, Finding], notes: tuple[str, ...]) -> list[Part]:
+    from toolkit.ensemble.view_selection import table
+    from toolkit.images.views import written
+
+    chosen = written({name: finding.chosen for name, finding in found.items()})
+    said = [*(("Note", note) for note in notes), ("Next", Verbatim(f"toolkit ensemble --tta {chosen} …"))]
+    return [part for finding in found.values() for part in table(finding)] + [facts(said)]

@@ -1,0 +1,41 @@
+"""`toolkit verify`: is a submission what its manifest says, and would it be made so again?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from toolkit.base.printing import Mark, Table
+from toolkit.cli import options
+
+if TYPE_CHECKING:
+    from toolkit.workspace.competition import Competition
+
+
+MARKS = {state: Mark(state, "bad") for state in ("changed", "missing")}
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False), required=False)
+@click.option("--rebuild", is_flag=True, help="Make the file again and compare the bytes.")
+@options.as_json
+@options.workspace
+def command(competition: Competition, file: Path | None, *, rebuild: bool) -> options.Said:
+    """Compare a submission and all it was made of with its manifest.
+
+    FILE is a submission with its manifest (.json) beside it; by default submission.csv in the workspace.
+    With --rebuild the work is done again (what the store holds is not computed twice) and the bytes are compared.
+
+    \b
+    toolkit verify
+    toolkit verify submissions/3f0a91bc.csv --rebuild
+    """
+    from toolkit.submissions import verify
+
+    path = file or competition.path("submission.csv")
+    found = verify.verify(competition, path, rebuild=rebuild)
+    tail = f"{path.name} made again: the same bytes" if found.rebuilt else f"{path.name} is the file of its manifest"
+    rows = [(MARKS.get(one.state, one.state), one.what, one.path) for one in found.inputs]
+    return found.record, [Table((), rows, "llp"), tail]

@@ -1,0 +1,1 @@
+"""The nouns: card, predictions, metric, target, vote."""

@@ -1,0 +1,1 @@
+"""Logits → one answer: combined, judged by views, planned for a time, fused."""

@@ -1,0 +1,125 @@
+"""Out-of-fold evidence of a submission: its members' tables joined and weighted as they are in it, scored with an interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.blending import blend as combining
+from toolkit.blending.blend import Blend
+from toolkit.core import prediction_files
+from toolkit.core.metrics import METRICS
+from toolkit.core.predictions import Predictions
+from toolkit.errors import DataError, few
+from toolkit.submissions.checks import Problem
+from toolkit.workspace.competition import Competition
+from toolkit.workspace.split import Split
+
+BLOCKS = 20  # of the jackknife
+MISMATCH = 1e-3  # a card's score and that of its out-of-fold rows come from the same numbers
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """The ensemble's out-of-fold predictions per target, its scores as plain JSON values, the tables used, and doubts."""
+
+    predictions: Mapping[str, Predictions] = field(default_factory=dict)
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    paths: tuple[Path, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+def gather(competition: Competition, meta: Mapping[str, Any]) -> Evidence:
+    """What oof/<member>.parquet says of the members of predictions; empty where a member has no table.
+
+    Members are averaged with their weights, or combined as their blend says, over the ids that all of them have, without views:
+    a score that is not fitted on the rows it is taken from, as long as the weights were not.
+    """
+    blends = meta.get("blend") or {}
+    weights: dict[str, float] = {}
+    for model in meta.get("models", ()):
+        weights[model["member"]] = weights.get(model["member"], 0.0) + float(model.get("weight", 1.0))
+    paths = {name: competition.path("oof", f"{name}.parquet") for name, weight in weights.items() if weight}
+    if not paths or not all(path.is_file() for path in paths.values()):
+        return Evidence()
+    try:
+        found = {name: prediction_files.read_table(path) for name, path in paths.items()}
+        truth = competition.truth()
+        joined = {target.name: _joined(target.name, found, weights, blends.get(target.name)) for target in competition.targets}
+        members = {name: _score(competition, table.predictions, truth)[0] for name, table in found.items()}
+        score, error = _score(competition, joined, truth)
+    except (DataError, KeyError) as problem:
+        return Evidence(problems=(Problem("SUB066", seen=getattr(problem, "message", str(problem))),))
+    scores = {
+        "metric": competition.metric,
+        "out_of_fold": score,
+        "interval": None if math.isnan(error) else [score - 1.96 * error, score + 1.96 * error],
+        "rows": len(next(iter(joined.values()))),
+        "members": members,
+    }
+    return Evidence(joined, scores, tuple(paths.values()), tuple(_mismatched(competition, meta, found, truth)))
+
+
+def _joined(
+    target: str, found: Mapping[str, prediction_files.Table], weights: Mapping[str, float], blend: Mapping[str, Any] | None
+) -> Predictions:
+    parts = {name: table.predictions[target] for name, table in found.items()}
+    first = next(iter(parts.values()))
+    shared = set(first.ids).intersection(*(table.ids for table in parts.values()))
+    ids = [name for name in first.ids if name in shared]
+    values = {name: table.align(ids).with_classes(first.classes).values for name, table in parts.items()}
+    if labels := [name for name, one in values.items() if one is None]:
+        raise DataError(f"member {few(labels)} has out-of-fold labels, not probabilities")
+    if blend is None:
+        how = Blend(tuple(values), np.array([weights[name] for name in values]) / sum(weights[name] for name in values))
+    else:
+        how = combining.read(blend, first.classes).among(values)
+    stack = np.stack([values[name] for name in how.members])  # type: ignore[misc]
+    said = how.apply(stack, multilabel=first.multilabel)
+    return replace(first, ids=tuple(ids), kind=said.kind, values=said.values, labels=said.labels)
+
+
+def _score(
+    competition: Competition, predictions: Mapping[str, Predictions], truth: Mapping[str, Predictions]
+) -> tuple[float, float]:
+    """The mean score over the targets and its standard error, by the jackknife that leaves out each twentieth of the rows."""
+    full, parts = [], []
+    for target in competition.targets:
+        table, labels = predictions[target.name], truth[target.name].align(predictions[target.name].ids)
+        full.append(table.score(competition.score, labels))
+        blocks = [np.flatnonzero(np.arange(len(table)) % BLOCKS != b) for b in range(BLOCKS)] if len(table) > BLOCKS else []
+        parts.append([table.take(rows).score(competition.score, labels.take(rows)) for rows in blocks])
+    spread = np.mean(parts, axis=0)
+    error = math.sqrt((BLOCKS - 1) * float(np.var(spread))) if len(spread) else math.nan
+    return float(np.mean(full)), error
+
+
+def _mismatched(
+    competition: Competition,
+    meta: Mapping[str, Any],
+    found: Mapping[str, prediction_files.Table],
+    truth: Mapping[str, Predictions],
+) -> Sequence[Problem]:
+    """Exports whose score is not what their held-out rows give: another checkpoint, class order or split."""
+    path = competition.path("split.csv")
+    split = Split.read(path) if path.is_file() else None
+    wrong = []
+    for model in meta.get("models", ()):
+        table = found.get(model["member"])
+        said, fold = model.get("score"), model.get("fold")
+        if table is None or split is None or said is None or fold is None or table.meta.get("split") != split.digest:
+            continue
+        metric = METRICS.get(model.get("metric") or table.meta.get("metric") or competition.metric)
+        ids = split.held_out(fold)
+        if metric is None or not set(ids) <= set(next(iter(table.predictions.values())).ids):
+            continue
+        names = [target.name for target in competition.targets if target.name in table.predictions]
+        score = np.mean([table.predictions[name].score(metric, truth[name].align(ids)) for name in names])
+        if abs(score - said) > MISMATCH * max(1.0, abs(said)):
+            wrong.append(f"{model['path']} says {said:.4f}, its rows give {score:.4f}")
+    return [Problem("SUB065", len(wrong), seen=few(wrong))] if wrong else []

@@ -1,0 +1,1 @@
+"""Images × models × views → logits."""

@@ -1,0 +1,1 @@
+"""The prediction store: segments, indexes, timings and their upkeep."""

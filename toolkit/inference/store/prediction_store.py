@@ -1,0 +1,365 @@
+"""The prediction store: tables of immutable segments, keyed by what was computed, looked up by image content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.base import files
+from toolkit.errors import StoreError
+from toolkit.inference.store.file_index import DIGEST, Digests, ImageIndex
+
+SEGMENT_ROWS = 4096
+KEPT_AS = ("float32", "float16")  # how values lie on disk
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TableKey:
+    """What a table of logits was computed with and is kept as: change any of these and it is another table."""
+
+    model: str
+    pixels: str
+    view: str
+    engine: str
+    precision: str = "fp32"
+    kept_as: str = "float32"
+
+    @property
+    def digest(self) -> str:
+        """The folder's name."""
+        said = asdict(self)
+        if self.kept_as == "float32":  # tables of float32 had their names before there was another way
+            del said["kept_as"]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One complete file: its keys, and where its values start, to be read when they are wanted."""
+
+    path: Path
+    keys: Digests
+    offset: int
+    width: int
+    dtype: np.dtype[Any]
+
+    def values(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Some rows, as they are kept."""
+        first, count = int(rows[0]), len(rows)
+        step = self.width * self.dtype.itemsize
+        if np.array_equal(rows, np.arange(first, first + count)):
+            found = np.fromfile(self.path, self.dtype, count * self.width, offset=self.offset + first * step)
+            return found.reshape(count, self.width)
+        mapped = np.memmap(self.path, self.dtype, "r", self.offset, (len(self.keys), self.width))
+        return np.array(mapped[rows])
+
+
+class _Lookup:
+    """Where each of a table's keys stands; tables with the same keys in the same order share one, and its last answer."""
+
+    def __init__(self, keys: Digests) -> None:
+        self.keys = keys
+        self._sorted: tuple[Digests, NDArray[np.int64]] | None = None
+        self._last: tuple[Digests, NDArray[np.int64]] = (np.array([], dtype=DIGEST), np.zeros(0, dtype=np.int64))
+
+    def find(self, digests: Digests) -> NDArray[np.int64]:
+        """The place of each digest among the keys, -1 where absent."""
+        asked, places = self._last
+        if asked is not digests:
+            places = self._find(digests)
+            self._last = (digests, places)
+        return places
+
+    def _find(self, digests: Digests) -> NDArray[np.int64]:
+        if not len(self.keys):
+            return np.full(len(digests), -1, dtype=np.int64)
+        if self._sorted is None:
+            self._sorted = np.unique(self.keys, return_index=True)
+        order, first = self._sorted
+        if len(digests) > 1:  # images are mostly asked for as they were added
+            start = first[min(int(np.searchsorted(order, digests[0])), len(order) - 1)]
+            if np.array_equal(self.keys[start : start + len(digests)], digests):
+                return np.arange(start, start + len(digests))
+        place = np.searchsorted(order, digests).clip(max=len(order) - 1)
+        return np.where(order[place] == digests, first[place], -1)
+
+
+@dataclass(eq=False)
+class Table:
+    """Raw logits of one model on one view: float32 (width,) per image digest. A key that is present is valid.
+
+    `also` is a folder of further segments that are read and never written.
+    """
+
+    folder: Path
+    key: TableKey
+    also: Path | None = None
+    lookups: dict[bytes, _Lookup] = field(default_factory=dict)  # by digest of the keys: tables are filled alike
+    segments: list[Segment] = field(default_factory=list)
+    _indexed: int = -1
+
+    def __post_init__(self) -> None:
+        for folder in (self.folder, *([self.also] if self.also else [])):
+            self.segments += [read_segment(path) for path in segment_paths(folder)]
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self._lookup.keys)
+
+    def present(self, digests: Digests) -> NDArray[np.bool_]:
+        """Whether each digest had a row when the table was opened or last refreshed, bool [N].
+
+        Rows added since do not count: sorting a million keys again after every few hundred images would cost more than
+        computing the rare duplicate image twice.
+        """
+        return np.asarray(self._lookup.find(digests) >= 0)
+
+    def gather(self, digests: Digests) -> F32:
+        """The rows of these digests, float32 [N, width].
+
+        Raises:
+            StoreError: a digest has no row.
+        """
+        place = self._lookup.find(digests)
+        if (place < 0).any() and self._indexed < len(self.segments):
+            self.refresh()
+            place = self._lookup.find(digests)
+        if (place < 0).any():
+            raise StoreError(f"{int((place < 0).sum()):,} rows are not in the store", hint="Run the same command again.")
+        found = np.empty((len(digests), self.segments[0].width if self.segments else 0), dtype=np.float32)
+        home = np.searchsorted(self._starts, place, side="right") - 1
+        for number in np.unique(home):
+            here = np.flatnonzero(home == number)
+            found[here] = self.segments[number].values(place[here] - self._starts[number])
+        return found
+
+    def add(self, digests: Digests, values: F32) -> None:
+        """Keep rows for good: they are on disk when this returns. Rows that are already there are left out.
+
+        Raises:
+            StoreError: values that are not finite or not one row per digest, or a disk that takes no more.
+        """
+        if values.dtype != np.float32 or values.ndim != 2 or len(values) != len(digests) or not np.isfinite(values).all():
+            raise StoreError(f"{self.key.model[:12]} {self.key.view}: logits must be finite float32, a row per image")
+        _, first = np.unique(digests, return_index=True)
+        fresh = np.sort(first[~self.present(digests[first])])
+        kept = values if self.key.kept_as == "float32" else halved(values)
+        for start in range(0, len(fresh), SEGMENT_ROWS):
+            rows = fresh[start : start + SEGMENT_ROWS]
+            name = f"{time.time_ns():020d}-{secrets.token_hex(4)}.seg"
+            self.segments.append(write_segment(self.folder / name, digests[rows], kept[rows]))
+
+    def refresh(self) -> None:
+        """Let rows that were added since count as present."""
+        if self._indexed == len(self.segments):
+            return
+        sizes = [len(segment.keys) for segment in self.segments]
+        keys = np.concatenate([segment.keys for segment in self.segments]) if sizes else np.array([], dtype=DIGEST)
+        self._starts = np.cumsum([0, *sizes[:-1]])
+        self._indexed = len(sizes)
+        name = hashlib.blake2b(keys.tobytes(), digest_size=16).digest()
+        self._lookup = self.lookups.setdefault(name, _Lookup(keys))
+
+
+@dataclass(frozen=True, eq=False)
+class Renamed:
+    """A table whose rows stand under other digests than those it is asked with: `names` leads from these to those.
+
+    Models that look at different boxes of an image share no row of it, while the caller has one digest for the image.
+    """
+
+    table: Table
+    names: Mapping[bytes, bytes]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def present(self, digests: Digests) -> NDArray[np.bool_]:
+        """See `Table.present`."""
+        return self.table.present(self._named(digests))
+
+    def gather(self, digests: Digests) -> F32:
+        """See `Table.gather`.
+
+        Raises:
+            StoreError: a digest has no row.
+        """
+        return self.table.gather(self._named(digests))
+
+    def add(self, digests: Digests, values: F32) -> None:
+        """See `Table.add`.
+
+        Raises:
+            StoreError: see there.
+        """
+        self.table.add(self._named(digests), values)
+
+    def refresh(self) -> None:
+        """See `Table.refresh`."""
+        self.table.refresh()
+
+    def _named(self, digests: Digests) -> Digests:
+        return np.array([self.names[digest] for digest in digests.tolist()], dtype=DIGEST)
+
+
+class Store:
+    """All tables of a workspace, and the index that knows an unchanged file's digest without reading it.
+
+    While it is open, `exclusive` is refused to other processes, so that nobody removes what a run is using. With `passing`,
+    what is added goes to a place of its own, which `forget` empties.
+    """
+
+    def __init__(self, root: Path, *, passing: bool = False) -> None:
+        self.root = root
+        self.passing = passing
+        self._lock: int | None = None  # so that there is one to close if taking it fails
+        self._lock = _lock(root, exclusive=False)
+        files.sweep(root)
+        self.images = ImageIndex(root / "images.npz")
+        self._lookups: dict[bytes, _Lookup] = {}
+
+    def table(self, key: TableKey) -> Table:
+        """The table of that key, empty if nothing was computed yet.
+
+        Raises:
+            StoreError: it cannot be read, or made.
+        """
+        kept = self.root / "tables" / key.digest
+        folder = self.root / "passing" / key.digest if self.passing else kept
+        if not (folder / "key.json").exists():
+            files.write_text(folder / "key.json", json.dumps(asdict(key), indent=1))
+        return Table(folder, key, kept if self.passing else None, self._lookups)
+
+    def require_space(self, size: int) -> None:
+        """Make sure that the disk takes `size` bytes more.
+
+        Raises:
+            StoreError: it does not.
+        """
+        folder = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise StoreError(
+                f"{self.root} would grow by {size / 1e9:,.1f} GB, and the disk has {free / 1e9:,.1f} GB left",
+                hint="Use --keep folds or --keep-as float16, free some space (`toolkit store prune`), or move the workspace.",
+            )
+
+    def forget(self) -> bool:
+        """Remove what lies in the passing place, unless another run may be using it; whether it is gone."""
+        self.close()
+        with suppress(StoreError), exclusive(self.root):
+            shutil.rmtree(self.root / "passing", ignore_errors=True)
+            return True
+        return False
+
+    def close(self) -> None:
+        """Let others remove tables again."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __del__(self) -> None:
+        self.close()
+
+
+@contextmanager
+def exclusive(root: Path) -> Iterator[None]:
+    """Hold the store alone, so that segments can be removed.
+
+    Raises:
+        StoreError: another process is using it.
+    """
+    handle = _lock(root, exclusive=True)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def halved(values: F32) -> NDArray[np.float16]:
+    """Logits as float16; what is beyond its range becomes the largest it holds."""
+    limit = float(np.finfo(np.float16).max)
+    return np.asarray(values.clip(-limit, limit).astype(np.float16))
+
+
+def segment_paths(folder: Path) -> list[Path]:
+    """The complete segments of a table's folder, in the order of their making."""
+    return sorted(folder.glob("*.seg"))
+
+
+def write_segment(path: Path, keys: Digests, values: NDArray[Any]) -> Segment:
+    """Write rows as one segment, complete or not at all.
+
+    Raises:
+        StoreError: the disk takes no more.
+    """
+
+    def fill(file: Any) -> None:
+        np.save(file, keys)
+        np.save(file, np.ascontiguousarray(values))
+
+    files.write(path, fill)
+    return read_segment(path)
+
+
+def read_segment(path: Path) -> Segment:
+    """The keys of a segment, and where its values lie.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            keys = np.load(file, allow_pickle=False)
+            version = np.lib.format.read_magic(file)
+            header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+            shape, _, dtype = header(file)
+            offset = file.tell()
+            size = file.seek(0, os.SEEK_END)
+        if keys.dtype != DIGEST or dtype.name not in KEPT_AS or shape[0] != len(keys):
+            raise ValueError("not a segment")
+        if size != offset + dtype.itemsize * shape[0] * shape[1]:
+            raise ValueError("wrong size")
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise StoreError(f"{path} is damaged ({error})", hint="Delete that file; its rows are computed again.") from error
+    return Segment(path, keys, offset, int(shape[1]), dtype)
+
+
+def rows_size(rows: int, widths: Sequence[int], kept_as: str) -> int:
+    """Bytes that `rows` images take in tables of these widths."""
+    return rows * sum(width * np.dtype(kept_as).itemsize + DIGEST.itemsize for width in widths)
+
+
+def _lock(root: Path, *, exclusive: bool) -> int | None:
+    """A lock on the store, held until the handle is closed or the process ends however; None where locks are not to be had."""
+    try:
+        import fcntl
+
+        root.mkdir(parents=True, exist_ok=True)
+        handle = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise StoreError(f"{root} is in use by another run", hint="Wait until it has ended, then try again.") from error
+    except OSError:  # a file system without locks
+        os.close(handle)
+        return None
+    return handle

@@ -1,0 +1,133 @@
+"""What the store keeps of predictions: a row per view or one merged row per model, as float32 or float16, under which key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.core import voting
+from toolkit.core.cards import Output
+from toolkit.images.boxes import Boxes
+from toolkit.inference.store.file_index import Digests
+from toolkit.inference.store.prediction_store import Renamed, Table, TableKey, rows_size
+from toolkit.runtime.graphs.onnx_file import Export
+from toolkit.runtime.session import engine_tag, probabilities
+
+Tables = Mapping[tuple[str, str], Table | Renamed]  # by model digest and view
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What stays in the store: every view's row, one merged row per fold model, or nothing in the end; and as what.
+
+    A merged row holds logits whose softmax (or sigmoid) is the mean probability over the views. float16 is rounded to eleven
+    bits, after the largest logit of each softmax was subtracted: at most 2.5e-4 in probability.
+    """
+
+    what: Literal["views", "folds", "none"] = "views"
+    kept_as: str = "float32"
+
+
+class Identities:
+    """Which sixteen bytes stand for an image: its content's digest, with its boxes where models look at such.
+
+    All tables of a run are asked with one digest per image, of its content and all boxes that take part; each has its rows
+    under the content and its own box, so that a model finds them whoever runs beside it.
+    """
+
+    def __init__(self, exports: Sequence[Export], boxes: Boxes) -> None:
+        self.boxes = boxes
+        self.names = sorted({export.card.preprocess.box for export in exports} - {""})
+        self._rows: dict[str, dict[bytes, bytes]] = {}
+
+    def of(self, content: bytes, key: str, file: str | PathLike[str]) -> bytes:
+        """The image's own.
+
+        Raises:
+            ImageError: no row of a table of boxes says anything of it.
+            CompetitionError: there is no such table, or it cannot be read.
+        """
+        found = self.boxes.key(content, self.names, key, file)
+        for box, rows in self._rows.items():
+            rows[found.rstrip(b"\0")] = self.boxes.key(content, [box], key, file)  # numpy's bytes end before their zeros
+        return found
+
+    def table(self, export: Export, table: Table) -> Table | Renamed:
+        """The model's table, to be asked with what `of` gave."""
+        box = export.card.preprocess.box
+        if self.names in ([], [box]):
+            return table
+        return Renamed(table, self._rows.setdefault(box, {}))
+
+
+def table_key(export: Export, view: str, pixels: str, device: str, precision: str, kept_as: str = "float32") -> TableKey:
+    """Under which key the store keeps a model's logits for a view; `pixels` is the tag of who made the pixels."""
+    where = f"{pixels}/{export.card.preprocess.digest}"
+    return TableKey(export.digest, where, view, engine_tag(device), precision, kept_as)
+
+
+def merged_name(views: Sequence[str]) -> str:
+    """The view under which rows merged over several views are kept."""
+    return f"mean({','.join(sorted(views))})"
+
+
+def merge(logits: Sequence[F32], output: Output) -> NDArray[np.float64]:
+    """The mean probability over views, float64 (N, C), of their logits (N, width)."""
+    stack = np.stack([probabilities(view, output) for view in logits])
+    found = voting.vote(stack, how="soft", multilabel=output.multilabel).values
+    assert found is not None
+    return found
+
+
+def announced_size(exports: Sequence[Export], views: Mapping[str, Sequence[str]], items: int, keeping: Keeping) -> int:
+    """Bytes that the store may grow by for so many images, when none of them is there yet."""
+    folds = keeping.what == "folds"
+    widths = [export.card.width for export in exports for _ in range(1 if folds else len(views[export.digest]))]
+    return rows_size(items, widths, keeping.kept_as)
+
+
+def kept_views(views: Sequence[str], keeping: Keeping) -> list[str]:
+    """The views that have tables: with merged rows, the single ones are read where they are there."""
+    return [*views, merged_name(views)] if keeping.what == "folds" and len(views) > 1 else list(views)
+
+
+def complete(export: Export, views: Sequence[str], digests: Digests, tables: Tables) -> NDArray[np.bool_]:
+    """Whether nothing of a model is missing: every view is there, or its merged row where such are kept."""
+    there = np.ones(len(digests), dtype=bool)
+    for view in views:
+        there &= tables[export.digest, view].present(digests)
+    whole = tables.get((export.digest, merged_name(views)))
+    return there if whole is None else there | whole.present(digests)
+
+
+def shifted(values: F32, outputs: Sequence[Output]) -> F32:
+    """Logits less the largest of each softmax, which changes no probability and puts the finest steps where they count."""
+    found = values.copy()
+    for output in outputs:
+        if output.activation == "softmax":
+            part = values[:, output.start : output.stop]
+            found[:, output.start : output.stop] = part - part.max(axis=1, keepdims=True)
+    return found
+
+
+def as_logits(views: Sequence[F32], outputs: Sequence[Output]) -> F32:
+    """Logits (N, width) whose probabilities are the mean over the views'."""
+    found = np.zeros_like(views[0])
+    for output in outputs:
+        p = merge(views, output)
+        if output.activation == "sigmoid":
+            p = p[:, 1:] if output.one_logit else p
+            with np.errstate(divide="ignore"):
+                odds = np.log(p) - np.log1p(-p)
+            found[:, output.start : output.stop] = odds.clip(-700, 700)
+        elif output.activation == "softmax":
+            found[:, output.start : output.stop] = np.log(np.maximum(p, 1e-300))
+        else:
+            found[:, output.start : output.stop] = p
+    return found

@@ -1,0 +1,1 @@
+"""From weights or other people's files to a proved export."""

@@ -1,0 +1,118 @@
+"""Checkpoints: weights that say which network they belong to, read without running anybody's code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit.base import files
+from toolkit.core.cards import KEY, Card
+from toolkit.errors import ModelError, few
+from toolkit.models import networks
+
+if TYPE_CHECKING:
+    import torch
+
+_ARCHITECTURE = "toolkit.architecture"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Weights by name, and what a recipe wrote beside them: its card and its architecture (else None)."""
+
+    path: Path
+    state: Mapping[str, torch.Tensor]
+    card: Card | None = None
+    architecture: Mapping[str, Any] | None = None
+
+
+def save(path: Path, model: torch.nn.Module, card: Card, architecture: Mapping[str, Any]) -> Path:
+    """Write a model's weights as safetensors with its card and the architecture (see `networks.create`) that rebuilds it.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    from safetensors.torch import save as to_bytes
+
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    metadata = {KEY: card.to_json(), _ARCHITECTURE: json.dumps(dict(architecture), sort_keys=True)}
+    data = to_bytes(state, metadata)
+    return files.write(path, lambda file: file.write(data))
+
+
+def read(path: Path) -> Checkpoint:
+    """Read .safetensors, or a .pth/.pt/.ckpt that holds nothing but tensors and plain values.
+
+    Raises:
+        ModelError: missing, damaged, or a pickle that would run code.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist")
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+
+
+def build(checkpoint: Checkpoint, architecture: Mapping[str, Any] | None = None) -> torch.nn.Module:
+    """The network with the checkpoint's weights, in eval mode; `architecture` overrides what the checkpoint says.
+
+    Raises:
+        ModelError: the network is unknown, or its parameters and the checkpoint's differ in name or shape.
+    """
+    chosen = dict(architecture or checkpoint.architecture or {})
+    if "model_name" not in chosen:
+        raise ModelError(f"{checkpoint.path} does not say which network it belongs to", hint="Name it: --model resnet18")
+    model = networks.create(chosen)
+    expected, found = model.state_dict(), checkpoint.state
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    shapes = [name for name in expected if name in found and expected[name].shape != found[name].shape]
+    if missing or extra or shapes:
+        sizes = few(f"{name}: {tuple(found[name].shape)} for {tuple(expected[name].shape)}" for name in shapes)
+        raise ModelError(
+            f"{checkpoint.path} does not fit {chosen['model_name']}: {len(missing)} parameters missing ({few(missing)}), "
+            f"{len(extra)} unknown ({few(extra)}), {len(shapes)} of another shape ({sizes})",
+            hint="Another --model, or another number of classes than competition.toml has?",
+        )
+    model.load_state_dict(dict(found))
+    return model.eval()
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is not a complete safetensors file: {error}") from error
+    card = Card.from_json(metadata[KEY], where=str(path)) if KEY in metadata else None
+    architecture = json.loads(metadata[_ARCHITECTURE]) if _ARCHITECTURE in metadata else None
+    return Checkpoint(path, state, card, architecture)
+
+
+def _read_pickle(path: Path) -> Checkpoint:
+    import pickle
+    import zipfile
+
+    import torch
+
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ModelError(
+            f"{path} cannot be read as plain weights ({type(error).__name__})",
+            hint="Only tensors and plain values are read: a pickle can run code. Save model.state_dict() as .safetensors.",
+        ) from error
+    for key in ("state_dict_ema", "state_dict", "model_state_dict", "model"):  # timm, Lightning, common loops
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+            break
+    tensors = {str(k): v for k, v in loaded.items() if isinstance(v, torch.Tensor)} if isinstance(loaded, dict) else {}
+    if not tensors:
+        raise ModelError(f"{path} holds no state dict", hint="Save model.state_dict().")
+    for prefix in ("module.", "model.", "_orig_mod."):  # DataParallel, Lightning, torch.compile
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return Checkpoint(path, tensors)

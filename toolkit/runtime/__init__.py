@@ -1,0 +1,1 @@
+"""An ONNX graph on a device: sessions, providers, precisions."""

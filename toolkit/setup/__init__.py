@@ -1,0 +1,1 @@
+"""Making a workspace: init, demo, doctor, data sets, shipped recipes."""

@@ -1,0 +1,380 @@
+"""What `toolkit init` finds in a folder: tables, id column, targets, image folders; never guessed, each proved or asked for."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit.base import csv_text, files
+from toolkit.core.metrics import METRICS
+from toolkit.errors import CompetitionError, few
+from toolkit.images import boxes
+from toolkit.setup import find_images, infer_targets
+from toolkit.setup.find_images import Index, Match, Part
+from toolkit.setup.infer_targets import Findings, Tables, Wishes
+from toolkit.workspace import path_patterns
+from toolkit.workspace.competition import FILE, Competition, Images
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MADE = "train.csv"  # the table that is written for class-per-folder trees
+_ROLES = {
+    "sample": re.compile(r"sample|submission_format", re.IGNORECASE),
+    "train": re.compile(r"^(train|labels?|annotations?)", re.IGNORECASE),
+    "test": re.compile(r"^(test|eval|info)", re.IGNORECASE),
+}
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """A competition that was found, `lines` that say what was concluded, and the text of a train.csv that has to be made."""
+
+    competition: Competition
+    lines: tuple[str, ...]
+    made: str = ""
+
+    def write(self, *, force: bool = False) -> Path:
+        """Write competition.toml (and before it train.csv, if one had to be made); files that exist stay unless `force`.
+
+        Raises:
+            CompetitionError: a file is already there.
+            StoreError: the workspace cannot be written.
+        """
+        root = self.competition.root
+        for name in (FILE, *([MADE] if self.made else [])):
+            refuse_existing(root / name, force=force)
+        if self.made:
+            files.write_text(root / MADE, self.made)
+        return files.write_text(root / FILE, self.competition.to_toml())
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A table on disk, or one made from class folders (its path is where it will stand)."""
+
+    path: Path
+    frame: pd.DataFrame
+
+    @property
+    def columns(self) -> dict[str, list[str]]:
+        return {str(name): list(self.frame[name]) for name in self.frame.columns}
+
+
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Make sure that nothing is overwritten by accident.
+
+    Raises:
+        CompetitionError: the file exists and `force` is not set.
+    """
+    if path.exists() and not force:
+        raise CompetitionError(f"{path} exists", hint="Use --force to write it anew.")
+
+
+def discover(root: Path, wishes: Wishes) -> Discovery:
+    """Look at a folder (and its `data`, or at `wishes.data`) and describe the competition.
+
+    Raises:
+        CompetitionError: all that is ambiguous or missing, each with the flag that says it; or a table that cannot be read.
+    """
+    root = _absolute(root)
+    places = _places(root, wishes)
+    findings = Findings()
+    named = [_absolute(root / d) for d in (wishes.train_images, wishes.test_images) if d]
+    images = find_images.index([*places, *named])
+    tables = {role: _table(role, places, root, wishes, findings) for role in _ROLES}
+    sample = tables["sample"] or tables["test"]
+    made = ""
+    if tables["train"] is None and not findings.questions:
+        tables["train"], made = _from_folders(root, images, sample, wishes, findings)
+    if tables["train"] is None and not any(q.startswith("--train:") for q in findings.questions):
+        findings.ask(
+            "--train", f"no table of labels (train*.csv, labels*.csv) and no folders named after classes in {places[0]}"
+        )
+    if sample is None and not any(q.startswith("--sample:") for q in findings.questions):
+        findings.ask("--sample", "no sample submission (*sample*.csv, info.csv, test.csv)", _csvs(places))
+    if not wishes.metric:
+        findings.ask("--metric", "the metric stands in the rules, not in the data", METRICS)
+    if tables["train"] is None or sample is None:
+        findings.check()
+    assert tables["train"] is not None
+    assert sample is not None
+    competition = _describe(root, tables["train"], tables["test"], sample, images, wishes, findings)
+    return Discovery(competition, tuple(findings.lines), made)
+
+
+def _describe(
+    root: Path, train: _Source, test: _Source | None, sample: _Source, images: Index, wishes: Wishes, findings: Findings
+) -> Competition:
+    key, sample_key = _ids(train, sample, wishes, findings)
+    for flag, name in (("--group", wishes.group), ("--extra", wishes.extra)):
+        if name and name not in train.frame.columns:
+            findings.ask(flag, f"{train.path.name} has no column {name!r}", train.frame.columns)
+    train_match = _match("train", train, key, images, root, wishes, findings)
+    listing = test if test is not None and test is not sample and sample_key in test.frame.columns else None
+    like = train_match.pattern if train_match else ""
+    test_match = _match("test", listing or sample, sample_key, images, root, wishes, findings, like=like)
+    used = frozenset({wishes.group, wishes.extra, *(path_patterns.columns(train_match.pattern) if train_match else ())})
+    targets = infer_targets.targets(Tables(train.frame, sample.frame, key, sample_key, used), wishes, findings) if key else ()
+    if key:
+        _several_images(key, train, (train_match, test_match), wishes, findings)
+    if not key or not targets or train_match is None or test_match is None:
+        findings.check()
+    assert train_match is not None
+    assert test_match is not None
+    _say_columns(train, wishes, key, targets, findings)
+    competition = Competition(
+        root=root,
+        name=wishes.name or root.name,
+        metric=wishes.metric or next(iter(METRICS)),
+        targets=targets,
+        train=_images(train_match, train, root),
+        test=_images(test_match, listing, root),
+        id=key,
+        sample_id=sample_key,
+        group=wishes.group,
+        extra=wishes.extra,
+        per_id=wishes.per_id,
+        sample=_written(sample.path, root),
+    )
+    competition = replace(competition, format=_format(sample.frame, competition, wishes, findings))
+    findings.check()
+    for target in targets:
+        target.truth(train.frame, map(str, range(len(train.frame))), str(train.path))
+    return competition
+
+
+def _places(root: Path, wishes: Wishes) -> list[Path]:
+    """The folders that are searched: the data folder, or the workspace, and their `data`."""
+    start = _absolute(root / wishes.data)
+    if not start.is_dir():
+        raise CompetitionError(f"{start} is not a folder")
+    return [start, *([start / "data"] if (start / "data").is_dir() else [])]
+
+
+def _csvs(places: Iterable[Path]) -> list[Path]:
+    """CSV files in the searched folders and one level below, but for a workspace's own."""
+    found: dict[Path, None] = {}
+    for place in places:
+        below = [
+            p for p in sorted(place.iterdir()) if p.is_dir() and not p.name.startswith(".") and p.name not in find_images.OURS
+        ]
+        for folder in (place, *below):
+            with os.scandir(folder) as entries:
+                names = sorted(e.name for e in entries if e.name.lower().endswith(".csv") and not e.name.startswith("."))
+            found |= dict.fromkeys(folder / name for name in names)
+    return list(found)
+
+
+def _table(role: str, places: list[Path], root: Path, wishes: Wishes, findings: Findings) -> _Source | None:
+    """The table that plays a role: the one that was named, or the only one whose name says so."""
+    if named := getattr(wishes, role):
+        return _Source(root / named, csv_text.read(root / named))
+    fits = [
+        p for p in _csvs(places) if _ROLES[role].search(p.stem) and (role == "sample" or not _ROLES["sample"].search(p.stem))
+    ]
+    if len(fits) > 1:
+        findings.ask(f"--{role}", "several tables could be it", (_written(p, root) for p in fits))
+        return None
+    return _Source(fits[0], csv_text.read(fits[0])) if fits else None
+
+
+def _from_folders(
+    root: Path, images: Index, sample: _Source | None, wishes: Wishes, findings: Findings
+) -> tuple[_Source | None, str]:
+    """A training table of a tree whose folders are named after classes: id, label, path."""
+    import pandas as pd
+
+    found = find_images.class_folders(images, folder=_absolute(root / wishes.train_images) if wishes.train_images else None)
+    if len(found) != 1:
+        if found:
+            findings.ask(
+                "--train-images", "several folders hold one folder per class", (_written(Path(f), root) for f in found)
+            )
+            findings.ask("--train", "or name a table of labels")
+        return None, ""
+    asked = [str(name) for name in sample.frame.columns] if sample else []
+    key = wishes.id or (asked[0] if asked else "id")
+    label = next(iter(wishes.target), asked[1] if len(asked) == 2 and asked[1] != key else "label")
+    below = {f: names for f, names in sorted(images.folders.items()) if posixpath.dirname(f) == found[0]}
+    paths = [f"{posixpath.basename(f)}/{name}" for f, names in below.items() for name in names]
+    stems = [Path(path).stem for path in paths]
+    ids = stems if len(set(stems)) == len(stems) else paths
+    rows = [(name, path.partition("/")[0], path) for name, path in zip(ids, paths, strict=True)]
+    frame = pd.DataFrame(rows, columns=[key, label, "path"], dtype=str)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([frame.columns, *rows])
+    findings.say(
+        f"training labels: the folders in {_written(Path(found[0]), root)}, listed in a new {MADE} ({len(rows):,} images)"
+    )
+    return _Source(root / MADE, frame), text.getvalue()
+
+
+def _ids(train: _Source, sample: _Source, wishes: Wishes, findings: Findings) -> tuple[str, str]:
+    """The columns that name a row, of train.csv and of the sample: one that both have, or one of each; "" if it is asked."""
+    both = [str(name) for name in sample.frame.columns if name in train.frame.columns]
+    key, sample_key = wishes.id, wishes.sample_id or (wishes.id if wishes.id in both else "")
+    if not key and not sample_key:
+        unique = [name for name in both if _names_rows(sample, name)]
+        shared = [name for name in unique if train.frame[name].is_unique] or unique
+        if len(shared) > 1:
+            where = f"both {_columns_of(train)} and {_columns_of(sample)}"
+            findings.ask("--id", f"several columns could name a row in {where}", shared)
+            return "", ""
+        key = sample_key = shared[0] if shared else ""
+    key = key or _only("--id", train, [name for name in map(str, train.frame.columns) if _names_rows(train, name)], findings)
+    theirs = [name for name in map(str, sample.frame.columns) if name not in both and _names_rows(sample, name)]
+    sample_key = sample_key or _only("--sample-id", sample, theirs, findings)
+    for flag, source, name in (("--id", train, key), ("--sample-id" if wishes.sample_id else "--id", sample, sample_key)):
+        if name and name not in source.frame.columns:
+            findings.ask(flag, f"{source.path.name} has no column {name!r}", both or source.frame.columns)
+            return "", ""
+    if not key or not sample_key:
+        return "", ""
+    csv_text.read(sample.path, columns=[sample_key], unique=sample_key)
+    other = f"{sample_key} in " if sample_key != key else ""
+    findings.say(
+        f"id column: {key} - in {train.path.name} ({len(train.frame):,} rows) "
+        f"and {other}{sample.path.name} ({len(sample.frame):,} rows)"
+    )
+    return key, sample_key
+
+
+def _names_rows(source: _Source, column: str) -> bool:
+    cells = source.frame[column]
+    return bool(cells.is_unique and (cells != "").all())
+
+
+def _only(flag: str, source: _Source, columns: list[str], findings: Findings) -> str:
+    """The one column that can name a row, or the one of them that calls itself an id."""
+    named = [name for name in columns if re.search(r"(^|[\W_])[iI][dD]$|[a-z]I[dD]$", name)]
+    for found in (columns, named):
+        if len(found) == 1:
+            return found[0]
+    which = "several columns could name a row" if columns else "no column names every row"
+    findings.ask(flag, f"{which} in {_columns_of(source)}", columns)
+    return ""
+
+
+def _columns_of(source: _Source) -> str:
+    return f"{source.path.name} ({few(source.frame.columns, limit=8)})"
+
+
+def _match(
+    part: Part, source: _Source, key: str, images: Index, root: Path, wishes: Wishes, findings: Findings, like: str = ""
+) -> Match | None:
+    """Where the images of a part are, if one folder and pattern give nearly every row its file."""
+    wanted = wishes.train_images if part == "train" else wishes.test_images
+    folder = _absolute(root / wanted) if wanted else None
+    if folder and not folder.is_dir():
+        findings.ask(f"--{part}-images", f"{folder} is not a folder")
+        return None
+    if wishes.pattern:
+        path_patterns.require(wishes.pattern, list(source.frame.columns), source.path.name)
+    found = find_images.matches(source.columns, images, part=part, key=key, like=like, folder=folder, pattern=wishes.pattern)
+    name = source.path.name
+    if not found:
+        where = f"below {wanted}" if wanted else "in the folders searched"
+        why = f"no image files {where} fit the rows of {name}" + (f" by pattern {wishes.pattern!r}" if wishes.pattern else "")
+        findings.ask(f"--{part}-images", f"{why}; or say how a row names its file with --pattern, as in '{{id}}.png'")
+        return None
+    if len(found) > 1:
+        places = [f"{_written(Path(m.folder), root)} with {m.pattern}" for m in found]
+        findings.ask(f"--{part}-images or --pattern", f"several kinds of files fit the rows of {name}", places)
+        return None
+    match = found[0]
+    lost = [i for i, file in enumerate(match.files) if not file]
+    names = source.columns[key] if key in source.frame.columns else [str(i) for i in range(len(match.files))]
+    missing = f"; {len(lost):,} not there: {few(names[i] for i in lost)}" if lost else ""
+    said = f"{match.found:,} of {len(match.files):,} rows of {name}{missing}"
+    findings.say(f"{part} images: {_written(Path(match.folder), root)}/{match.pattern} - {said}")
+    return match
+
+
+def _images(match: Match, source: _Source | None, root: Path) -> Images:
+    return Images(_written(Path(match.folder), root), match.pattern, _written(source.path, root) if source else "")
+
+
+def _several_images(key: str, train: _Source, found: tuple[Match | None, ...], wishes: Wishes, findings: Findings) -> None:
+    """Whether an id has several images, which must be said: it decides what a row of predictions is."""
+    several = not train.frame[key].is_unique or any(m is not None and m.pattern.endswith("/*") for m in found)
+    if several and not wishes.per_id:
+        most = int(train.frame[key].value_counts().max())
+        why = (
+            f"an id has several images (up to {most} rows in {train.path.name})"
+            if most > 1
+            else "a folder of images belongs to one id"
+        )
+        findings.ask("--per-id", f"{why}: how are their predictions merged", ("mean", "max"))
+
+
+def _format(sample: pd.DataFrame, competition: Competition, wishes: Wishes, findings: Findings) -> str:
+    """The submission format: named, or the only one that fits under the metric (under any, where that is still to be said)."""
+    from toolkit.submissions.formats import infer_format
+
+    error = None
+    for metric in [wishes.metric] if wishes.metric else METRICS:
+        try:
+            found = infer_format(sample, replace(competition, metric=metric, format=wishes.format))
+        except CompetitionError as problem:
+            error = problem
+        else:
+            findings.say(f"submission format: {found}")
+            return found
+    assert error is not None
+    findings.ask("--format", f"{error.message}. {error.hint}")
+    return ""
+
+
+def _say_columns(train: _Source, wishes: Wishes, key: str, targets: Iterable[Any], findings: Findings) -> None:
+    taken = {
+        key,
+        *(t.column for t in targets),
+        *(f for t in targets for f in t.factors),
+        *(c for t in targets for c in t.classes),
+    }
+    repeated = [str(n) for n in train.frame.columns if n not in taken and 1 < train.frame[n].nunique() < len(train.frame)]
+    hint = f" (columns that repeat: {few(repeated)})" if repeated else ""
+    findings.say(f"group column: {wishes.group}" if wishes.group else f"group column: none, use --group{hint}")
+    if wishes.extra:
+        findings.say(f"extra rows: marked in column {wishes.extra}")
+    if box := boxes.likely([str(name) for name in train.frame.columns]):
+        said = ", ".join(f'"{name}"' for name in box.columns)
+        findings.say(
+            f'box columns, it seems: to cut them out, add [boxes.NAME] with columns = [{said}] and form = "{box.form}", '
+            f"train with --box NAME"
+        )
+
+
+def _written(path: Path, root: Path) -> str:
+    """How a path stands in competition.toml: relative inside the workspace, else absolute."""
+    path = _absolute(path)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow the user's links
+
+
+def factors(texts: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
+    """The factors of a joint target from texts such as `mask=wear,incorrect,normal`.
+
+    Raises:
+        CompetitionError: a text of another form, or a name twice.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for text in texts:
+        name, equals, classes = text.partition("=")
+        if not equals or not name or len(parts := tuple(part.strip() for part in classes.split(","))) < 2 or name in found:
+            raise CompetitionError(
+                f"--factor {text!r} is not of the form mask=wear,incorrect,normal", hint="Name each factor once."
+            )
+        found[name] = parts
+    return found

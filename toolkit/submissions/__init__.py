@@ -1,0 +1,1 @@
+"""A submission checked, written, kept and proved again."""

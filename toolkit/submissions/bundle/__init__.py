@@ -1,0 +1,1 @@
+"""An ensemble in one folder that predicts without network, torch or pandas."""

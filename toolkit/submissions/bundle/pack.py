@@ -1,0 +1,342 @@
+"""Bundles: an ensemble packed into one folder that predicts a hidden test set with no network, no torch and no pandas."""
+
+from __future__ import annotations
+
+import ast
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.base import csv_text, files
+from toolkit.core import prediction_files
+from toolkit.ensemble.run import combine
+from toolkit.errors import DataError, SubmissionError, ToolkitError, few
+from toolkit.inference.predict import Progress, predict
+from toolkit.inference.store.prediction_store import Store
+from toolkit.runtime.graphs import onnx_file
+from toolkit.runtime.graphs.onnx_file import Export
+from toolkit.submissions import formats, manifest, submission
+from toolkit.submissions.bundle import csv_writer
+from toolkit.submissions.bundle import wheels as wheelhouse
+from toolkit.submissions.bundle.contents import Recipe, agreement_line
+from toolkit.submissions.bundle.csv_writer import Field
+from toolkit.submissions.bundle.worker import Model
+from toolkit.workspace import long_form
+from toolkit.workspace.competition import FILE, Competition
+from toolkit.workspace.image_rows import Item
+from toolkit.workspace.split import Split
+
+_STARTS = ("toolkit.submissions.bundle.run",)  # the modules that a bundle runs; what they import goes with them
+PACKAGE = Path(__file__).parents[2]
+COMPARED = 1000  # images on which the two ways of making pixels are compared
+_BEYOND = ("temperature", "temperatures", "thresholds", "calibration")  # steps after the vote, which bundles do not take
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What `make` made: the folder, what is in it, its size in bytes and the wheels."""
+
+    path: Path
+    recipe: Recipe
+    size: int
+    wheels: tuple[str, ...]
+
+    @property
+    def agreement(self) -> str:
+        """How well its pixels agree with those of the fast path, as a sentence."""
+        return agreement_line(self.recipe.agreement)
+
+
+def make(
+    competition: Competition,
+    output: Path,
+    *,
+    python: str,
+    cuda: str,
+    name: str = "",
+    wheels: bool = True,
+    deadline: float = 0.0,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Pack the named (or last made) predictions' ensemble for a target: Python `3.12`, CUDA `12`, `13` or `cpu`.
+
+    The folder appears when it is complete. Without wheels the target must have onnxruntime, numpy and Pillow.
+
+    Raises:
+        DataError: the folder is there already, an unknown target, or an ensemble that bundles cannot do.
+        SubmissionError: no such predictions, or exports that changed since; lists them.
+        ToolkitError: pip is missing or cannot get the wheels.
+    """
+    wheelhouse.check_target(python, cuda)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DataError(f"{output} exists", hint="Remove it, or name another folder with -o.")
+    made = competition.path("predictions", f"{name}.parquet") if name else submission.last_made(competition)
+    meta = prediction_files.read_meta(made)
+    chosen = _chosen(competition, meta)
+    form, header, fields = _form(competition, meta)
+    part = output.with_name(f"{output.name}{files.PART}{secrets.token_hex(4)}")
+    try:
+        with files.explained(part):
+            (part / "models").mkdir(parents=True)
+            models = [_model(part, place, *entry) for place, entry in enumerate(chosen)]
+            shutil.copyfile(competition.path(FILE), part / FILE)
+            _program(part)
+        if wheels:
+            wheelhouse.fetch(part / "wheels", python, cuda)
+        recipe = Recipe(
+            name=str(meta.get("name", made.stem)),
+            created=manifest.now(),
+            vote=str(meta.get("vote", "soft")),
+            form=form,
+            header=header,
+            fields=fields,
+            models=tuple(models),
+            priors=priors(competition),
+            agreement=agreement(competition, chosen, progress=progress),
+            python=python,
+            cuda=cuda,
+            deadline=deadline,
+            versions=manifest.versions(),
+        )
+        recipe.write(part)
+        files.write_text(part / "README.txt", _readme(recipe, wheels=wheels))
+        with files.explained(output):
+            part.replace(output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    kept = tuple(sorted(path.name for path in (output / "wheels").glob("*.whl")))
+    return Bundle(output, recipe, sum(path.stat().st_size for path in output.rglob("*") if path.is_file()), kept)
+
+
+Chosen = tuple[Export, float, tuple[str, ...]]  # a fold model, its weight and its views
+
+
+def _chosen(competition: Competition, meta: Mapping[str, Any]) -> list[Chosen]:
+    """The fold models of some predictions, those of most weight first, as they are on disk and as they were then."""
+    if beyond := [name for name in _BEYOND if meta.get(name)]:
+        raise DataError(f"these predictions were made with {few(beyond)}, which bundles cannot do yet")
+    models = [model for model in meta.get("models", ()) if model["weight"]]
+    if not models or any(not model.get("path") or not isinstance(model["weight"], float | int) for model in models):
+        raise DataError("these predictions are not a vote of exports, each with one weight: there is nothing to bundle")
+    problems = list(manifest.stale(competition.root, meta))
+    if wrong := [problem for problem in problems if problem.severity == "error" or problem.code == "SUB064"]:
+        raise SubmissionError("the exports behind these predictions are not all in the workspace any more", problems=wrong)
+    models.sort(key=lambda model: -model["weight"])
+    return [
+        (onnx_file.read(competition.path(model["path"])), float(model["weight"]), tuple(meta["views"][model["member"]]))
+        for model in models
+    ]
+
+
+def _form(competition: Competition, meta: Mapping[str, Any]) -> tuple[str, tuple[str, ...], tuple[Field, ...]]:
+    """The submission's format, header and columns, as the sample of the workspace has them."""
+    sample = csv_text.read(competition.path(competition.sample), columns=[competition.sample_id])
+    form = formats.infer_format(sample, competition)
+    plan = formats.plan(form, sample, competition)
+    base = form.partition(":")[0]
+    if base not in csv_writer.CELLS and base not in long_form.NAMES:
+        raise DataError(f"bundles cannot write format {form!r} yet")
+    if plan.format.values and meta.get("vote") == "hard":
+        raise DataError(f"format {form!r} needs numbers, a hard vote leaves labels", hint="Predict with --vote soft.")
+    fields = tuple(Field(c.name, c.target.name, c.part, c.k, c.by) for c in plan.columns)
+    return form, tuple(map(str, sample.columns)), fields
+
+
+def _model(folder: Path, place: int, export: Export, weight: float, views: tuple[str, ...]) -> Model:
+    file = f"models/{place:02d}-{export.title}.onnx"
+    shutil.copyfile(export.path, folder / file)
+    return Model(file, export.title, weight, views, export.card.to_json(), export.sha256)
+
+
+def priors(competition: Competition) -> dict[str, list[float]]:
+    """The share of each class in the training labels, per target: what a row without a usable image is given.
+
+    Raises:
+        CompetitionError: the training table cannot be read.
+    """
+    found = {}
+    for target in competition.targets:
+        truth = competition.truth()[target.name].with_classes(target.classes).decided
+        counts = truth.sum(axis=0) if target.multilabel else np.bincount(truth, minlength=len(target.classes))
+        found[target.name] = (counts / len(truth)).tolist()
+    return found
+
+
+def agreement(competition: Competition, chosen: Sequence[Chosen], *, progress: Progress | None = None) -> dict[str, Any]:
+    """Compare the labels that Pillow's pixels and the fast path's lead to, on images that each fold model did not see.
+
+    Without a split that the models know, on any training images; nothing if there are none. At most COMPARED images, evenly
+    spread.
+
+    Raises:
+        ModelError, DeviceError: see `predict`.
+    """
+    try:
+        where: dict[str, Path] = {}
+        for name, path in competition.images("train"):
+            where.setdefault(name, path)
+    except ToolkitError:
+        return {}  # the images need not be on the machine that packs
+    split = _split(competition)
+    unseen = [e for e in chosen if split and e[0].card.fold is not None and e[0].card.split == split.digest]
+    used = unseen or list(chosen)
+    store, each = Store(competition.path("store")), max(COMPARED // len(used), 1)
+    rows = same = 0
+    gap = 0.0
+    for export, _, views in used:
+        ids = split.held_out(export.card.fold or 0) if split and unseen else list(where)
+        ids = [ids[i] for i in np.unique(np.linspace(0, len(ids) - 1, min(each, len(ids))).astype(int))] if ids else []
+        items = [Item(name, where[name]) for name in ids if name in where]
+        ways = [
+            predict(
+                [export],
+                {export.digest: views},
+                items,
+                store,
+                boxes=competition.boxes,
+                progress=progress,
+                implementation=implementation,
+            )
+            for implementation in ("fast", "pillow")
+        ]
+        bad = {image.id for way in ways for image in way.bad}
+        good = [item.id for item in items if item.id not in bad]
+        alike = np.ones(len(good), dtype=bool)
+        for target in competition.targets:
+            fast, plain = (combine(competition, target, [export], way, good, views={export.digest: views})[0] for way in ways)
+            alike &= (fast.decided == plain.decided).reshape(len(good), -1).all(axis=1)
+            if fast.values is not None and plain.values is not None and good:
+                gap = max(gap, float(np.abs(fast.values - plain.values).max()))
+        rows, same = rows + len(good), same + int(alike.sum())
+    what = "out-of-fold images" if unseen else "training images (seen by the models)"
+    return {"what": what, "rows": rows, "same": same, "gap": gap} if rows else {}
+
+
+def _split(competition: Competition) -> Split | None:
+    try:
+        return Split.read(competition.path("split.csv"))
+    except DataError:
+        return None
+
+
+def _program(folder: Path) -> None:
+    """run.py and the modules behind it, as they are here."""
+    for name in modules():
+        copy = folder / source(name).relative_to(PACKAGE.parent)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source(name), copy)
+    (folder / "run.py").write_text(RUN, encoding="utf-8")
+
+
+def modules() -> list[str]:
+    """The modules of this package that a bundle needs, dotted: what it starts with, what that imports, and their packages."""
+    found: set[str] = set()
+    waiting = list(_STARTS)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += [*_imported(source(name)), *filter(None, [name.rpartition(".")[0]])]
+    return sorted(found)
+
+
+def source(name: str) -> Path:
+    """The file of a module or package of ours by its dotted name."""
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _imported(path: Path) -> list[str]:
+    """Our modules that a file imports, also inside functions; names that only type checkers see do not count."""
+    names = []
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "toolkit":
+            home = node.module or ""
+            names += [home, *(f"{home}.{alias.name}" for alias in node.names if source(f"{home}.{alias.name}").exists())]
+        waiting += ast.iter_child_nodes(node)
+    return names
+
+
+def _readme(recipe: Recipe, *, wheels: bool) -> str:
+    target = f"Python {recipe.python}, {'no GPU' if recipe.cuda == 'cpu' else f'CUDA {recipe.cuda}'}"
+    needs = "nothing else: its wheels are unpacked for each run" if wheels else "onnxruntime, numpy and Pillow installed"
+    models = "\n".join(f"  {model.title}: weight {model.weight:.4g}, views {', '.join(model.views)}" for model in recipe.models)
+    return f"""The ensemble {recipe.name!r}, to be run where there is no network.
+It needs {target}, and {needs}.
+
+    python run.py --test TEST_IMAGES --sample SAMPLE_SUBMISSION.csv --out submission.csv --deadline 8h30m
+
+The rows come from the sample. A submission stands from the first seconds on and gets better with every model that finishes;
+at the deadline it is left as it is. Images that cannot be used get the class prior. Further options: python run.py --help
+
+{agreement_line(recipe.agreement)}.
+Vote {recipe.vote}, in this order:
+{models}
+"""
+
+
+RUN = '''"""Predict a hidden test set without network: python run.py --test DIR --sample FILE --out submission.csv."""
+
+import functools
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+STARTED = time.monotonic()
+FOLDER = Path(__file__).resolve().parent
+
+
+def unpack(where: Path) -> None:
+    """Wheels are zip files: unpacked aside they serve this run and leave the environment as it is."""
+    for wheel in sorted((FOLDER / "wheels").glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(where)
+    for folder in map(Path, sys.path):  # onnxruntime looks for the CUDA libraries of other packages beside itself
+        if (folder / "nvidia").is_dir() and not (where / "nvidia").exists():
+            (where / "nvidia").symlink_to(folder / "nvidia")
+    sys.path.insert(0, str(where))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(where), os.environ.get("PYTHONPATH", "")]))
+
+
+def fits() -> bool:
+    """Whether there are wheels, and this is the Python that they are for."""
+    wanted = json.loads((FOLDER / "bundle.json").read_text(encoding="utf-8"))["python"]
+    ours = "{}.{}".format(*sys.version_info)
+    if any((FOLDER / "wheels").glob("*.whl")) and ours != wanted:
+        print(f"Warning: the wheels are for Python {wanted}, this is {ours}: using what is installed", flush=True)
+        return False
+    return True
+
+
+def main() -> int:
+    arguments = sys.argv[1:]
+    aside = Path(tempfile.mkdtemp(prefix="wheels-"))
+    try:
+        if arguments[:1] != ["--worker"] and fits():
+            unpack(aside)
+        try:
+            from toolkit.submissions.bundle.run import main as run
+        except ModuleNotFoundError as error:
+            print(f"Error: {error.name} is missing\\nHint: pip install onnxruntime numpy pillow, or bundle with wheels.")
+            return 1
+        return run(FOLDER, arguments, functools.partial(print, flush=True), STARTED)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+sys.exit(main())
+'''

@@ -1,0 +1,297 @@
+"""One worker of a bundle: models one after another over a shard of the images on one device, without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.base import files
+from toolkit.core import voting
+from toolkit.core.cards import Card, Preprocess
+from toolkit.errors import DeviceError, ImageError, ModelError, ToolkitError
+from toolkit.images import render
+from toolkit.images.boxes import Box
+from toolkit.images.views import Cut, parse
+from toolkit.runtime.session import F32, PROVIDERS, U8, probabilities
+
+BLOCK = 64  # images decoded and run together
+SPARE = 1 << 30  # bytes of temporary space that the pixel cache leaves free
+DONE, PART, FAILED, BAD = ".npy", ".part.npy", ".failed", "bad.jsonl"
+
+F64 = NDArray[np.float64]
+
+_AXES = (-2, -1)  # height, width
+_TURNS = {"rot90": 1, "rot180": 2, "rot270": 3}
+_FLIPS = {"hflip": -1, "vflip": -2}
+
+
+def turned(pixels: U8, view: str) -> U8:
+    """A batch (N, C, H, W) turned as a view wants it, by indexing alone: the same pixels as `views.apply` gives through ttach.
+
+    Raises:
+        DataError: see `views.parse`.
+    """
+    out = pixels
+    for step in parse(view)[1].split("+"):
+        if step in _TURNS:
+            out = np.rot90(out, _TURNS[step], axes=_AXES)
+        elif step in _FLIPS:
+            out = np.flip(out, _FLIPS[step])
+    return np.ascontiguousarray(out)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A fold model inside a bundle: its file there, its share of the vote, its views and its card (as JSON)."""
+
+    file: str
+    title: str
+    weight: float
+    views: tuple[str, ...]
+    card: str
+    sha256: str
+
+    @property
+    def key(self) -> str:
+        """What its results are called: titles may repeat, files cannot."""
+        return Path(self.file).stem
+
+    @cached_property
+    def read_card(self) -> Card:
+        """The card itself."""
+        return Card.from_json(self.card, where=self.file)
+
+    @property
+    def classes(self) -> int:
+        """Number of probabilities it gives per image, over all its outputs."""
+        return sum(len(output.classes) for output in self.read_card.outputs)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one worker does: models (in this order) over the images of its shard, results into the folder `out`."""
+
+    bundle: str
+    out: str
+    device: str
+    models: tuple[Model, ...]
+    paths: tuple[str, ...]
+    boxes: Mapping[str, Sequence[Box | None]] = field(default_factory=dict)  # by name, one per path
+
+    def write(self, path: Path) -> Path:
+        """Keep the job for the process that does it."""
+        return files.write_text(path, json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, path: Path) -> Job:
+        """Read what `write` wrote."""
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        models = tuple(Model(**(model | {"views": tuple(model["views"])})) for model in raw["models"])
+        boxes = {name: [box and Box(*box) for box in every] for name, every in raw["boxes"].items()}
+        return cls(**(raw | {"models": models, "paths": tuple(raw["paths"]), "boxes": boxes}))
+
+
+def work(job: Job) -> None:
+    """Do the job. Per model a table float64 (images, classes of all outputs) grows in place: NaN where nothing is known yet.
+
+    A finished table is renamed to `<key>.npy`; a model that cannot be used leaves `<key>.failed` with the reason. Whatever
+    was done before (by a worker that died) is kept and not done again.
+
+    Raises:
+        DeviceError: the device is not there.
+        StoreError: the results cannot be written.
+    """
+    out = Path(job.out)
+    source = _Pixels(job, out)
+    for model in job.models:
+        if (out / f"{model.key}{DONE}").exists() or (out / f"{model.key}{FAILED}").exists():
+            continue
+        table = _table(out / f"{model.key}{PART}", (len(job.paths), model.classes))
+        try:
+            _fill(job, model, table, source)
+        except ModelError as error:
+            files.write_text(out / f"{model.key}{FAILED}", error.message)
+            continue
+        table.flush()
+        (out / f"{model.key}{PART}").replace(out / f"{model.key}{DONE}")
+
+
+def _table(path: Path, shape: tuple[int, int]) -> Any:
+    if path.exists():
+        return np.lib.format.open_memmap(path, mode="r+")
+    with files.explained(path):
+        fresh = path.with_suffix(".new")
+        table = np.lib.format.open_memmap(fresh, mode="w+", dtype=np.float64, shape=shape)
+        table[:] = np.nan
+        table.flush()
+        fresh.replace(path)
+    return np.lib.format.open_memmap(path, mode="r+")
+
+
+def _fill(job: Job, model: Model, table: Any, source: _Pixels) -> None:
+    path = Path(job.bundle, model.file)
+    if files.sha256(path) != model.sha256:
+        raise ModelError(f"{model.file} is not the file that was bundled: it was damaged on the way")
+    card = model.read_card
+    run = _runner(path, job.device)
+    todo = np.flatnonzero(np.isnan(table).any(axis=1))
+    for rows, pixels in source.blocks(card.preprocess, _cuts([model])[card.preprocess], todo):
+        views = [run(turned(pixels[parse(view)[0]], view)) for view in model.views]
+        parts = []
+        for output in card.outputs:
+            stack = np.stack([probabilities(logits, output) for logits in views])
+            parts.append(voting.vote(stack, how="soft", multilabel=output.multilabel).values)
+        table[rows] = np.concatenate([part for part in parts if part is not None], axis=1)
+
+
+def _runner(path: Path, device: str) -> Callable[[U8], F32]:
+    """A function from uint8 (N, 3, H, W) to logits float32 (N, width), on the CPU or on the one GPU that this process sees.
+
+    Sessions of the library share backbones and place batches with torch; one model at a time needs neither.
+    """
+    try:
+        import onnxruntime as ort
+    except ModuleNotFoundError:
+        raise DeviceError("onnxruntime is not installed: pip install it, or bundle with wheels") from None
+    provider = PROVIDERS[device]
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if device == "cpu":
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # a thread per batch, as `sessions` found best
+    else:
+        ort.preload_dlls()
+    try:
+        session = ort.InferenceSession(str(path), options, providers=[(provider.execution, dict(provider.options))])
+    except Exception as error:  # onnxruntime's exceptions have no common class of their own
+        raise ModelError(f"onnxruntime cannot load {path.name}: {error}") from error
+    if session.get_providers()[0] != provider.execution:  # it falls back with only a log line
+        raise DeviceError(f"onnxruntime opened {path.name} on {session.get_providers()[0]}: a CUDA library is missing")
+    workers = ThreadPoolExecutor((os.cpu_count() or 1) if device == "cpu" else 1)
+    name, size = session.get_inputs()[0].name, provider.batch
+
+    def one(part: U8) -> F32:
+        whole = np.zeros((size, *part.shape[1:]), dtype=np.uint8)  # one shape only: GPUs tune each new one, and rows
+        whole[: len(part)] = part  # must not depend on how many others there are
+        logits: F32 = session.run(None, {name: whole})[0]
+        return logits[: len(part)]
+
+    return lambda pixels: np.concatenate(list(workers.map(one, [pixels[i : i + size] for i in range(0, len(pixels), size)])))
+
+
+def _cuts(models: Sequence[Model]) -> dict[Preprocess, list[Cut]]:
+    """What the views of models want cut from each decoded image."""
+    wanted: dict[Preprocess, dict[Cut, None]] = {}
+    for model in models:
+        wanted.setdefault(model.read_card.preprocess, {}).update((parse(view)[0], None) for view in model.views)
+    return {preprocess: list(cuts) for preprocess, cuts in wanted.items()}
+
+
+class _Pixels:
+    """The images of a shard as all views of its models want them: decoded once, then kept on disk where there is room."""
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        self.paths, self.boxes = job.paths, job.boxes
+        self.bad = folder / BAD
+        self._known = {line["image"] for line in _bad_lines(self.bad)}
+        wanted = _cuts(job.models)
+        sizes = [3 * preprocess.size[0] * preprocess.size[1] * len(cuts) for preprocess, cuts in wanted.items()]
+        self._kept: dict[tuple[Preprocess, Cut], Any] = {}
+        self._made = np.zeros(len(self.paths), dtype=bool)
+        if len(job.models) > 1 and len(self.paths) * sum(sizes) + SPARE < shutil.disk_usage(folder).free:
+            for key in [(preprocess, cut) for preprocess, cuts in wanted.items() for cut in cuts]:
+                path = folder / f"pixels.{len(self._kept)}.{os.getpid()}"
+                self._kept[key] = np.memmap(path, np.uint8, "w+", shape=(len(self.paths), 3, *key[0].size))
+        self._wanted = wanted
+
+    def blocks(
+        self, preprocess: Preprocess, cuts: Sequence[Cut], rows: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], dict[Cut, U8]]]:
+        """Rows that can be used with their pixels by cut, the next block being decoded while the caller computes."""
+        starts = range(0, len(rows), BLOCK)
+        with ThreadPoolExecutor(os.cpu_count() or 1) as decoders, ThreadPoolExecutor(1) as ahead:
+
+            def block(start: int) -> tuple[NDArray[np.int64], dict[Cut, U8]]:
+                return self._block(preprocess, cuts, rows[start : start + BLOCK], decoders)
+
+            coming = ahead.submit(block, starts[0]) if starts else None
+            for start in (*starts[1:], None):
+                if coming is None:
+                    return
+                found, pixels = coming.result()
+                coming = None if start is None else ahead.submit(block, start)
+                if len(found):
+                    yield found, pixels
+
+    def _block(
+        self, preprocess: Preprocess, cuts: Sequence[Cut], rows: NDArray[np.int64], decoders: ThreadPoolExecutor
+    ) -> tuple[NDArray[np.int64], dict[Cut, U8]]:
+        wanted = self._wanted if self._kept else {preprocess: cuts}
+        fresh = [row for row in rows.tolist() if not self._made[row] and row not in self._known]
+        made = dict(zip(fresh, decoders.map(lambda row: self._render(row, wanted), fresh), strict=True))
+        for row, found in made.items():
+            if isinstance(found, str):
+                self._refuse(row, found)
+            elif self._kept:
+                for key, pixels in found.items():
+                    self._kept[key][row] = pixels
+                self._made[row] = True
+        good = np.array([row for row in rows.tolist() if row not in self._known], dtype=np.int64)
+        if self._kept:
+            return good, {cut: np.asarray(self._kept[preprocess, cut][good]) for cut in cuts}
+        parts = {cut: [made[row][preprocess, cut] for row in good.tolist()] for cut in cuts}
+        return good, {cut: np.stack(found) for cut, found in parts.items() if found}
+
+    def _render(self, row: int, wanted: Mapping[Preprocess, Sequence[Cut]]) -> dict[tuple[Preprocess, Cut], U8] | str:
+        """One image in every cut, or why it cannot be used."""
+        where = self.paths[row]
+        try:
+            data = render.read(Path(where))
+            decoded = {
+                orientation: render.decode(data, where, implementation="pillow", exif=orientation == "exif")
+                for orientation in {preprocess.orientation for preprocess in wanted}
+            }
+            found = {}
+            for p, cuts in wanted.items():
+                box = self.boxes[p.box][row] if p.box else None
+                made = render.cuts(decoded[p.orientation], p, cuts, box=box, implementation="pillow", where=where)
+                found.update({(p, cut): pixels for cut, pixels in zip(cuts, made, strict=True)})
+            return found
+        except ImageError as error:
+            return error.message
+
+    def _refuse(self, row: int, why: str) -> None:
+        self._known.add(row)
+        with self.bad.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"image": row, "why": why}) + "\n")
+
+
+def bad_images(out: Path) -> dict[int, str]:
+    """Places of the images of a shard that could not be used so far, and why."""
+    return {line["image"]: line["why"] for line in _bad_lines(out / BAD)}
+
+
+def _bad_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]  # the last may be cut short
+
+
+def main(job: Path) -> int:
+    """Do the job in that file; 0 if it is done, else the reason stands beside it in `error`."""
+    try:
+        work(Job.read(job))
+    except ToolkitError as error:
+        files.write_text(job.with_name("error"), error.message)
+        return 1
+    return 0

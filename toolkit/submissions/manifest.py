@@ -1,0 +1,208 @@
+"""Manifests: what a submission was made of, as plain JSON that names its inputs by digest and holds no absolute path."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from toolkit import __version__
+from toolkit.base import files
+from toolkit.errors import DataError, ModelError, few
+from toolkit.submissions.checks import Problem
+from toolkit.workspace.competition import FILE
+
+SCHEMA = 1
+_PACKAGES = (
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "torchvision",
+    "torchcodec",
+    "pillow",
+    "ttach",
+)
+
+
+def path_of(output: Path) -> Path:
+    """Where the manifest of a submission stands: beside it, with the suffix .json."""
+    return output.with_name(f"{output.stem}.json")
+
+
+def describe(
+    root: Path,
+    *,
+    sample: Path,
+    predictions: Path,
+    meta: Mapping[str, Any],
+    form: str,
+    rows: int,
+    command: Sequence[str],
+    tables: Mapping[str, Path] | None = None,
+    scores: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """All but the output's own digest: inputs of the workspace `root`, how they were combined, scores, versions, command line.
+
+    `tables` are further inputs by what they are: the training table, the split, out-of-fold tables; those that are there count.
+
+    Raises:
+        DataError: an input cannot be read.
+    """
+    return {
+        "schema": SCHEMA,
+        "created": now(),
+        "format": form,
+        "rows": rows,
+        "competition": _file(root / FILE, root),
+        "sample": _file(sample, root),
+        "predictions": _file(predictions, root) | {"meta": dict(meta)},
+        "exports": [_export(model) for model in meta.get("models", ()) if model.get("path")],
+        "tables": {what: _file(path, root) for what, path in (tables or {}).items() if path.is_file()},
+        "scores": dict(scores or {}),
+        "versions": versions(),
+        "command": [_argument(word, root) for word in command],
+        "git": git_commit(root),
+    }
+
+
+def foreign(path: Path, root: Path, *, source: str, form: str, rows: int, problems: Sequence[Problem]) -> dict[str, Any]:
+    """The manifest of a submission made elsewhere: who made it, and what it is.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    head = {"schema": SCHEMA, "created": now(), "from": source, "format": form, "rows": rows}
+    return head | {"output": _file(path, root), "warnings": [str(problem) for problem in problems]}
+
+
+def now() -> str:
+    """The time in UTC, to the millisecond."""
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _export(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The file's digest covers the card as well, the graph's does not."""
+    return {key: model.get(key) for key in ("path", "sha256", "digest")}
+
+
+def write(output: Path, description: Mapping[str, Any], problems: Sequence[Problem], root: Path) -> dict[str, Any]:
+    """Write the manifest of a submission that stands complete at `output` and return it; it comes last.
+
+    Raises:
+        StoreError: the manifest cannot be written.
+    """
+    document = dict(description) | {"output": _file(output, root), "warnings": [str(problem) for problem in problems]}
+    files.write_text(path_of(output), text(document))
+    return document
+
+
+def text(document: Mapping[str, Any]) -> str:
+    """A manifest as it is written."""
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a manifest.
+
+    Raises:
+        DataError: not there, not a manifest, or written by a newer version.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        schema = int(document["schema"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} is not a readable manifest: {error}") from error
+    if schema > SCHEMA:
+        raise DataError(f"{path} has schema {schema}, this version reads up to {SCHEMA}", hint="Upgrade toolkit.")
+    found: dict[str, Any] = document
+    return found
+
+
+def stale(root: Path, meta: Mapping[str, Any]) -> Iterator[Problem]:
+    """Find exports that are no longer those which the predictions were made by; a rewritten card is not a change."""
+    found: dict[str, list[str]] = {"SUB060": [], "SUB061": [], "SUB064": []}
+    for model in meta.get("models", ()):
+        if not model.get("path"):
+            continue  # a table made elsewhere has no export
+        path = root / model["path"]
+        if not path.is_file():
+            # of a file outside the workspace only the name is known
+            found["SUB061" if "/" in model["path"] else "SUB064"].append(model["path"])
+        elif files.sha256(path) != model["sha256"] and _graph(path) != model["digest"]:
+            found["SUB060"].append(model["path"])
+    yield from (Problem(code, len(paths), seen=few(paths)) for code, paths in found.items() if paths)
+
+
+def _graph(path: Path) -> str:
+    from toolkit.runtime.graphs import onnx_file
+
+    try:
+        return onnx_file.digest(path)
+    except ModelError:
+        return ""
+
+
+def summary(meta: Mapping[str, Any]) -> list[str]:
+    """A few lines for people: when, how combined, and per member its folds and views."""
+    models = meta.get("models", ())
+    made = str(meta.get("created", ""))[:16].replace("T", " ")
+    count = f"{len(models)} models" if models else f"{len(meta.get('sources', ()))} tables made elsewhere"
+    how = f"{count}, vote {meta.get('vote', 'soft')}, views {meta.get('view_set', 'none')}"
+    lines = [f"Predictions {meta.get('name', '')!r} of {made}: {how}"]
+    for member in dict.fromkeys(model["member"] for model in models):
+        folds = [model["fold"] for model in models if model["member"] == member]
+        names = " ".join("all" if fold is None else str(fold) for fold in folds)
+        views = meta.get("views", {}).get(member, ("id",))
+        lines.append(f"  {member}: folds {names}; views {', '.join(views)}")
+    return lines
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part, where installed."""
+    found = {"toolkit": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit that a folder is at, ending in "-dirty" if tracked files differ from it; None outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 - fixed words
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _file(path: Path, root: Path) -> dict[str, str]:
+    return {"path": portable(path, root), "sha256": files.sha256(path)}
+
+
+def portable(path: Path, root: Path) -> str:
+    """A path as seen from the workspace; of one outside only the name, as the rest says where somebody's files are."""
+    relative = os.path.relpath(path, root)
+    return path.name if relative.startswith("..") else Path(relative).as_posix()
+
+
+def _argument(word: str, root: Path) -> str:
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    if Path(value).is_absolute():
+        return option + equals + portable(Path(value), root)
+    value = re.sub(r"(?i)((?:token|key|secret|password)\w*[=:\s]+)\S+", r"\1***", value)
+    return option + equals + re.sub(r"(?<![\w./])/(?!/)(?:[^\s/]+/)+", "", value)

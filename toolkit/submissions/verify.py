@@ -1,0 +1,206 @@
+"""Proving a submission again: are its inputs what they were, and does the same work give the same bytes?"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.base import files
+from toolkit.blending import blend as combining
+from toolkit.core import prediction_files
+from toolkit.ensemble import run
+from toolkit.errors import ModelError, SubmissionError, few
+from toolkit.inference import engine_choice
+from toolkit.inference import exports as members
+from toolkit.submissions import checks, csv_problems, submission
+from toolkit.submissions import manifest as manifests
+from toolkit.workspace.competition import FILE, Competition
+
+OURS = (FILE, "predictions", "submissions")  # what the temporary workspace has of its own
+LESS = "The manifest says how it was made; restore the inputs that changed, or submit anew."
+
+
+@dataclass(frozen=True)
+class Input:
+    """One thing a submission was made of, and what became of it since: same, rewritten (the card alone), changed, missing."""
+
+    what: str
+    path: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify` found: every input's state and, if it was made again, whether the bytes are the same (None: not tried)."""
+
+    id: str
+    inputs: tuple[Input, ...]
+    rebuilt: bool | None = None
+
+    @property
+    def changed(self) -> tuple[Input, ...]:
+        """The inputs that are no longer what they were."""
+        return tuple(found for found in self.inputs if found.state in ("changed", "missing"))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The verdict as plain values, for machines."""
+        return {"ok": True, "sha256": self.id, "rebuilt": self.rebuilt, "inputs": [vars(found) for found in self.inputs]}
+
+
+def verify(competition: Competition, path: Path, *, rebuild: bool = False) -> Verdict:
+    """Compare a submission and its inputs with its manifest; `rebuild` makes the file again, from the exports if there are any.
+
+    Raises:
+        SubmissionError: the file is not the one of its manifest, an input changed (and nothing was rebuilt), or the file made
+            again differs; it says which inputs changed.
+        DataError: there is no manifest.
+    """
+    manifest = manifests.read(manifests.path_of(path))
+    said = manifest["output"]["sha256"]
+    if (found := files.sha256(path)) != said:
+        raise SubmissionError(
+            f"{path} is not the file of its manifest: its digest is {found[:8]}, the manifest says {said[:8]}",
+            hint=f"It was edited, or belongs to another manifest; the ledger may have it: submissions/{said[:8]}.csv.",
+        )
+    inputs = tuple(_inputs(competition, manifest))
+    verdict = Verdict(said, inputs)
+    if not rebuild:
+        if verdict.changed:
+            names = few((found.path for found in verdict.changed), limit=12)
+            hint = "Try --rebuild: it tells whether the file would change."
+            raise SubmissionError(f"of what {path.name} was made of, this changed: {names}", hint=hint)
+        return verdict
+    ours = _rebuilt(competition, manifest)
+    if ours != path.read_bytes():
+        raise SubmissionError(_difference(competition, path, ours, verdict), hint=LESS)
+    return replace(verdict, rebuilt=True)
+
+
+def _inputs(competition: Competition, manifest: Mapping[str, Any]) -> Iterator[Input]:
+    """Every input of a manifest as it is now."""
+    named = {what: manifest[what] for what in ("competition", "sample", "predictions") if what in manifest}
+    known = {Path(where).name: competition.path(where) for where in (competition.sample, competition.train.table)}
+    for what, entry in (named | manifest.get("tables", {})).items():
+        path = competition.path(entry["path"])
+        path = path if path.exists() or "/" in entry["path"] else known.get(entry["path"], path)
+        yield Input(what, entry["path"], _state(path, entry["sha256"]))
+    for entry in manifest.get("exports", ()):
+        path = competition.path(entry["path"])
+        state = _state(path, entry["sha256"])
+        if state == "changed" and _digest(path) == entry["digest"]:
+            state = "rewritten"
+        yield Input("export", entry["path"], "outside" if state == "missing" and "/" not in entry["path"] else state)
+
+
+def _state(path: Path, digest: str) -> str:
+    if not path.is_file():
+        return "missing"
+    return "same" if files.sha256(path) == digest else "changed"
+
+
+def _digest(path: Path) -> str:
+    from toolkit.runtime.graphs import onnx_file
+
+    try:
+        return onnx_file.digest(path)
+    except ModelError:
+        return ""
+
+
+def _rebuilt(competition: Competition, manifest: Mapping[str, Any]) -> bytes:
+    """The bytes that the same work gives now."""
+    meta = manifest.get("predictions", {}).get("meta")
+    if meta is None:
+        raise SubmissionError(f"it was made by {manifest.get('from', 'others')}, so how is not known")
+    with _aside(competition) as own:
+        if meta.get("models"):
+            predictions = _predicted(competition, own, meta).predictions
+        else:
+            predictions = prediction_files.read_table(competition.path(manifest["predictions"]["path"])).predictions
+        sample = competition.path(manifest["sample"]["path"])
+        wanted, form = submission.read_sample(competition, sample if sample.is_file() else None)
+        frame = submission.render(predictions, wanted, competition, form)
+        made = files.write(own.path("submission.csv"), lambda file: csv_problems.write(file, frame))
+        return made.read_bytes()
+
+
+def _predicted(competition: Competition, own: Competition, meta: Mapping[str, Any]) -> run.Ensemble:
+    """The ensemble run again as the predictions say it was made."""
+    models = meta["models"]
+    paths = [competition.path(model["path"]) for model in models]
+    if lost := [model["path"] for model, path in zip(models, paths, strict=True) if not path.is_file()]:
+        raise SubmissionError(f"it cannot be made again: {len(lost)} exports are not there: {few(lost)}", hint=LESS)
+    given = [float(model["weight"]) for model in models]
+    said = meta.get("blend") or {}
+    blend = {name: combining.read(one, competition.target(name).classes) for name, one in said.items()} or None
+    return run.run(
+        own,
+        paths,
+        tta=meta["view_set"],
+        vote=meta["vote"],
+        weights="" if blend else _weights(competition, paths, given),
+        blend=blend,
+        limit=meta.get("limit"),
+        name=meta["name"],
+        on_bad_image=meta.get("on_bad_image", "fail"),
+        **_engine(competition, paths, meta),
+    )
+
+
+def _engine(competition: Competition, paths: Sequence[Path], meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The device and precision that the predictions were made with, where they say so."""
+    if "engine" not in meta:
+        return {}
+    engine = engine_choice.recorded(competition, paths, meta["engine"])
+    return {"device": engine.device, "precision": engine.key, "opener": engine.open}
+
+
+def _weights(competition: Competition, paths: Sequence[Path], given: list[float]) -> str:
+    """What to say to get exactly these weights: dividing numbers by their sum again may cost the last digit."""
+    exports = members.read_exports(paths, competition)
+    better = competition.score.higher_is_better
+    numbers = ",".join(map(repr, given))
+    for text in ("", numbers):
+        if members.share(exports, text, higher_is_better=better) == given:
+            return text
+    return numbers
+
+
+@contextmanager
+def _aside(competition: Competition) -> Iterator[Competition]:
+    """The same competition in a temporary workspace: it shares inputs and store by links, and what is made stays there."""
+    folder = Path(tempfile.mkdtemp(prefix="verify-"))
+    try:
+        for entry in competition.root.iterdir():
+            if entry.name not in OURS:
+                (folder / entry.name).symlink_to(entry.resolve())
+        shutil.copy(competition.path(FILE), folder / FILE)
+        (folder / "submission.csv").unlink(missing_ok=True)
+        yield replace(competition, root=folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _difference(competition: Competition, path: Path, ours: bytes, verdict: Verdict) -> str:
+    """Which rows the rebuilt file says otherwise, and which inputs may be the cause."""
+    (now, _), (before, _), rows = csv_problems.parse(ours), csv_problems.read(path), ""
+    key = competition.sample_id
+    if now is not None and before is not None and key in now.columns and key in before.columns:
+        same = set(_lines(before)) & set(_lines(now))
+        every = zip(checks.text(before[key]).to_pylist(), _lines(before), strict=True)
+        ids = [name for name, line in every if line not in same]
+        rows = f" in {len(ids):,} of {len(before):,} rows ({few(ids)})" if ids else ""
+    names = few((f"{found.path} ({found.state})" for found in verdict.changed), limit=12)
+    cause = f"what changed: {names}" if verdict.changed else "no recorded input did: test images, device or versions may have"
+    return f"{path.name} made again differs{rows}; {cause}"
+
+
+def _lines(frame: Any) -> list[str]:
+    found: list[str] = checks.join(*(checks.text(frame[name]) for name in frame.columns), by="\x1f").to_pylist()
+    return found

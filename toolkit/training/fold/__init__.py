@@ -1,0 +1,1 @@
+"""One fold: samples, batches, trainer, state."""

@@ -1,0 +1,1 @@
+"""What a recipe chooses by name: losses, schedules, augmentation, pretrained parts."""

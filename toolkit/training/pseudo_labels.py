@@ -1,0 +1,240 @@
+"""Learning from predictions: pseudo-labels for unlabelled images, soft labels for labelled ones, so that no fold is told."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.core import prediction_files
+from toolkit.errors import AlignmentError, TrainingError, few
+from toolkit.images import render
+from toolkit.inference import exports as members
+from toolkit.inference import predict
+from toolkit.inference.store.prediction_store import Store
+from toolkit.runtime.graphs.onnx_file import Export
+from toolkit.training.fold.decoded_cache import decoded
+from toolkit.training.fold.samples import Rows, Samples
+from toolkit.training.settings import setting
+from toolkit.workspace.image_rows import Item
+
+if TYPE_CHECKING:
+    from toolkit.training.cross_validation import Plan
+
+F64 = NDArray[np.float64]
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SelfTraining:
+    """Settings for a recipe's Config to inherit: from which predictions a member learns beside the labels.
+
+    The rule that keeps scores honest: what fold k learns from must not have seen the labels that score fold k. The teacher's
+    own model of fold k has not, on the same split; it labels for fold k alone. The mean of all its folds has, and so have its
+    out-of-fold predictions: each of fold k's training rows was predicted by a model that trained on fold k's held-out rows.
+    Measured on labels that are pure noise, where 0.500 is honest (benchmarks/soft_labels.py, ten seeds): 0.492 to 0.508 with
+    the fold's own teacher; with out-of-fold soft labels 0.505 to 0.529 at weight 0.3, and 0.524 to 0.701 at weight 1.
+    """
+
+    pseudo: str = setting("", "A folder of unlabelled images to learn from as well; --teacher labels them.")
+    teacher: str = setting("", "The member that labels them: its fold k for fold k of this one.")
+    floor: float = setting(0.9, "Pseudo-labels below this confidence are left out.", minimum=0, maximum=1)
+    soft_labels: str = setting("", "A member (its fold k says how sure fold k may be), or oof/MEMBER.parquet (which leaks).")
+    soft_weight: float = setting(
+        0.3, "The share of soft labels in a target; the rest is the given label.", minimum=0, maximum=1
+    )
+
+
+def sources(plan: Plan) -> Report:
+    """What decides the targets beside the settings themselves, as plain values: digests of teachers, tables and images."""
+    config = plan.config
+    if not isinstance(config, SelfTraining):
+        return {}
+    found: Report = {}
+    for name in filter(None, {config.pseudo and config.teacher, config.soft_labels}):
+        if name.endswith(".parquet"):
+            found[f"sha256 of {name}"] = _sha(_file(plan, name).read_bytes())
+        else:
+            found[f"folds of {name}"] = _sha("".join(sorted(export.digest for export in _exports(plan, name))).encode())
+    if config.pseudo:
+        stats = [(path.name, path.stat().st_size) for path in render.find(_folder(plan))]
+        found["pseudo images"] = _sha(repr(stats).encode())
+    return found
+
+
+def taught(plan: Plan, fold: int | None, rows: Rows, device: str) -> tuple[Rows, Report]:
+    """The training rows of a fold with soft targets and pseudo-labelled images as the settings ask, and a report of it.
+
+    Targets become float32 [n, C]. Unlabelled images that are byte for byte a labelled one are left out. Settings without
+    any of this give the rows back as they are.
+
+    Raises:
+        TrainingError: no teacher, one trained on another split, a folder without images, numbers out of range.
+        AlignmentError: soft labels over other classes.
+    """
+    config = plan.config
+    if not isinstance(config, SelfTraining) or not (config.pseudo or config.soft_labels):
+        return rows, {}
+    if config.pseudo and not config.teacher:
+        raise TrainingError("--pseudo needs a teacher", hint="Name a member that is trained on this split: --teacher NAME.")
+    for name, value in (("floor", config.floor), ("soft-weight", config.soft_weight)):
+        if not 0 <= value <= 1:
+            raise TrainingError(f"--{name} is between 0 and 1, not {value:g}")
+    report: Report = {}
+    if config.soft_labels:
+        rows, report["soft_labels"] = _soften(plan, fold, rows, device)
+    if config.pseudo:
+        if rows.soft is None:
+            rows = rows.softened(_given(plan, rows).astype(np.float32))
+        found, report["pseudo"] = _label(plan, fold, device)
+        rows = rows.joined(found) if len(found) else rows
+    return rows, report
+
+
+def selected(plan: Plan, how: str) -> str:
+    """How a model was chosen, as its card says it: `how`, or "soft-oof" where its targets knew the held-out labels."""
+    return "soft-oof" if leaks(plan) else how
+
+
+def leaks(plan: Plan) -> str:
+    """Why scores of this plan are too good, in a sentence; empty where nothing leaks."""
+    config = plan.config
+    if isinstance(config, SelfTraining) and config.soft_labels.endswith(".parquet"):
+        return (
+            f"soft labels from {config.soft_labels} come from models that saw the held-out labels: scores are optimistic "
+            f"(--soft-labels MEMBER uses each fold's own teacher, which did not)"
+        )
+    return ""
+
+
+def _soften(plan: Plan, fold: int | None, rows: Rows, device: str) -> tuple[Rows, Report]:
+    """Targets between the given label and what the teacher says; rows of which it says nothing keep their label."""
+    name, weight = plan.config.soft_labels, plan.config.soft_weight
+    ids = [rows.samples.ids[place] for place in rows.places]
+    targets = _given(plan, rows)
+    if name.endswith(".parquet"):
+        table = prediction_files.read_table(_file(plan, name)).predictions
+        if plan.target.name not in table:
+            raise AlignmentError(f"{name} does not predict {plan.target.name!r}, only {few(table)}")
+        said = table[plan.target.name].with_classes(plan.target.classes)
+        known = set(said.ids)
+        there = np.array([i for i, one in enumerate(ids) if one in known], dtype=np.int64)
+        soft = said.align([ids[i] for i in there]).values
+        if soft is None:
+            raise AlignmentError(f"{name} holds labels, soft labels need probabilities")
+        teachers = [name]
+    else:
+        exports = _teachers(plan, name, fold)
+        paths = dict(plan.competition.images("train"))
+        items, soft, _ = _predict(plan, exports, [Item(one, paths[one]) for one in ids], device)
+        place = {one: i for i, one in enumerate(ids)}
+        there = np.array([place[item.id] for item in items], dtype=np.int64)
+        teachers = [export.title for export in exports]
+    targets[there] = (1 - weight) * targets[there] + weight * soft
+    return rows.softened(targets.astype(np.float32)), {"teachers": teachers, "rows": len(there), "weight": weight}
+
+
+def _label(plan: Plan, fold: int | None, device: str) -> tuple[Rows, Report]:
+    """The unlabelled images that the teacher is sure of, as rows with its probabilities for targets."""
+    config = plan.config
+    exports = _teachers(plan, config.teacher, fold)
+    paths = render.find(_folder(plan))
+    labelled = set(_digests(path for _, path in plan.competition.images("train")))
+    fresh = [path for path, digest in zip(paths, _digests(paths), strict=True) if digest not in labelled]
+    items, said, bad = _predict(plan, exports, [Item(str(path), path) for path in fresh], device)
+    sure = np.maximum(said, 1 - said).min(axis=1) if plan.target.multilabel else said.max(axis=1)
+    kept = np.flatnonzero(sure >= config.floor)
+    report = {
+        "teachers": [export.title for export in exports],
+        "images": len(paths),
+        "labelled already": len(paths) - len(fresh),
+        "unreadable": bad,
+        "below the floor": len(items) - len(kept),
+        "used": len(kept),
+    }
+    if not len(kept):
+        return Rows(Samples((), np.zeros((0, 3, 1, 1), np.uint8), np.zeros((0, said.shape[1]), np.float32)), kept), report
+    chosen = [items[i].path for i in kept]
+    boxes = [plan.competition.boxes.of(plan.preprocess.box, str(path), path) for path in chosen]
+    pixels = decoded(plan.competition.root, chosen, plan.preprocess, boxes, say=lambda _text: None)
+    samples = Samples(tuple(map(str, chosen)), pixels, said[kept].astype(np.float32))
+    return Rows(samples, np.arange(len(kept))), report
+
+
+def _predict(plan: Plan, exports: Sequence[Export], items: Sequence[Item], device: str) -> tuple[list[Item], F64, int]:
+    """The usable items, the exports' mean probabilities of them (n, C) in the target's class order, and the number unusable."""
+    store = Store(plan.competition.path("store"))
+    views, boxes = {export.digest: ("id",) for export in exports}, plan.competition.boxes
+    outcome = predict.predict(exports, views, items, store, boxes=boxes, device=device)
+    found = []
+    for export in exports:
+        output = members.output_of(export, plan.target.name)
+        order = [output.classes.index(name) for name in plan.target.classes]
+        found.append(outcome.probabilities(export, output, ("id",), outcome.digests)[:, order])
+    return list(outcome.items), np.mean(found, axis=0), len(outcome.bad)
+
+
+def _teachers(plan: Plan, member: str, fold: int | None) -> list[Export]:
+    """The teacher's models that may teach a fold: its own of that number, or all where nothing will be scored."""
+    exports = _exports(plan, member)
+    if fold is None:
+        return exports
+    fitting = [export for export in exports if export.card.fold == fold]
+    if not fitting:
+        raise TrainingError(
+            f"{member!r} has no model of fold {fold}, and its other folds have seen the labels that score it",
+            hint=f"Train it first: --member {member} --fold {fold}",
+        )
+    if other := [export for export in fitting if export.card.split != plan.split.digest]:
+        raise TrainingError(
+            f"{other[0].title} was trained on split {other[0].card.split}, this is {plan.split.digest}: "
+            f"it may have seen the labels that score fold {fold}",
+            hint="Train the teacher on this split.",
+        )
+    return fitting
+
+
+def _exports(plan: Plan, member: str) -> list[Export]:
+    if member == plan.member:
+        raise TrainingError(f"{member!r} cannot teach itself", hint="Give this one another --member.")
+    folder = plan.competition.path("folds")
+    paths = members.find_exports([f"folds/{member}.*.onnx"], base=plan.competition.root) if folder.is_dir() else []
+    if not paths:
+        raise TrainingError(f"there are no exports of {member!r} in {folder}", hint="Train it first.")
+    return members.read_exports(paths, plan.competition, members=[member])
+
+
+def _given(plan: Plan, rows: Rows) -> F64:
+    """The given labels as probabilities (n, C)."""
+    labels = rows.samples.labels[rows.places]
+    return np.asarray(labels if labels.ndim == 2 else labels[:, None] == np.arange(len(plan.target.classes)), dtype=np.float64)
+
+
+def _folder(plan: Plan) -> Path:
+    folder: Path = plan.competition.path(plan.config.pseudo)
+    if not folder.is_dir() or not render.find(folder):
+        raise TrainingError(f"--pseudo {folder} is no folder with images", hint="Paths begin at the workspace.")
+    return folder
+
+
+def _file(plan: Plan, name: str) -> Path:
+    path: Path = plan.competition.path(name)
+    if not path.is_file():
+        raise TrainingError(f"--soft-labels {path} does not exist", hint="Name a member, or its table: oof/MEMBER.parquet.")
+    return path
+
+
+def _digests(paths: Iterable[Path]) -> list[bytes]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda path: render.digest(render.read(path)), paths))
+
+
+def _sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

@@ -1,0 +1,298 @@
+"""Soups: weights of several checkpoints of one fold averaged into one network (Wortsman et al. 2022, arXiv 2203.05482)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.blending.nested import Estimate, compare
+from toolkit.core.cards import Card
+from toolkit.core.predictions import Predictions
+from toolkit.errors import AlignmentError, ModelError, few
+from toolkit.models import checkpoints, export_checkpoint
+from toolkit.models import export as exporting
+from toolkit.models.checkpoints import Checkpoint
+from toolkit.runtime.session import probabilities
+from toolkit.training.fold.fit import choose_device, logits, normalise
+from toolkit.training.fold.samples import Rows, decode
+from toolkit.workspace import make_split
+from toolkit.workspace.competition import Competition
+from toolkit.workspace.split import Split
+
+if TYPE_CHECKING:
+    import torch
+
+STATISTICS = 2048  # training images that BatchNorm's statistics are taken from: more change them in the third digit
+BATCH = 64
+
+F64 = NDArray[np.float64]
+State = Mapping[str, "torch.Tensor"]
+Progress = Callable[[int, int], None]  # networks judged, and at most in all
+
+
+@dataclass(frozen=True, eq=False)
+class Soup:
+    """What was cooked: the checkpoints in it, every candidate's score on the fold's held-out rows, and what was written.
+
+    `estimates` has each checkpoint by name, then "uniform" and "greedy", with gains over the best checkpoint.
+    """
+
+    card: Card
+    ingredients: tuple[Path, ...]
+    estimates: Mapping[str, Estimate]
+    best: str
+    normalised: int
+    checkpoint: Path
+    export: Path
+
+
+def find_checkpoints(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and all .safetensors of the folders named, each once.
+
+    Raises:
+        ModelError: fewer than two.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        found |= dict.fromkeys(sorted(path.rglob("*.safetensors")) if path.is_dir() else [path])
+    if len(found) < 2:
+        raise ModelError(
+            f"a soup needs several checkpoints of one fold, and {few(map(str, paths))} has {len(found)}",
+            hint="Train the fold again with other seeds, or name the .safetensors of several runs.",
+        )
+    return list(found)
+
+
+def cook(
+    competition: Competition,
+    paths: Sequence[Path],
+    *,
+    how: str = "greedy",
+    member: str = "",
+    device: str = "auto",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Soup:
+    """Average checkpoints of one fold, judge every one and both soups on its held-out rows, and write the soup asked for.
+
+    The uniform soup is the mean of all. The greedy one starts with the best checkpoint and takes in the next best where
+    the held-out score does not fall, so that its score is optimistic, and its card says so. Where the network has BatchNorm, a
+    soup's statistics are taken anew from training images of the fold.
+
+    Raises:
+        ModelError: checkpoints without a card, of different networks, folds, splits, classes or pixels, or of another split
+            than the workspace's; a soup that is there already.
+        ParityError, ImageError, StoreError: see `exporting.export` and `training.data.decode`.
+    """
+    every = _read(competition, paths)
+    names = _names(paths)
+    first = every[0].card
+    assert first is not None
+    card = replace(first, member=member or f"{first.member}-{how}", recipe=f"{how} soup of {', '.join(names)}", score=None)
+    export = competition.path("folds", f"{card.title}.onnx")
+    if export.exists() and not force:
+        raise ModelError(f"{export} exists", hint="Use --force to replace it, or --member to name another.")
+    kitchen = _Kitchen.of(competition, every[0], choose_device(device), len(every) + 1 + len(every), progress)
+    said = {name: kitchen.judge(one.state, fresh=False) for name, one in zip(names, every, strict=True)}
+    order = sorted(range(len(every)), key=lambda i: -kitchen.gain(said[names[i]]))
+    uniform, said["uniform"] = kitchen.soup(every)
+    chosen, greedy, said["greedy"] = kitchen.greedy(every, order, said[names[order[0]]])
+    best = names[order[0]]
+    truth, groups = kitchen.truth.decided, kitchen.groups
+    estimates = compare(truth, competition.score, said, baseline=best, groups=groups)
+    taken = list(range(len(every))) if how == "uniform" else chosen
+    seen = how == "greedy" or any(one.card.selected_on_heldout for one in every if one.card)
+    card = replace(card, score=estimates[how].score, selected="soup" if seen else "last")
+    model = kitchen.network(uniform if how == "uniform" else greedy)
+    done = exporting.export(model, card, export, samples=kitchen.samples())
+    where = competition.path("runs", card.member, f"fold{card.fold}", "model.safetensors")
+    checkpoints.save(where, model, done, every[0].architecture or {})
+    return Soup(done, tuple(paths[i] for i in taken), estimates, best, kitchen.normalised, where, export)
+
+
+def average(states: Sequence[State]) -> dict[str, torch.Tensor]:
+    """The mean of every floating tensor (summed in float64); what only counts is taken from the first.
+
+    Raises:
+        ModelError: tensors of other names or shapes.
+    """
+    import torch
+
+    first = states[0]
+    for state in states[1:]:
+        if odd := [name for name in {**first, **state} if name not in first or name not in state]:
+            raise ModelError(f"checkpoints of different networks cannot be averaged: {few(odd)} is not in all of them")
+        if odd := [name for name in first if first[name].shape != state[name].shape]:
+            raise ModelError(f"checkpoints of different networks cannot be averaged: {few(odd)} differ in shape")
+    return {
+        name: torch.stack([state[name].double() for state in states]).mean(0).to(tensor.dtype)
+        if tensor.is_floating_point()
+        else tensor.clone()
+        for name, tensor in first.items()
+    }
+
+
+def statistics(model: torch.nn.Module, batches: Sequence[torch.Tensor]) -> int:
+    """Set BatchNorm's running statistics to the mean over these batches, every other layer in eval mode; how many there are.
+
+    As torch.optim.swa_utils.update_bn, except that dropout stays off.
+    """
+    import torch
+
+    kinds = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)  # timm's own layers are among them
+    layers = [layer for layer in model.modules() if isinstance(layer, kinds) and layer.track_running_stats]
+    before = [layer.momentum for layer in layers]
+    model.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a mean over all batches
+        layer.train()
+    with torch.no_grad():
+        for batch in batches if layers else ():
+            model(batch)
+    for layer, momentum in zip(layers, before, strict=True):
+        layer.momentum = momentum
+    model.eval()
+    return len(layers)
+
+
+def _read(competition: Competition, paths: Sequence[Path]) -> list[Checkpoint]:
+    """The checkpoints, checked against each other and the workspace's split."""
+    every = [checkpoints.read(path) for path in paths]
+    for one in every:
+        if one.card is None or not one.architecture:
+            raise ModelError(f"{one.path} has no card", hint="Soups are made of the .safetensors that recipes write in runs/.")
+        if one.card.fold is None:
+            raise ModelError(f"{one.path} was trained on every row, so that no held-out row can judge a soup of it")
+    first = every[0]
+    for one in every[1:]:
+        for what in ("fold", "split", "outputs", "preprocess", "mean", "std"):
+            ours, other = getattr(first.card, what), getattr(one.card, what)
+            if ours != other:
+                raise ModelError(f"{first.path} and {one.path} differ in {what}: {ours} against {other}", hint=_ONE)
+        if first.architecture != one.architecture:
+            raise ModelError(f"{first.path} and {one.path} are of different networks", hint=_ONE)
+    assert first.card is not None
+    here = Split.read(competition.path(make_split.TABLE)).digest
+    if first.card.split != here:
+        raise ModelError(
+            f"{first.path} was trained on split {first.card.split}, this one is {here}",
+            hint="Restore the split.csv of its run.",
+        )
+    return every
+
+
+_ONE = "A soup is made of one fold of one network: other seeds, epochs or settings, nothing else."
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """As short as tells them apart: seed1/model, seed2/model."""
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.with_suffix("").parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise ModelError("the same checkpoint was named twice")
+
+
+@dataclass(eq=False)
+class _Kitchen:
+    """The fold's rows, and the network that every candidate's weights are put into."""
+
+    competition: Competition
+    card: Card
+    model: torch.nn.Module
+    held_out: Rows
+    training: Rows
+    truth: Predictions
+    groups: tuple[str, ...] | None
+    device: str
+    total: int
+    progress: Progress | None
+    normalised: int = 0
+    done: int = 0
+
+    @classmethod
+    def of(cls, competition: Competition, one: Checkpoint, device: str, total: int, progress: Progress | None) -> _Kitchen:
+        card = one.card
+        assert card is not None
+        output = card.outputs[0]
+        split = Split.read(competition.path(make_split.TABLE))
+        held_out, training = split.held_out(card.fold or 0), split.training(card.fold)
+        spread = [training[i] for i in np.unique(np.linspace(0, len(training) - 1, min(STATISTICS, len(training))).astype(int))]
+        samples = decode(competition, card.preprocess, output.target, only=[*held_out, *spread])
+        truth = competition.truth()[output.target].align(held_out)
+        if set(truth.classes) != set(output.classes):
+            raise AlignmentError(f"{one.path} has other classes than the competition: {few(output.classes)}")
+        group = dict(zip(split.ids, split.groups, strict=True))
+        groups = tuple(group[name] for name in held_out)
+        return cls(
+            competition,
+            card,
+            checkpoints.build(one),
+            samples.rows(held_out),
+            samples.rows(spread),
+            truth.with_classes(output.classes),
+            groups if all(groups) else None,
+            device,
+            total,
+            progress,
+        )
+
+    def network(self, state: State) -> torch.nn.Module:
+        """The network with these weights."""
+        self.model.load_state_dict(dict(state))
+        return self.model.eval()
+
+    def soup(self, every: Sequence[Checkpoint]) -> tuple[State, F64]:
+        """The mean of some checkpoints with statistics of its own, and what it says of the held-out rows."""
+        mixed = average([one.state for one in every])
+        said = self.judge(mixed, fresh=True)
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}, said
+
+    def greedy(self, every: Sequence[Checkpoint], order: Sequence[int], alone: F64) -> tuple[list[int], State, F64]:
+        """The best checkpoint, and each next one with which the score does not fall."""
+        chosen, state, said = [order[0]], every[order[0]].state, alone
+        for i in order[1:]:
+            mixed, values = self.soup([every[j] for j in (*chosen, i)])
+            if self.gain(values) >= self.gain(said):
+                chosen, state, said = [*chosen, i], mixed, values
+        return chosen, state, said
+
+    def judge(self, state: State, *, fresh: bool) -> F64:
+        """Probabilities of the held-out rows [N, C]; `fresh` takes BatchNorm's statistics anew."""
+        model = self.network(state)
+        if fresh:
+            self.normalised = statistics(model.to(self.device), self._batches())
+        raw = logits(model, self.held_out, self.card.mean, self.card.std, device=self.device)
+        self.done += 1
+        if self.progress:
+            self.progress(self.done, self.total)
+        return probabilities(raw, self.card.outputs[0])
+
+    def gain(self, values: F64) -> float:
+        """The competition's metric, turned so that larger is better."""
+        output, metric = self.card.outputs[0], self.competition.score
+        table = Predictions(
+            output.target, "probabilities", self.truth.ids, output.classes, values, multilabel=output.multilabel
+        )
+        return metric.gain(table.score(metric, self.truth))
+
+    def samples(self) -> NDArray[np.uint8]:
+        """Images that the export is proved on."""
+        count = min(len(self.held_out), export_checkpoint.SAMPLES)
+        return np.asarray(self.held_out.__getitems__(range(count))[0])
+
+    def _batches(self) -> list[Any]:
+        """Training images, normalised, the last batch left out where it is too small for a variance."""
+        import torch
+
+        starts = range(0, len(self.training), BATCH)
+        chunks = [range(start, min(start + BATCH, len(self.training))) for start in starts]
+        chunks = [chunk for chunk in chunks if len(chunk) == BATCH] or chunks
+        pixels = [torch.from_numpy(np.asarray(self.training.__getitems__(chunk)[0])) for chunk in chunks]
+        return [normalise(part.to(self.device), self.card.mean, self.card.std) for part in pixels]

@@ -1,0 +1,1 @@
+"""One competition on disk: competition.toml, its tables, rows and split."""

@@ -1,0 +1,266 @@
+"""Splits: which fold holds out which row, made stratified or grouped, checked as realised, named by a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.base import csv_text, files, html
+from toolkit.core.targets import class_order
+from toolkit.errors import CompetitionError, SplitError, few
+
+EXTRA = -1  # the fold of rows that train in every fold and are never scored
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Fold numbers 0..K-1 per id (EXTRA for rows that are never held out), with the labels and groups they were made from.
+
+    `labels` are class names as text, several of one row joined by `join_names`; `groups` are empty where there are none.
+
+    Raises:
+        SplitError: ids that repeat, empty folds, numbers that are no folds, or a group in two folds.
+    """
+
+    ids: tuple[str, ...]
+    labels: tuple[str, ...]
+    groups: tuple[str, ...]
+    folds: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        folds = np.asarray(self.folds, dtype=np.int64)
+        object.__setattr__(self, "folds", folds)
+        if not len(self.ids) == len(self.labels) == len(self.groups) == len(folds):
+            raise SplitError("a split needs one label, group and fold per id")
+        if len(set(self.ids)) != len(self.ids):
+            raise SplitError(f"ids repeat: {few(sorted(name for name, n in Counter(self.ids).items() if n > 1))}")
+        count = int(folds.max(initial=EXTRA)) + 1
+        if count < 1 or folds.min(initial=0) < EXTRA:
+            raise SplitError("a split needs at least one fold, numbered from 0")
+        if empty := sorted(set(range(count)) - set(folds.tolist())):
+            raise SplitError(f"folds {few(empty)} of {count} hold out no row", hint="Use fewer folds.")
+        homes: dict[str, set[int]] = {}
+        for group, fold in zip(self.groups, folds.tolist(), strict=True):
+            if group:
+                homes.setdefault(group, set()).add(fold)
+        if torn := sorted(group for group, found in homes.items() if len(found) > 1):
+            raise SplitError(f"{len(torn):,} groups are in more than one fold: {few(torn)}", hint="Make the split again.")
+
+    @property
+    def count(self) -> int:
+        """Number of folds K (1 for a single hold-out)."""
+        return int(self.folds.max()) + 1
+
+    def _repr_html_(self) -> str:
+        """Rows of each class per fold, for notebooks."""
+        classes = class_order(set(self.labels))
+        folds = sorted(set(self.folds.tolist()))
+        counts = Counter(zip(self.labels, self.folds.tolist(), strict=True))
+        rows = [(name, *(counts[name, fold] for fold in folds)) for name in classes]
+        heads = ["never held out" if fold == EXTRA else f"fold {fold}" for fold in folds]
+        return html.table(("class", *heads), rows, caption=f"split {self.digest}: {len(self.ids):,} rows")
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hex digits over the rows as a set: equal for equal splits whatever the order of their rows."""
+        rows = sorted(map(str, zip(self.ids, self.labels, self.groups, self.folds.tolist(), strict=True)))
+        return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
+
+    def held_out(self, fold: int) -> tuple[str, ...]:
+        """The ids that a fold is scored on."""
+        return tuple(self.ids[i] for i in np.flatnonzero(self.folds == fold))
+
+    def training(self, fold: int | None) -> tuple[str, ...]:
+        """The ids that a fold trains on; None means every id."""
+        return tuple(self.ids[i] for i in np.flatnonzero(self.folds != fold)) if fold is not None else self.ids
+
+    def balance(self) -> list[dict[str, Any]]:
+        """What was really made: per fold its rows, groups, and rows of each class, in class order."""
+        split = {label: split_names(label) for label in set(self.labels)}
+        names = class_order(name for found in split.values() for name in found)
+        table = []
+        for fold in [*range(self.count), *([EXTRA] if (self.folds == EXTRA).any() else [])]:
+            rows = np.flatnonzero(self.folds == fold)
+            counts = Counter(name for i in rows for name in split[self.labels[i]])
+            groups = {self.groups[i] for i in rows} - {""}
+            table.append({"fold": fold, "rows": len(rows), "groups": len(groups), "classes": {n: counts[n] for n in names}})
+        return table
+
+    def missing_classes(self) -> list[tuple[int, str]]:
+        """(fold, class) wherever a fold holds out no row of a class: its score there says nothing about that class."""
+        return [
+            (row["fold"], name) for row in self.balance() if row["fold"] != EXTRA for name, n in row["classes"].items() if not n
+        ]
+
+    def write(self, path: Path) -> Path:
+        """Write the split as CSV: id, label, group, fold."""
+        import csv
+        import io
+
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["id", "label", "group", "fold"])
+        writer.writerows(zip(self.ids, self.labels, self.groups, self.folds.tolist(), strict=True))
+        return files.write_text(path, text.getvalue())
+
+    @classmethod
+    def read(cls, path: Path) -> Split:
+        """Read a split from CSV.
+
+        Raises:
+            SplitError: the file is missing, or a fold is no number.
+            CompetitionError: it is no table of a split.
+        """
+        if not path.exists():
+            raise SplitError(f"{path} does not exist", hint="Run `toolkit split` first.")
+        try:
+            frame = csv_text.cells(path, ["id", "label", "group", "fold"], unique="id")
+        except CompetitionError as error:
+            hint = "`toolkit split` makes such a table: id, label, group, fold." if "no column" in error.message else error.hint
+            raise CompetitionError(error.message, hint=hint) from error
+        try:
+            folds = np.array([int(cell) for cell in frame["fold"]], dtype=np.int64)
+        except ValueError as error:
+            raise SplitError(f"{path}: column 'fold' must hold whole numbers ({error})") from error
+        try:
+            return cls(tuple(frame["id"]), tuple(frame["label"]), tuple(frame["group"]), folds)
+        except SplitError as error:
+            raise SplitError(f"{path}: {error.message}", hint=error.hint) from error
+
+
+def join_names(names: Iterable[str]) -> str:
+    """Class names as one text: joined by `|`, which is written `\\|` inside a name (and `\\` as `\\\\`)."""
+    return "|".join(name.replace("\\", r"\\").replace("|", r"\|") for name in names)
+
+
+def split_names(text: str) -> list[str]:
+    """The class names that `join_names` joined; none for an empty text."""
+    found = re.findall(r"(?:[^\\|]|\\.)+", text, re.DOTALL)
+    return [re.sub(r"\\(.)", r"\1", part, flags=re.DOTALL) for part in found]
+
+
+def make(
+    ids: Sequence[str],
+    labels: NDArray[Any],
+    names: Sequence[str],
+    *,
+    folds: int = 5,
+    holdout: float | None = None,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
+    extra: NDArray[np.bool_] | None = None,
+) -> Split:
+    """Stratified folds: by class, by class within groups, or by every class at once for a bool [N, C] `labels`.
+
+    `labels` is int64 [N] or bool [N, C], `names` the class names. `holdout` asks for a single held-out part of that
+    share (fold 0, the rest never held out). Rows of `extra` (bool [N]) are never held out. Sources: scikit-learn's
+    StratifiedKFold, StratifiedShuffleSplit and StratifiedGroupKFold; Sechidis et al. 2011 for multilabel
+    (iterative-stratification; over groups, a group has the classes that any of its rows has).
+
+    Raises:
+        SplitError: fewer rows, groups or members of a class than folds; a share that is not between 0 and 1; a group with extra
+            rows and others.
+    """
+    rows = np.arange(len(ids)) if extra is None else np.flatnonzero(~extra)
+    homes = None if groups is None else np.array(groups, dtype=object)[rows]
+    if holdout is not None and not 0 < holdout < 1:
+        raise SplitError(f"a hold-out is a share between 0 and 1, not {holdout:g}", hint="Use for example --holdout 0.2.")
+    _check(labels[rows], names, folds if holdout is None else 2, homes, len(rows))
+    assigned = np.full(len(ids), EXTRA, dtype=np.int64)
+    if holdout is None:
+        assigned[rows] = _assign(labels[rows], folds, seed, homes)
+    else:
+        assigned[rows[_hold_out(labels[rows], holdout, seed, homes)]] = 0
+    text = [join_names(np.array(names)[row] if labels.ndim == 2 else [names[row]]) for row in labels]
+    return Split(tuple(ids), tuple(text), tuple(groups) if groups is not None else ("",) * len(ids), assigned)
+
+
+def _assign(labels: NDArray[Any], parts: int, seed: int, groups: NDArray[Any] | None) -> NDArray[np.int64]:
+    """The fold of each row, int64 [N]."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    if labels.ndim == 2:
+        from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
+
+        if groups is not None:
+            return _of_groups(labels, groups, lambda merged: _assign(merged, parts, seed, None))
+        splitter: Any = MultilabelStratifiedKFold(parts, shuffle=True, random_state=seed)
+    else:
+        kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+        splitter = kind(parts, shuffle=True, random_state=seed)
+    folds = np.zeros(len(labels), dtype=np.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # rare classes: checked before, with names
+        for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(labels)), labels, groups)):
+            folds[held_out] = fold
+    return folds
+
+
+def _hold_out(labels: NDArray[Any], share: float, seed: int, groups: NDArray[Any] | None) -> NDArray[np.int64]:
+    """The numbers of the rows that are held out, about `share` of them."""
+    from sklearn.model_selection import StratifiedShuffleSplit
+
+    if groups is not None:
+        fraction = Fraction(share).limit_denominator(20)
+        if not 0 < fraction < 1:
+            raise SplitError(f"a hold-out of {share:g} is too uneven where rows are grouped", hint="Use 0.05 to 0.95.")
+        parts = min(fraction.denominator, len(set(groups)))
+        wanted = max(1, round(parts * share))
+        return np.flatnonzero(_assign(labels, parts, seed, groups) < min(wanted, parts - 1))
+    if labels.ndim == 2:
+        from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit as Shuffle
+    else:
+        Shuffle = StratifiedShuffleSplit  # noqa: N806 - a class
+    try:
+        held_out: NDArray[np.int64] = next(Shuffle(1, test_size=share, random_state=seed).split(np.zeros(len(labels)), labels))[
+            1
+        ]
+    except ValueError as error:
+        raise SplitError(f"a hold-out of {share:g} cannot be made: {error}", hint="Use a larger share.") from error
+    return held_out
+
+
+def _of_groups(
+    labels: NDArray[Any], groups: NDArray[Any], assign: Callable[[NDArray[Any]], NDArray[np.int64]]
+) -> NDArray[np.int64]:
+    """Assign whole groups: each stands as one row with the classes (bool [G, C]) that any of its rows has."""
+    names, place = np.unique(groups.astype(str), return_inverse=True)
+    merged = np.zeros((len(names), labels.shape[1]), dtype=bool)
+    np.logical_or.at(merged, place, labels)
+    return assign(merged)[place]
+
+
+def _check(labels: NDArray[Any], names: Sequence[str], parts: int, groups: NDArray[Any] | None, count: int) -> None:
+    if parts < 2:
+        raise SplitError(f"{parts} folds: at least 2 are needed", hint="Use --holdout 0.2 for a single split.")
+    if count < parts:
+        raise SplitError(f"{count} rows cannot make {parts} folds")
+    members = count_members(labels, len(names))
+    small = [f"{names[c]} ({members[c]})" for c in range(len(names)) if 0 < members[c] < parts]
+    if small:
+        raise SplitError(
+            f"{len(small)} classes have fewer than {parts} members: {few(small, limit=10)}",
+            hint="`toolkit split` with fewer --folds, or with --rare extra: such rows then train in every fold, never scored.",
+        )
+    if groups is None:
+        return
+    if empty := int((groups == "").sum()):
+        raise SplitError(f"{empty:,} rows have an empty group", hint="Give each of them a group of its own.")
+    if len(set(groups)) < parts:
+        raise SplitError(f"{len(set(groups))} groups cannot make {parts} folds", hint="Use fewer folds.")
+
+
+def count_members(labels: NDArray[Any], classes: int) -> NDArray[np.int64]:
+    """Rows of each class, int64 [C], for labels int64 [N] or bool [N, C]."""
+    return labels.sum(axis=0, dtype=np.int64) if labels.ndim == 2 else np.bincount(labels, minlength=classes)
