@@ -14,8 +14,8 @@ import numpy as np
 
 from toolkit.blending.nested import compare, score_of
 from toolkit.blending.plan_selection import judge, plans
-from toolkit.blending.simplex_solvers import softmax
 from toolkit.blending.weighers import fit_weights
+from toolkit.core.activations import softmax
 from toolkit.core.metrics import METRICS
 
 CASES: dict[str, Callable[[int], tuple[Callable, Callable | None, Callable, str]]] = {}  # ours, peer, check, size

@@ -7,8 +7,8 @@ import numpy as np
 
 from toolkit.blending.objectives import decide
 from toolkit.blending.plan_selection import judge, plans
-from toolkit.blending.simplex_solvers import softmax
 from toolkit.blending.weighers import WEIGHERS
+from toolkit.core.activations import softmax
 from toolkit.core.metrics import METRICS
 
 CLASSES = 5

@@ -118,8 +118,8 @@ def opened(path: Path, precision: str, calibration: Any) -> Any:
 
 def answers(plain: Any, reduced: Any, pixels: Any, labels: Any) -> str:
     """Label agreement, change of probabilities and accuracies."""
+    from toolkit.core.activations import probabilities
     from toolkit.core.cards import Output
-    from toolkit.runtime.session import probabilities
 
     p, q = (probabilities(session.run(pixels, "id")["m"], Output("label", CLASSES)) for session in (plain, reduced))
     same = (p.argmax(axis=1) == q.argmax(axis=1)).mean()

@@ -22,12 +22,17 @@ from collections.abc import Iterable, Sequence
 
 
 class ToolkitError(Exception):
-    """A problem the user can mend; `message` says what and where, `hint` what to do next."""
+    """A problem the user can mend; `message` says what and where, `hint` what to do next.
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    `code` names the remedy where a front end has one of its own: `toolkit.cli.advice` says it as an option of the command
+    line. Neither message nor hint speak of options, so that they help whoever calls the library from Python.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", code: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.code = code
 
 
 class DataError(ToolkitError):
@@ -61,8 +66,8 @@ class CardError(ModelError):
 class ParityError(ModelError):
     """An export does not reproduce the model it was made from; `gap` is the largest difference seen."""
 
-    def __init__(self, message: str, *, gap: float, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
+    def __init__(self, message: str, *, gap: float, hint: str = "", code: str = "") -> None:
+        super().__init__(message, hint=hint, code=code)
         self.gap = gap
 
 
@@ -85,8 +90,8 @@ class UploadError(ToolkitError):
 class SubmissionError(ToolkitError):
     """A submission breaks the rules; `problems` lists every one of them, not the first."""
 
-    def __init__(self, message: str, *, problems: Sequence[object] = (), hint: str = "") -> None:
-        super().__init__(message, hint=hint)
+    def __init__(self, message: str, *, problems: Sequence[object] = (), hint: str = "", code: str = "") -> None:
+        super().__init__(message, hint=hint, code=code)
         self.problems = tuple(problems)
 
 

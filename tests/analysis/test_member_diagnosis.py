@@ -14,8 +14,8 @@ from tests.blending.test_weighers import make, scored
 from tests.cli.test_blend import table
 from toolkit.analysis.member_diagnosis import ablation, diagnose, likeliest, odd_folds, pairs, permutation
 from toolkit.blending.oof import Rows
-from toolkit.blending.simplex_solvers import sigmoid, softmax
 from toolkit.cli.commands.diagnose import command
+from toolkit.core.activations import sigmoid, softmax
 from toolkit.core.metrics import METRICS
 from toolkit.core.predictions import Predictions
 

@@ -16,8 +16,8 @@ from toolkit.blending.blend import Blend, cool
 from toolkit.blending.calibration import Adjustment, temperature
 from toolkit.blending.oof import given as given_blend
 from toolkit.blending.oof import with_prior
-from toolkit.blending.simplex_solvers import softmax
 from toolkit.cli import cli
+from toolkit.core.activations import softmax
 from toolkit.core.prediction_files import read_meta, read_table
 from toolkit.core.predictions import Predictions
 from toolkit.core.voting import VOTES, vote

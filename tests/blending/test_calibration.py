@@ -14,7 +14,7 @@ from toolkit.blending import calibration
 from toolkit.blending.calibration import calibration_error, factors, prior_shift, reliability, temperature, vector_scaling
 from toolkit.blending.nested import nested, outer_folds, then, weigher
 from toolkit.blending.objectives import decide
-from toolkit.blending.simplex_solvers import softmax
+from toolkit.core.activations import softmax
 from toolkit.core.metrics import METRICS
 from toolkit.errors import DataError
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from toolkit.blending.blend import Blend
 from toolkit.blending.mix_tables import agreement, majority
-from toolkit.blending.simplex_solvers import softmax
 from toolkit.cli import cli
+from toolkit.core.activations import softmax
 from toolkit.core.prediction_files import read_meta, read_table
 
 CLASSES = ("ant", "bee", "cat")

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from toolkit.blending import outside_tables
 from toolkit.blending.outside_tables import Reading, read
-from toolkit.blending.simplex_solvers import sigmoid, softmax
 from toolkit.cli import cli
+from toolkit.core.activations import sigmoid, softmax
 from toolkit.core.targets import Target
 from toolkit.errors import AlignmentError, CompetitionError, DataError
 from toolkit.workspace.competition import Competition

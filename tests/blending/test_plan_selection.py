@@ -13,8 +13,8 @@ from toolkit.blending.calibration import ADJUSTMENTS, temperature
 from toolkit.blending.nested import outer_folds
 from toolkit.blending.objectives import BRIER
 from toolkit.blending.plan_selection import CALIBRATIONS, Plan, choose, judge, plans
-from toolkit.blending.simplex_solvers import softmax
 from toolkit.blending.weighers import fit_weights
+from toolkit.core.activations import softmax
 from toolkit.core.metrics import METRICS
 from toolkit.core.voting import VOTES, vote
 from toolkit.errors import DataError

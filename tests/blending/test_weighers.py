@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.blending.objectives import BRIER, Decisions, Plain, area, decide, objective
-from toolkit.blending.simplex_solvers import least_log_loss, softmax
+from toolkit.blending.simplex_solvers import least_log_loss
 from toolkit.blending.weighers import WEIGHERS, fit_weights
 from toolkit.core import metrics
+from toolkit.core.activations import softmax
 from toolkit.core.metrics import METRICS
 from toolkit.errors import DataError
 

@@ -279,7 +279,7 @@ def test_a_full_disk_is_said_and_leaves_the_old_predictions(workspace, folds):
 
 
 def test_cuda_that_is_not_there_is_an_error(workspace, folds):
-    from toolkit.runtime.session import gpu_count
+    from toolkit.runtime.devices import gpu_count
 
     if gpu_count():
         assert invoke("ensemble", "folds/*.onnx", "--device", "cuda").exit_code == 0

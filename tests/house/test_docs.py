@@ -33,7 +33,7 @@ def registries() -> str:
     from toolkit.core.metrics import METRICS
     from toolkit.core.voting import VOTES
     from toolkit.images.views import VIEW_SETS
-    from toolkit.runtime.session import PRECISIONS, PROVIDERS
+    from toolkit.runtime.devices import PRECISIONS, PROVIDERS
     from toolkit.submissions.checks import CODES
     from toolkit.submissions.formats import FORMATS
     from toolkit.training.parts.losses import LOSSES

@@ -322,7 +322,7 @@ def test_float16_halves_the_rows_and_is_never_taken_for_float32(root, what):
 
 
 def test_float16_rounds_probabilities_by_no_more_than_is_said():
-    from toolkit.runtime.session import probabilities
+    from toolkit.core.activations import probabilities
 
     rng = np.random.default_rng(0)
     worst = 0.0

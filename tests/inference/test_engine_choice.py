@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from tests.conftest import draw
 from toolkit.cli import cli
 from toolkit.core import prediction_files
+from toolkit.core.activations import probabilities
 from toolkit.ensemble.run import run
 from toolkit.errors import DeviceError, ModelError
 from toolkit.images import boxes, render
@@ -20,7 +21,7 @@ from toolkit.inference import engine_choice, multi_process, precision_check
 from toolkit.inference.exports import find_exports, read_exports
 from toolkit.runtime import speed_trials
 from toolkit.runtime.devices import PROVIDERS, engine_tag
-from toolkit.runtime.session import FakeSession, open_session, probabilities
+from toolkit.runtime.session import FakeSession, open_session
 from toolkit.workspace.competition import Competition
 from toolkit.workspace.split import Split
 

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import expit, softmax
 
+from toolkit.core.activations import probabilities
 from toolkit.core.cards import Output
 from toolkit.errors import DeviceError, ModelError
 from toolkit.images.views import VIEW_SETS, apply
-from toolkit.runtime.session import PROVIDERS, FakeSession, choose_device, engine_tag, gpu_count, open_session, probabilities
+from toolkit.runtime.devices import PROVIDERS, choose_device, engine_tag, gpu_count
+from toolkit.runtime.session import FakeSession, open_session
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (21, 3, 32, 32), dtype=np.uint8)
 LOGITS = hnp.arrays(np.float32, (4, 3), elements=st.floats(-200, 200, width=32))

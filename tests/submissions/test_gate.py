@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from tests.submissions.test_submission import DEFECTS, NAMED, VALID, competition, found, table
-from toolkit.base import files
+from toolkit.base import arrow_csv, files
 from toolkit.errors import StoreError
-from toolkit.submissions import checks, csv_problems, submission
+from toolkit.submissions import checks, submission
 from toolkit.submissions.formats import FORMATS
 from toolkit.workspace.competition import Target
 
@@ -118,7 +118,7 @@ for _ in range(60):
     if not writer:
         while True:
             for frame in frames:
-                files.write(path, lambda file: csv_problems.write(file, frame))
+                files.write(path, lambda file: arrow_csv.write(file, frame))
     while not path.exists():
         time.sleep(0.001)
     time.sleep(rng.random() / 10)
@@ -150,7 +150,7 @@ refused = 0
 for limit in range(0, 16_500, 275):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
-        files.write(Path(sys.argv[1]), lambda file: csv_problems.write(file, frame))
+        files.write(Path(sys.argv[1]), lambda file: arrow_csv.write(file, frame))
     except StoreError:
         refused += 1
     assert Path(sys.argv[1]).read_text() == "old", limit
@@ -179,7 +179,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
         path.write_text("old")
         frame = pd.DataFrame({"id": np.arange(20_000).astype(str), "x": "new"}, dtype="str")
         with pytest.raises(StoreError, match="No space left") as caught:
-            files.write(path, lambda file: csv_problems.write(file, frame))
+            files.write(path, lambda file: arrow_csv.write(file, frame))
         assert "The disk is full" in caught.value.hint
         assert path.read_text() == "old"
         assert [p.name for p in tmp_path.iterdir()] == ["submission.csv"]
@@ -191,6 +191,6 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
 def test_parts_written_by_several_threads_stay_in_order(rows):
     frame = pd.DataFrame({"id": np.arange(rows).astype(str), "x": "é"}, dtype="str")
     raw = io.BytesIO()
-    csv_problems.write(raw, frame)
+    arrow_csv.write(raw, frame)
     assert raw.getvalue().decode() == frame.to_csv(index=False)
-    assert csv_problems.size(frame) == len(raw.getvalue())
+    assert arrow_csv.size(frame) == len(raw.getvalue())

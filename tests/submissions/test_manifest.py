@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from toolkit.base import files
+from toolkit.base import files, provenance
 from toolkit.errors import DataError
 from toolkit.runtime.graphs import onnx_file
 from toolkit.submissions import manifest
@@ -114,14 +114,14 @@ def test_the_commit_is_gits_own(tmp_path):
         who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
         return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
 
-    assert manifest.git_commit(tmp_path) is None
+    assert provenance.git_commit(tmp_path) is None
     git("init", "-q")
     (tmp_path / "a").write_text("1")
     git("add", "a")
     git("commit", "-qm", "a")
-    assert manifest.git_commit(tmp_path) == git("rev-parse", "HEAD")
+    assert provenance.git_commit(tmp_path) == git("rev-parse", "HEAD")
     (tmp_path / "a").write_text("2")
-    assert manifest.git_commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
+    assert provenance.git_commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
 
 
 @pytest.mark.parametrize(("text", "word"), [("{", "readable"), ("[]", "readable"), ('{"schema": 99}', "schema 99")])

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from toolkit.base import files
+from toolkit.base import arrow_csv, files
 from toolkit.core.predictions import Predictions
 from toolkit.errors import AlignmentError, CompetitionError, StoreError, SubmissionError
-from toolkit.submissions import checks, csv_problems, formats, submission
+from toolkit.submissions import checks, formats, submission
 from toolkit.submissions.formats import FORMATS, infer_format
 from toolkit.workspace.competition import Competition, Images, Target
 
@@ -478,7 +478,7 @@ def test_any_predictions_and_sample_survive_the_trip(world, tmp_path):
     sample = asked(form, ids, classes)
     assert infer_format(sample, rules) == form
     frame = submission.render({"y": p}, sample, rules, form)
-    path = files.write(tmp_path / "s.csv", lambda file: csv_problems.write(file, frame))
+    path = files.write(tmp_path / "s.csv", lambda file: arrow_csv.write(file, frame))
     assert checks.errors(submission.check_file(path, sample, rules, form)) == []
     words = form in ("labels", "topk:2")
     back = pd.read_csv(path, dtype=str if words else {"id": str, "kind": str}, keep_default_na=False)
@@ -504,7 +504,7 @@ def test_the_file_is_byte_for_byte_what_pythons_csv_module_writes(tmp_path):
     expected = io.StringIO()
     csv.writer(expected, lineterminator="\n").writerows(rows)
     raw = io.BytesIO()
-    csv_problems.write(raw, frame)
+    arrow_csv.write(raw, frame)
     assert raw.getvalue().decode() == expected.getvalue()
 
 
@@ -542,7 +542,7 @@ def test_a_folder_without_permission_is_said(tmp_path):
 
 
 def test_no_torch_is_loaded():
-    code = "import sys, toolkit.submissions; import toolkit.cli.submit; sys.exit(bool({'torch', 'pandas', 'onnx'} & set(sys.modules)))"
+    code = "import sys, toolkit.submissions; import toolkit.cli.commands.submit; sys.exit(bool({'torch', 'pandas', 'onnx'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

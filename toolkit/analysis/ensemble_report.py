@@ -15,7 +15,7 @@ from toolkit.analysis import member_diagnosis, run_history
 from toolkit.analysis import scores as scoring
 from toolkit.analysis.run_history import Curves, Fed, Spent
 from toolkit.analysis.scores import Scored
-from toolkit.base import files
+from toolkit.base import files, provenance
 from toolkit.blending import oof
 from toolkit.blending.blend import Blend
 from toolkit.blending.nested import Estimate, compare
@@ -222,7 +222,7 @@ def keep(report: Report) -> Path:
     Raises:
         StoreError: they cannot be written.
     """
-    path, said = report.competition.path("reports", KEPT), {"created": manifest.now(), "figures": report.watched}
+    path, said = report.competition.path("reports", KEPT), {"created": provenance.now(), "figures": report.watched}
     return files.write_text(path, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.core import voting
+from toolkit.core.activations import probabilities
 from toolkit.core.cards import Preprocess
 from toolkit.ensemble.run import views_for
 from toolkit.errors import DataError
@@ -19,7 +20,7 @@ from toolkit.images.boxes import Box
 from toolkit.images.views import parse
 from toolkit.inference.exports import output_of, share
 from toolkit.runtime.graphs.onnx_file import Export
-from toolkit.runtime.session import Session, open_session, probabilities
+from toolkit.runtime.session import Session, open_session
 from toolkit.workspace.competition import Competition, Target
 
 CELLS = 14  # places of the patch along each side

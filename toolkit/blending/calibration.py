@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.blending.objectives import EPS, decide
-from toolkit.blending.simplex_solvers import sigmoid, softmax
 from toolkit.core import metrics
+from toolkit.core.activations import sigmoid, softmax
 from toolkit.core.metrics import Metric
 from toolkit.errors import DataError
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import files
+from toolkit.base import arrow_csv, files, provenance
 from toolkit.blending import oof, outside_tables
 from toolkit.blending.blend import Blend
 from toolkit.blending.outside_tables import Reading
@@ -19,7 +19,6 @@ from toolkit.core import prediction_files
 from toolkit.core.predictions import Predictions
 from toolkit.core.voting import Vote
 from toolkit.errors import DataError, few
-from toolkit.submissions import csv_problems, manifest
 from toolkit.workspace.competition import Competition, Target
 
 F64 = NDArray[np.float64]
@@ -207,16 +206,16 @@ def _written(
     made_of = [
         {
             "member": one,
-            "path": manifest.portable(path.resolve(), competition.root.resolve()),
+            "path": provenance.portable(path.resolve(), competition.root.resolve()),
             "sha256": files.sha256(path),
             "weight": weights.get(one, 0.0),
         }
         for one, path in paths.items()
     ]
-    whole = {"created": manifest.now(), "name": name, "models": [], "sources": made_of, "view_set": "none"} | dict(meta)
+    whole = {"created": provenance.now(), "name": name, "models": [], "sources": made_of, "view_set": "none"} | dict(meta)
     path = output or competition.path("predictions", f"{name}.parquet")
     if path.suffix == ".csv":
-        return files.write(path, lambda file: csv_problems.write(file, _frame(said, competition.sample_id)))
+        return files.write(path, lambda file: arrow_csv.write(file, _frame(said, competition.sample_id)))
     return prediction_files.write_table(path, said, whole)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import csv_text
-from toolkit.blending.simplex_solvers import sigmoid, softmax
 from toolkit.core import prediction_files
+from toolkit.core.activations import sigmoid, softmax
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import Target, class_order
 from toolkit.errors import AlignmentError, CompetitionError, DataError, few

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.core.activations import softmax
+
 F64 = NDArray[np.float64]
 
 _NOTHING = 1e-15  # what no member thinks possible costs the same whatever the weights
@@ -101,14 +103,3 @@ def regression(
     )
     coefficients = found.x[:-classes].reshape(classes, width)
     return coefficients, found.x[-classes:] - coefficients @ centre, int(found.nit)
-
-
-def softmax(logits: F64) -> F64:
-    """Rows of logits [N, C] as probabilities."""
-    p = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(p / p.sum(axis=1, keepdims=True))
-
-
-def sigmoid(logits: F64) -> F64:
-    """Logits as the probabilities of yes, without overflow at either end."""
-    return np.asarray(np.exp(-np.logaddexp(0.0, -logits)))

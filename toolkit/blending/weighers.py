@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from toolkit.blending import simplex_solvers
 from toolkit.blending.objectives import EPS, Objective, Search, decide, objective, quadratic, search, true_probability
 from toolkit.core import metrics
+from toolkit.core.activations import softmax
 from toolkit.core.metrics import METRICS, Metric, brier
 from toolkit.errors import DataError
 
@@ -49,7 +50,7 @@ class Weights:
         """The blend [N, C] of M tables of probabilities [M, N, C], members in the order they were fitted in."""
         if self.bias is None:
             return np.asarray(np.tensordot(self.weights, stack, axes=1))
-        return simplex_solvers.softmax(_features(stack) @ self.weights.reshape(len(self.bias), -1).T + self.bias)
+        return softmax(_features(stack) @ self.weights.reshape(len(self.bias), -1).T + self.bias)
 
 
 def fit_weights(stack: F64, truth: Labels, metric: Metric, how: str = "greedy", **options: Any) -> Weights:

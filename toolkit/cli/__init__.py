@@ -67,11 +67,13 @@ class _Explained(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         from toolkit.base.printing import Mark
+        from toolkit.cli.advice import hint as advised
         from toolkit.cli.terminal import show
 
         said = [Mark(line, "bad") for line in f"Error: {self.error.message}".splitlines()]
         problems = self.error.problems if isinstance(self.error, SubmissionError) else ()
-        hint = f"Hint: {self.error.hint}".splitlines() if self.error.hint else []
+        text = advised(self.error)
+        hint = f"Hint: {text}".splitlines() if text else []
         show(*said, *(f"  {problem}" for problem in problems), *hint, err=True)
 
 

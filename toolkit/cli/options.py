@@ -188,8 +188,8 @@ def passes(body: Callable[..., Any]) -> Callable[..., Any]:
     )
     @wraps(body)
     def wrapped(*args: Any, deadline: str, keep: Any, keep_as: str, **kwargs: Any) -> Any:
+        from toolkit.base.durations import seconds
         from toolkit.inference.store.retention import Keeping
-        from toolkit.submissions.bundle.run import seconds
 
         limit = seconds(deadline) if deadline else None
         return body(*args, deadline=limit, keeping=Keeping(keep, keep_as), **kwargs)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.core.activations import sigmoid, softmax
 from toolkit.core.predictions import Kind
 from toolkit.errors import DataError
 
@@ -102,8 +103,8 @@ def geometric(stack: F64, share: F64, multilabel: bool) -> Vote:
     """
     logs = _mean(_log(stack), share)
     if multilabel:
-        return _probabilities(_sigmoid(logs - _mean(_log(1 - stack), share)))
-    return _probabilities(_softmax(logs))
+        return _probabilities(sigmoid(logs - _mean(_log(1 - stack), share)))
+    return _probabilities(softmax(logs))
 
 
 def log_odds(stack: F64, share: F64, multilabel: bool) -> Vote:
@@ -115,7 +116,7 @@ def log_odds(stack: F64, share: F64, multilabel: bool) -> Vote:
         np.put_along_axis(others, top, 0.0, axis=2)
         np.put_along_axis(rest, top, others.sum(axis=2, keepdims=True), axis=2)
     odds = _mean(_log(stack) - _log(rest), share)
-    return _probabilities(_sigmoid(odds) if multilabel else _softmax(-np.logaddexp(0.0, -odds)))
+    return _probabilities(sigmoid(odds) if multilabel else softmax(-np.logaddexp(0.0, -odds)))
 
 
 def power(stack: F64, share: F64, multilabel: bool) -> Vote:
@@ -199,15 +200,6 @@ def _ranks(column: F64) -> F64:
 
 def _log(p: F64) -> F64:
     return np.asarray(np.log(np.maximum(p, np.finfo(np.float64).tiny)))
-
-
-def _sigmoid(odds: F64) -> F64:
-    return np.asarray(np.exp(-np.logaddexp(0.0, -odds)))
-
-
-def _softmax(logs: F64) -> F64:
-    shares = np.exp(logs - logs.max(axis=1, keepdims=True))
-    return np.asarray(shares / shares.sum(axis=1, keepdims=True))
 
 
 def _mean(stack: F64, share: F64) -> F64:

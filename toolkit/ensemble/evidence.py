@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,12 +16,19 @@ from toolkit.core import prediction_files
 from toolkit.core.metrics import METRICS
 from toolkit.core.predictions import Predictions
 from toolkit.errors import DataError, few
-from toolkit.submissions.checks import Problem
 from toolkit.workspace.competition import Competition
 from toolkit.workspace.split import Split
 
 BLOCKS = 20  # of the jackknife
 MISMATCH = 1e-3  # a card's score and that of its out-of-fold rows come from the same numbers
+
+
+class Doubt(NamedTuple):
+    """Something about the tables that makes them poor evidence: a code of submission checks, how often, what was seen."""
+
+    code: str
+    rows: int
+    seen: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +38,7 @@ class Evidence:
     predictions: Mapping[str, Predictions] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
     paths: tuple[Path, ...] = ()
-    problems: tuple[Problem, ...] = ()
+    doubts: tuple[Doubt, ...] = ()
 
 
 def gather(competition: Competition, meta: Mapping[str, Any]) -> Evidence:
@@ -54,7 +61,7 @@ def gather(competition: Competition, meta: Mapping[str, Any]) -> Evidence:
         members = {name: _score(competition, table.predictions, truth)[0] for name, table in found.items()}
         score, error = _score(competition, joined, truth)
     except (DataError, KeyError) as problem:
-        return Evidence(problems=(Problem("SUB066", seen=getattr(problem, "message", str(problem))),))
+        return Evidence(doubts=(Doubt("SUB066", 1, getattr(problem, "message", str(problem))),))
     scores = {
         "metric": competition.metric,
         "out_of_fold": score,
@@ -104,7 +111,7 @@ def _mismatched(
     meta: Mapping[str, Any],
     found: Mapping[str, prediction_files.Table],
     truth: Mapping[str, Predictions],
-) -> Sequence[Problem]:
+) -> Sequence[Doubt]:
     """Exports whose score is not what their held-out rows give: another checkpoint, class order or split."""
     path = competition.path("split.csv")
     split = Split.read(path) if path.is_file() else None
@@ -122,4 +129,4 @@ def _mismatched(
         score = np.mean([table.predictions[name].score(metric, truth[name].align(ids)) for name in names])
         if abs(score - said) > MISMATCH * max(1.0, abs(said)):
             wrong.append(f"{model['path']} says {said:.4f}, its rows give {score:.4f}")
-    return [Problem("SUB065", len(wrong), seen=few(wrong))] if wrong else []
+    return [Doubt("SUB065", len(wrong), few(wrong))] if wrong else []

@@ -20,6 +20,7 @@ from toolkit.blending import oof
 from toolkit.blending.blend import Blend
 from toolkit.blending.objectives import EPS
 from toolkit.core import voting
+from toolkit.core.activations import probabilities
 from toolkit.core.cards import Card, Output, Preprocess
 from toolkit.ensemble.run import views_for
 from toolkit.errors import DataError, ModelError, ParityError, few
@@ -31,7 +32,7 @@ from toolkit.models.export_checkpoint import samples
 from toolkit.runtime.graphs import onnx_file
 from toolkit.runtime.graphs.merge import Merger
 from toolkit.runtime.graphs.onnx_file import Export
-from toolkit.runtime.session import Session, open_session, probabilities
+from toolkit.runtime.session import Session, open_session
 from toolkit.workspace.competition import Competition, Target
 
 TOLERANCE = 1e-5  # float32 softmax and mean against float64: 1e-6 was measured

@@ -8,13 +8,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 import numpy as np
 
-from toolkit.base import csv_text, files
+from toolkit.base import csv_text, files, provenance
 from toolkit.core import prediction_files, voting
 from toolkit.core.predictions import Predictions
 from toolkit.ensemble import run as ensembling
@@ -111,7 +110,7 @@ def run(
                 notes += _seen(frame, exports, {item.id for item in items}, allowed=in_sample)
             found, bad = _predicted(frame, exports, items, passing, vote, weights, each=each, skip=on_bad_image == "skip")
     meta = {
-        "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "created": provenance.now(),
         "on": on if on in PARTS else Path(on).name,
         "models": [{"title": export.title, "digest": export.digest, "sha256": export.sha256} for export in exports],
         "tta": passing.tta,

@@ -6,14 +6,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import files
+from toolkit.base import files, provenance
 from toolkit.blending.blend import Blend
 from toolkit.core import prediction_files, voting
 from toolkit.core.predictions import Predictions, concat
@@ -357,7 +356,7 @@ def _meta(
 ) -> dict[str, Any]:
     """What predictions were made of: models and their weights, views, pixels, device, split, images that could not be used."""
     return {
-        "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "created": provenance.now(),
         "views": {export.card.member: list(chosen[export.digest]) for export in exports},
         "models": [_origin(export, weight, competition) for export, weight in zip(exports, weights, strict=True)],
         "pixels": outcome.pixels,

@@ -6,14 +6,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import files
+from toolkit.base import files, provenance
 from toolkit.core.predictions import Predictions, concat
 from toolkit.ensemble.run import combine, unseen
 from toolkit.ensemble.view_selection import NONE, Finding, Line, Rows, judge, sufferers
@@ -100,7 +99,7 @@ def kept(competition: Competition) -> dict[str, Any]:
 
 def _keep(competition: Competition, found: Mapping[str, Finding]) -> None:
     """Note findings for the report; a folder that cannot be written is left as it is."""
-    made = datetime.now(UTC).isoformat(timespec="seconds")
+    made = provenance.now("seconds")
     said = kept(competition) | {name: {"created": made} | _lines(finding) for name, finding in found.items()}
     with suppress(StoreError):
         files.write_text(competition.path("reports", KEPT), json.dumps(said, indent=1, ensure_ascii=False) + "\n")

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.core.activations import probabilities
 from toolkit.core.cards import Output, Preprocess
 from toolkit.errors import ImageError
 from toolkit.images import boxes as boxing
@@ -38,8 +39,9 @@ from toolkit.inference.store.retention import (
     table_key,
 )
 from toolkit.inference.store.timings import Timing
+from toolkit.runtime.devices import choose_device, engine_tag
 from toolkit.runtime.graphs.onnx_file import Export
-from toolkit.runtime.session import Session, choose_device, engine_tag, open_session, probabilities
+from toolkit.runtime.session import Session, open_session
 from toolkit.workspace.image_rows import Item, Items, Rows
 
 BLOCK = 64  # images that travel together: decoded, placed and run at once

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import files
+from toolkit.core.activations import probabilities
 from toolkit.core.cards import Activation, Card, Output, Preprocess
 from toolkit.errors import CardError, ImageError, ModelError, ParityError, few
 from toolkit.images import render
@@ -20,7 +21,6 @@ from toolkit.models import class_map, export, export_checkpoint, wrap_graph
 from toolkit.models.foreign_model import Asked, Input, Original, find_input, find_layout, find_output, find_size
 from toolkit.models.wrap_graph import Back, Batching, Colour, Front
 from toolkit.runtime.graphs import onnx_file
-from toolkit.runtime.session import probabilities
 from toolkit.workspace import make_split
 from toolkit.workspace.competition import FILE, Competition, Target
 from toolkit.workspace.split import Split

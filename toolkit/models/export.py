@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from toolkit.base import files
 from toolkit.base.quiet import quiet
+from toolkit.core.activations import probabilities
 from toolkit.core.cards import Card, Output
 from toolkit.errors import ModelError, ParityError, few
 from toolkit.runtime.graphs import onnx_file
-from toolkit.runtime.session import probabilities
 
 if TYPE_CHECKING:
     import torch

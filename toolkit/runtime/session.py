@@ -7,38 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from toolkit.core.cards import Output
-from toolkit.errors import ModelError
-from toolkit.runtime.devices import (
-    PRECISIONS,
-    PROVIDERS,
-    Provider,
-    check_precision,
-    choose_device,
-    cores,
-    engine_tag,
-    gpu_count,
-)
+from toolkit.runtime.devices import PROVIDERS, check_precision, choose_device
 from toolkit.runtime.host import F32, U8, seen
-
-__all__ = [
-    "F32",
-    "PRECISIONS",
-    "PROVIDERS",
-    "U8",
-    "FakeSession",
-    "Provider",
-    "Session",
-    "check_precision",
-    "choose_device",
-    "cores",
-    "engine_tag",
-    "gpu_count",
-    "open_session",
-    "probabilities",
-]
 
 
 class Session(Protocol):
@@ -88,27 +59,6 @@ def open_session(
     if name == "cpu":
         return onnxruntime_session.cpu(models, batch)
     return onnxruntime_session.Gpu(models, name, batch, precision=precision, cache=cache)
-
-
-def probabilities(logits: NDArray[Any], output: Output) -> NDArray[np.float64]:
-    """Logits (N, width) of one model as the probabilities (N, C) of one of its outputs: the one place where this is done.
-
-    Softmax and sigmoid in float64; a single logit becomes (1 − p, p); "identity" is renormalised against rounding.
-
-    Raises:
-        ModelError: NaN or infinite logits.
-    """
-    x = np.asarray(logits[:, output.start : output.stop], dtype=np.float64)
-    if not np.isfinite(x).all():
-        raise ModelError(f"target {output.target!r}: NaN or infinite logits in {int((~np.isfinite(x)).any(axis=1).sum())} rows")
-    if output.activation == "softmax":
-        e = np.exp(x - x.max(axis=1, keepdims=True))
-        return np.asarray(e / e.sum(axis=1, keepdims=True))
-    if output.activation == "sigmoid":
-        e = np.exp(-np.abs(x))  # never overflows
-        p = np.where(x >= 0, 1 / (1 + e), e / (1 + e))
-        return np.concatenate([1 - p, p], axis=1) if output.one_logit else p
-    return np.clip(x, 0, 1) if output.multilabel else np.asarray(x / x.sum(axis=1, keepdims=True))
 
 
 class FakeSession:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from toolkit.errors import DeviceError, ModelError
-from toolkit.runtime.session import PROVIDERS, gpu_count, open_session
+from toolkit.runtime.devices import PROVIDERS, gpu_count
+from toolkit.runtime.session import open_session
 
 State = Literal["ok", "absent", "broken"]
 MODULES = (

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base import arrow_csv
 from toolkit.errors import few
 
 if TYPE_CHECKING:
@@ -146,37 +146,6 @@ def of_ids(code: str, ids: Sequence[str], seen: str = "") -> Iterator[Problem]:
         yield Problem(code, len(ids), ids=tuple(ids[:SHOWN]), seen=seen)
 
 
-def text(series: pd.Series[Any]) -> Any:
-    """A column of text as one Arrow array without nulls, ready for vectorised work."""
-    import pyarrow as pa
-
-    cells = pa.array(series.astype("str"), pa.large_string())
-    cells = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
-    return cells.fill_null("")
-
-
-def join(*cells: Any, by: str) -> Any:
-    """Arrow columns of text joined cell by cell; nulls are passed over, but a row of nothing else is a mistake.
-
-    Arrow leaves such rows out (pyarrow 26), which would shift all that follow.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    joined = pc.binary_join_element_wise(*cells, pa.scalar(by, pa.large_string()), null_handling="skip")
-    rows = max((len(column) for column in cells if isinstance(column, pa.Array | pa.ChunkedArray)), default=len(joined))
-    assert len(joined) == rows, "a row has nothing to join"
-    return joined
-
-
-def in_threads(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Results in the order of the items, made on every core: Arrow and numpy leave the interpreter free meanwhile."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(work, items)
-
-
 def header(frame: pd.DataFrame, wanted: Sequence[str]) -> tuple[pd.DataFrame, list[Problem]]:
     """Compare column names; the frame comes back with misspelled names mended, so that its cells can be checked as well."""
     names = [str(name) for name in frame.columns]
@@ -220,9 +189,9 @@ def ids(frame: pd.DataFrame, sample: pd.DataFrame, key: str) -> Iterator[Problem
 
     if key not in frame.columns:
         return
-    if text(frame[key]).equals(text(sample[key])):
+    if arrow_csv.text(frame[key]).equals(arrow_csv.text(sample[key])):
         return
-    ours, wanted = (pd.Index(text(table[key]).to_pylist(), dtype=object) for table in (frame, sample))
+    ours, wanted = (pd.Index(arrow_csv.text(table[key]).to_pylist(), dtype=object) for table in (frame, sample))
     empty = np.asarray(ours == "")
     repeated = np.asarray(ours.duplicated()) & ~empty
     yield from at("SUB023", empty, frame, "")
@@ -270,7 +239,7 @@ def probabilities(frame: pd.DataFrame, key: str, column: str) -> tuple[NDArray[n
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    cells = text(frame[column])
+    cells = arrow_csv.text(frame[column])
     problems: list[Problem] = []
     try:
         numbers = cells.cast(pa.float64()).to_numpy(zero_copy_only=False)
@@ -312,7 +281,7 @@ def labels(frame: pd.DataFrame, key: str, column: str, classes: Sequence[str], *
     """Check a column with one of `classes` per cell; `names` says that they are names, each to be expected somewhere."""
     import pyarrow.compute as pc
 
-    encoded = pc.dictionary_encode(text(frame[column]))
+    encoded = pc.dictionary_encode(arrow_csv.text(frame[column]))
     codes = encoded.indices.to_numpy(zero_copy_only=False)
     words = encoded.dictionary.to_pylist()
     yield from _words(frame, key, column, words, codes, np.arange(len(codes)), classes)
@@ -324,7 +293,7 @@ def lists(frame: pd.DataFrame, key: str, column: str, classes: Sequence[str], se
     """Check a column with several of `classes` per cell: at most `k` of them in order of rank, or any number if `k` is 0."""
     import pyarrow.compute as pc
 
-    split = pc.split_pattern(text(frame[column]), separator)
+    split = pc.split_pattern(arrow_csv.text(frame[column]), separator)
     flat, rows = pc.list_flatten(split), pc.list_parent_indices(split).to_numpy(zero_copy_only=False)
     some = pc.not_equal(flat, "")
     encoded = pc.dictionary_encode(flat.filter(some))

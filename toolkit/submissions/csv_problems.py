@@ -1,4 +1,4 @@
-"""Delimited text: written with minimal quotes, and read from any bytes together with all that is wrong with them."""
+"""Submissions read from any bytes, together with all that is wrong with them as text."""
 
 from __future__ import annotations
 
@@ -6,63 +6,15 @@ import csv
 import io
 import re
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from toolkit.errors import few
-from toolkit.submissions import checks
 from toolkit.submissions.checks import Problem
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_CHUNK = 100_000  # rows turned into bytes at a time
-
-
-def write(file: IO[bytes], frame: pd.DataFrame) -> None:
-    """Write a table of text as CSV: UTF-8, \\n, quotes only where a cell needs them."""
-    import pyarrow as pa
-
-    head = pa.array([str(name) for name in frame.columns], pa.large_string())
-    file.write((",".join(_quoted(head).to_pylist()) + "\n").encode())
-    columns = [checks.text(frame[name]) for name in frame.columns]
-
-    def lines(start: int) -> memoryview:
-        # joined here, as Arrow's own CSV writer quotes every text cell
-        *cells, last = (_quoted(column.slice(start, _CHUNK)) for column in columns)
-        ended = checks.join(last, pa.scalar("", pa.large_string()), by="\n")
-        return _bytes(checks.join(*cells, ended, by=","))
-
-    for part in checks.in_threads(lines, range(0, len(frame), _CHUNK)):
-        file.write(part)
-
-
-def size(frame: pd.DataFrame) -> int:
-    """How many bytes `write` makes of a table, but for quotes."""
-    import pyarrow.compute as pc
-
-    cells = sum(pc.sum(pc.binary_length(checks.text(frame[name]))).as_py() or 0 for name in frame.columns)
-    return int(cells) + len(frame.columns) * (len(frame) + 1) + sum(len(str(name).encode()) for name in frame.columns)
-
-
-def _bytes(cells: Any) -> memoryview:
-    """The text of all cells, end to end, as it lies in memory."""
-    _, offsets, data = cells.buffers()
-    places = np.frombuffer(offsets, dtype=np.int64)[cells.offset : cells.offset + len(cells) + 1]
-    return memoryview(data)[places[0] : places[-1]]
-
-
-def _quoted(cells: Any) -> Any:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    special = pc.match_substring_regex(cells, '[",\r\n]')
-    if not pc.any(special).as_py():
-        return cells
-    mark = pa.scalar('"', pa.large_string())
-    marked = checks.join(mark, pc.replace_substring(cells, '"', '""'), mark, by="")
-    return pc.if_else(special, marked, cells)
 
 
 def read(path: Path) -> tuple[pd.DataFrame | None, list[Problem]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from toolkit.base import arrow_csv
 from toolkit.core.predictions import Predictions
 from toolkit.errors import CompetitionError, SubmissionError, few
 from toolkit.submissions import checks
@@ -224,13 +225,13 @@ def _require_every_pair(ids: Any, places: Any, target: Target) -> None:
 
 
 def _long_rows(frame: pd.DataFrame, key: str, columns: Columns) -> tuple[Any, Any]:
-    return checks.text(frame[key]), long_form.numbers(checks.text(frame[columns[0].by]), columns[0].target.classes)
+    return arrow_csv.text(frame[key]), long_form.numbers(arrow_csv.text(frame[columns[0].by]), columns[0].target.classes)
 
 
 def _joined_rows(frame: pd.DataFrame, key: str, columns: Columns) -> tuple[Any, Any]:
     import pyarrow as pa
 
-    ids, places = long_form.split(checks.text(frame[key]).to_pylist(), columns[0].target.classes)
+    ids, places = long_form.split(arrow_csv.text(frame[key]).to_pylist(), columns[0].target.classes)
     return pa.array(ids, pa.large_string()), places
 
 
@@ -300,7 +301,7 @@ def _lists(column: Column, table: Predictions, names: Sequence[str]) -> Any:
     each = [pc.if_else(pa.array(np.ascontiguousarray(yes)), pa.scalar(name, kind), none) for name, yes in pairs]
     separator = column.target.separator
     started = pa.array([""] * len(table), kind)  # so that a row without a class has something to join
-    return pc.utf8_slice_codeunits(checks.join(started, *each, by=separator), start=len(separator))
+    return pc.utf8_slice_codeunits(arrow_csv.join(started, *each, by=separator), start=len(separator))
 
 
 def _index_cells(column: Column, table: Predictions) -> Any:
@@ -347,7 +348,7 @@ def _topk_cells(column: Column, table: Predictions) -> Any:
         values = values.reshape(-1, *(len(f) for f in factors.values())).sum(axis=others)
     best = np.argsort(-values, axis=1, kind="stable")[:, : column.k]
     names = pa.array(column.classes, pa.large_string())
-    return checks.join(*(names.take(pa.array(np.ascontiguousarray(place))) for place in best.T), by=" ")
+    return arrow_csv.join(*(names.take(pa.array(np.ascontiguousarray(place))) for place in best.T), by=" ")
 
 
 def _label_faults(frame: pd.DataFrame, key: str, columns: Columns) -> Iterator[Problem]:
@@ -368,7 +369,7 @@ def _index_faults(frame: pd.DataFrame, key: str, columns: Columns) -> Iterator[P
 
 def _number_faults(frame: pd.DataFrame, key: str, columns: Columns) -> Iterator[Problem]:
     sums: dict[str, Any] = {}
-    read = checks.in_threads(lambda c: checks.probabilities(frame, key, c.name), columns)
+    read = arrow_csv.in_threads(lambda c: checks.probabilities(frame, key, c.name), columns)
     for c, (numbers, problems) in zip(columns, read, strict=True):
         yield from problems
         sums[c.target.name] = sums.get(c.target.name, 0.0) + numbers
@@ -469,5 +470,5 @@ def ready(fitted: Plan, predictions: Mapping[str, Predictions]) -> dict[str, Pre
 def cells(fitted: Plan, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
     """The text of every value column (Arrow arrays [N]); predictions must hold the same N rows for every target."""
     tables = ready(fitted, predictions)
-    made = checks.in_threads(lambda column: fitted.format.cells(column, tables[column.target.name]), fitted.columns)
+    made = arrow_csv.in_threads(lambda column: fitted.format.cells(column, tables[column.target.name]), fitted.columns)
     return {column.name: cells for column, cells in zip(fitted.columns, made, strict=True)}

@@ -15,7 +15,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from toolkit.base import files
+from toolkit.base import files, provenance
 from toolkit.errors import DataError, SubmissionError, few
 from toolkit.submissions import manifest as manifests
 from toolkit.workspace.competition import Competition
@@ -176,7 +176,7 @@ def sent(competition: Competition, name: str, where: str, reply: str) -> None:
     """
     folder = competition.path(FOLDER)
     uploads = _uploads(folder)
-    uploads.setdefault(name, []).append({"to": where, "at": manifests.now(), "reply": reply})
+    uploads.setdefault(name, []).append({"to": where, "at": provenance.now(), "reply": reply})
     files.write_text(folder / UPLOADS, json.dumps(uploads, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 

@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from toolkit import __version__
 from toolkit.base import files
+from toolkit.base.provenance import git_commit, now, portable, versions
 from toolkit.errors import DataError, ModelError, few
 from toolkit.submissions.checks import Problem
 from toolkit.workspace.competition import FILE
 
 SCHEMA = 1
-_PACKAGES = (
-    "numpy",
-    "pandas",
-    "pyarrow",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "torch",
-    "torchvision",
-    "torchcodec",
-    "pillow",
-    "ttach",
-)
 
 
 def path_of(output: Path) -> Path:
@@ -83,13 +66,6 @@ def foreign(path: Path, root: Path, *, source: str, form: str, rows: int, proble
     """
     head = {"schema": SCHEMA, "created": now(), "from": source, "format": form, "rows": rows}
     return head | {"output": _file(path, root), "warnings": [str(problem) for problem in problems]}
-
-
-def now() -> str:
-    """The time in UTC, to the millisecond."""
-    from datetime import UTC, datetime
-
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _export(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,35 +145,8 @@ def summary(meta: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def versions() -> dict[str, str]:
-    """Versions of what takes part, where installed."""
-    found = {"toolkit": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def git_commit(folder: Path) -> str | None:
-    """The commit that a folder is at, ending in "-dirty" if tracked files differ from it; None outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 - fixed words
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
-
-
 def _file(path: Path, root: Path) -> dict[str, str]:
     return {"path": portable(path, root), "sha256": files.sha256(path)}
-
-
-def portable(path: Path, root: Path) -> str:
-    """A path as seen from the workspace; of one outside only the name, as the rest says where somebody's files are."""
-    relative = os.path.relpath(path, root)
-    return path.name if relative.startswith("..") else Path(relative).as_posix()
 
 
 def _argument(word: str, root: Path) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base import arrow_csv
 from toolkit.core.metrics import Metric
 from toolkit.submissions import checks
 from toolkit.submissions.checks import Problem
@@ -65,10 +66,10 @@ class Answers:
 def same_as_sample(frame: pd.DataFrame, sample: pd.DataFrame, key: str) -> Iterator[Problem]:
     """Find a submission that is the sample itself: certain where the sample's cells differ, else only constant."""
     names = [str(name) for name in sample.columns if name != key]
-    cells = {name: checks.text(frame[name]) for name in names if name in frame.columns}
+    cells = {name: arrow_csv.text(frame[name]) for name in names if name in frame.columns}
     constant = len(frame) >= ROWS and all(len(column.unique()) == 1 for column in cells.values())
     same = len(frame) == len(sample) and len(cells) == len(names)
-    same = same and all(column.equals(checks.text(sample[name])) for name, column in cells.items())
+    same = same and all(column.equals(arrow_csv.text(sample[name])) for name, column in cells.items())
     if same and not constant and len(frame) >= ROWS:
         yield Problem("SUB070")
     elif constant:
@@ -82,7 +83,7 @@ def ties(frame: pd.DataFrame, fitted: Plan, metric: Metric) -> Iterator[Problem]
         return
     for column in fitted.columns:
         if column.name in frame.columns:
-            tied = len(frame) - len(checks.text(frame[column.name]).unique())
+            tied = len(frame) - len(arrow_csv.text(frame[column.name]).unique())
             if tied > TIED * len(frame):
                 different = f"{len(frame) - tied:,} different numbers in {len(frame):,} rows"
                 yield Problem("SUB036", tied, column.name, seen=different)
@@ -212,7 +213,7 @@ def _images(folder: Path, *, deep: bool) -> Iterator[str]:
 
 def read(frame: pd.DataFrame, fitted: Plan, key: str) -> list[Answers]:
     """What a submission's cells say, per question; columns that are not there are left out."""
-    ids = tuple(checks.text(frame[key]).to_pylist())
+    ids = tuple(arrow_csv.text(frame[key]).to_pylist())
     columns = [column for column in fitted.columns if column.name in frame.columns]
     kind = fitted.name.partition(":")[0]
     if fitted.format.rows:
@@ -232,7 +233,7 @@ def _of_words(frame: pd.DataFrame, column: Column, ids: tuple[str, ...], kind: s
     import pyarrow.compute as pc
 
     names = [str(i) for i in range(len(column.classes))] if kind == "indices" else list(column.classes)
-    cells = checks.text(frame[column.name])
+    cells = arrow_csv.text(frame[column.name])
     name = column.part or column.target.name
     if column.target.multilabel:
         words = [set(cell.split(column.target.separator)) for cell in cells.to_pylist()]

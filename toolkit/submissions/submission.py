@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolkit.base import csv_text, files
+from toolkit.base import arrow_csv, csv_text, files
 from toolkit.core import prediction_files
 from toolkit.core.predictions import Predictions
 from toolkit.ensemble import evidence
@@ -75,7 +75,7 @@ def render(
     ready = formats.ready(fitted, predictions)
     if fitted.format.rows:
         return _long(fitted, ready, sample, competition)
-    shown = checks.text(sample[competition.sample_id])
+    shown = arrow_csv.text(sample[competition.sample_id])
     places = {name: _places(table, shown) for name, table in ready.items()}
     there = np.logical_and.reduce([place >= 0 for place in places.values()])
     columns = formats.cells(fitted, {name: _rows(table, places[name][there]) for name, table in ready.items()})
@@ -255,7 +255,7 @@ def _doubts(
     competition: Competition, fitted: Plan, sample: pd.DataFrame, ours: list[plausibility.Answers], found: evidence.Evidence
 ) -> tuple[float | None, list[Problem]]:
     """What speaks against answers that are valid, and the share of them that differ from the last submission's."""
-    problems = list(found.problems)
+    problems = [Problem(doubt.code, doubt.rows, seen=doubt.seen) for doubt in found.doubts]
     expected = {answers.name: answers for answers in plausibility.by_question(fitted, found.predictions)}
     for answers in ours:
         if answers.name in expected:
@@ -290,7 +290,7 @@ def write(
         StoreError: the folder cannot be written or the disk is full.
     """
     refuse(path, problems)
-    files.write(path, lambda file: csv_problems.write(file, frame))
+    files.write(path, lambda file: arrow_csv.write(file, frame))
     return manifests.write(path, manifest, problems, root)
 
 
@@ -340,7 +340,7 @@ def submit(
         ours = plausibility.by_question(fitted, table.predictions)
         changed, doubts = _doubts(competition, fitted, wanted, ours, found)
         problems = [*check(frame, wanted, competition, form), *_origin(competition, table, fitted, wanted, len(frame)), *doubts]
-        problems += _size(csv_problems.size(frame), competition)
+        problems += _size(arrow_csv.size(frame), competition)
         refuse(path, problems)
         described = describing.result()
     manifest = write(path, frame, problems, described, competition.root)
@@ -438,4 +438,4 @@ def _origin(
 
 
 def _plain_rows(sample: pd.DataFrame, key: str, _: formats.Columns) -> tuple[Any, None]:
-    return checks.text(sample[key]), None
+    return arrow_csv.text(sample[key]), None

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.base import files
+from toolkit.base import arrow_csv, files
 from toolkit.blending import blend as combining
 from toolkit.core import prediction_files
 from toolkit.ensemble import run
 from toolkit.errors import ModelError, SubmissionError, few
 from toolkit.inference import engine_choice
 from toolkit.inference import exports as members
-from toolkit.submissions import checks, csv_problems, submission
+from toolkit.submissions import csv_problems, submission
 from toolkit.submissions import manifest as manifests
 from toolkit.workspace.competition import FILE, Competition
 
@@ -126,7 +126,7 @@ def _rebuilt(competition: Competition, manifest: Mapping[str, Any]) -> bytes:
         sample = competition.path(manifest["sample"]["path"])
         wanted, form = submission.read_sample(competition, sample if sample.is_file() else None)
         frame = submission.render(predictions, wanted, competition, form)
-        made = files.write(own.path("submission.csv"), lambda file: csv_problems.write(file, frame))
+        made = files.write(own.path("submission.csv"), lambda file: arrow_csv.write(file, frame))
         return made.read_bytes()
 
 
@@ -193,7 +193,7 @@ def _difference(competition: Competition, path: Path, ours: bytes, verdict: Verd
     key = competition.sample_id
     if now is not None and before is not None and key in now.columns and key in before.columns:
         same = set(_lines(before)) & set(_lines(now))
-        every = zip(checks.text(before[key]).to_pylist(), _lines(before), strict=True)
+        every = zip(arrow_csv.text(before[key]).to_pylist(), _lines(before), strict=True)
         ids = [name for name, line in every if line not in same]
         rows = f" in {len(ids):,} of {len(before):,} rows ({few(ids)})" if ids else ""
     names = few((f"{found.path} ({found.state})" for found in verdict.changed), limit=12)
@@ -202,5 +202,5 @@ def _difference(competition: Competition, path: Path, ours: bytes, verdict: Verd
 
 
 def _lines(frame: Any) -> list[str]:
-    found: list[str] = checks.join(*(checks.text(frame[name]) for name in frame.columns), by="\x1f").to_pylist()
+    found: list[str] = arrow_csv.join(*(arrow_csv.text(frame[name]) for name in frame.columns), by="\x1f").to_pylist()
     return found

@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from toolkit.base import files
-from toolkit.core import metrics, prediction_files
+from toolkit.base import files, provenance
+from toolkit.core import activations, metrics, prediction_files
 from toolkit.core.cards import Activation, Card, Output, Preprocess, Selected
 from toolkit.core.predictions import Predictions, concat
 from toolkit.errors import TrainingError, few
 from toolkit.models import checkpoints
 from toolkit.models import export as exporting
-from toolkit.runtime import session
-from toolkit.submissions import manifest
 from toolkit.training import dry_run, label_fixes, loggers, pseudo_labels
 from toolkit.training.fold import state_file, throughput
 from toolkit.training.fold.fit import Triple, choose_device, logits
@@ -347,7 +345,7 @@ def _one(
         "processes": team.size,
         "versions": _versions(),
     }
-    about |= {"seeds": [given.seed for given in runs], "commit": manifest.git_commit(plan.root) or "", "models": len(models)}
+    about |= {"seeds": [given.seed for given in runs], "commit": provenance.git_commit(plan.root) or "", "models": len(models)}
     about |= {"report": [given.outcome.report for given in runs], "taught": taught, "settings": plan.settings}
     files.write_text(folder / "config.json", json.dumps(about, indent=1, ensure_ascii=False, default=str) + "\n")
     pixels, _ = (held_out or training).__getitems__(range(min(len(held_out or training), PARITY_SAMPLES)))
@@ -417,7 +415,7 @@ def _fits(plan: Plan, model: torch.nn.Module, training: Rows, held_out: Predicti
 
 
 def _predict(plan: Plan, model: torch.nn.Module, rows: Rows, device: str) -> Predictions:
-    values = session.probabilities(logits(model, rows, plan.mean, plan.std, device=device), _output(plan.target))
+    values = activations.probabilities(logits(model, rows, plan.mean, plan.std, device=device), _output(plan.target))
     ids = tuple(rows.samples.ids[place] for place in rows.places)
     return Predictions(plan.target.name, "probabilities", ids, plan.target.classes, values, multilabel=plan.target.multilabel)
 

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.blending.nested import Estimate, compare
+from toolkit.core.activations import probabilities
 from toolkit.core.cards import Card
 from toolkit.core.predictions import Predictions
 from toolkit.errors import AlignmentError, ModelError, few
 from toolkit.models import checkpoints, export_checkpoint
 from toolkit.models import export as exporting
 from toolkit.models.checkpoints import Checkpoint
-from toolkit.runtime.session import probabilities
 from toolkit.training.fold.fit import choose_device, logits, normalise
 from toolkit.training.fold.samples import Rows, decode
 from toolkit.workspace import make_split

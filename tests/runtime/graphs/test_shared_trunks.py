@@ -12,8 +12,9 @@ import torch
 from tests.conftest import card, network
 from toolkit.models.export import export
 from toolkit.runtime import host, onnxruntime_session
+from toolkit.runtime.devices import PROVIDERS
 from toolkit.runtime.graphs import onnx_file, shared_trunks
-from toolkit.runtime.session import PROVIDERS, open_session
+from toolkit.runtime.session import open_session
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (21, 3, 32, 32), dtype=np.uint8)
 

@@ -20,6 +20,7 @@ from click.testing import CliRunner
 
 from tests.conftest import draw
 from toolkit import cli
+from toolkit.base import durations
 from toolkit.cli.commands.bundle import CUDA
 from toolkit.core import voting
 from toolkit.core.predictions import Predictions
@@ -341,13 +342,13 @@ def test_the_command(workspace, folds, tmp_path):
 
 @pytest.mark.parametrize(("text", "found"), [("8h30m", 30600), ("90s", 90), ("45m", 2700), ("1h1m1s", 3661)])
 def test_spans_of_time(text, found):
-    assert offline.seconds(text) == found
+    assert durations.seconds(text) == found
 
 
 @pytest.mark.parametrize("text", ["", "8", "h", "8h30", "-1h", "1.5h"])
 def test_what_is_no_span_of_time(text):
     with pytest.raises(DataError, match="no span of time"):
-        offline.seconds(text)
+        durations.seconds(text)
 
 
 @pytest.mark.parametrize("view", sorted(views.VIEW_SETS["d4"]))

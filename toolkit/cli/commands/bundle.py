@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from toolkit.base import durations
 from toolkit.base.printing import Verbatim
 from toolkit.cli import options
 from toolkit.cli.completion import PREDICTIONS
@@ -34,9 +35,8 @@ def command(competition: Any, name: str, output: Path, deadline: str, *, no_whee
     """
     from toolkit.cli.progress import bar
     from toolkit.submissions.bundle import pack
-    from toolkit.submissions.bundle import run as offline
 
-    limit = offline.seconds(deadline) if deadline else 0.0
+    limit = durations.seconds(deadline) if deadline else 0.0
     with bar("Comparing pixels") as progress:
         made = pack.make(competition, output, name=name, wheels=not no_wheels, deadline=limit, progress=progress, **target)
     run = f"python {made.path}/run.py --test DIR --sample FILE --out submission.csv"

@@ -9,7 +9,7 @@ import click
 from toolkit.cli import options, summaries
 from toolkit.cli.completion import FILES, VIEWS
 from toolkit.core.voting import VOTES
-from toolkit.runtime.session import PROVIDERS
+from toolkit.runtime.devices import PROVIDERS
 
 if TYPE_CHECKING:
     from toolkit.workspace.competition import Competition

@@ -29,9 +29,9 @@ def command(competition: Competition, models: tuple[str, ...], budget: str, devi
     MODELS are .onnx files, folders or globs, folds/ unless told. It goes by the timings of what was predicted before and by
     held-out rows: with views, by those that `toolkit tta` left in the store.
     """
+    from toolkit.base.durations import seconds
     from toolkit.ensemble import time_budget
     from toolkit.inference.exports import find_exports
-    from toolkit.submissions.bundle.run import seconds
 
     paths = find_exports(models or ("folds",), base=None if models else competition.root)
     found = time_budget.plan(competition, paths, seconds(budget), device=device, images=images)

@@ -11,7 +11,7 @@ from toolkit.base.printing import Part, Verbatim, facts
 from toolkit.cli import options
 from toolkit.cli.completion import FILES, MEMBERS
 from toolkit.images.views import VIEW_SETS
-from toolkit.runtime.session import PROVIDERS
+from toolkit.runtime.devices import PROVIDERS
 
 if TYPE_CHECKING:
     from toolkit.ensemble.view_selection import Finding

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.core import voting
+from toolkit.core.activations import probabilities
 from toolkit.core.cards import Output
 from toolkit.images.boxes import Boxes
 from toolkit.inference.store.file_index import Digests
 from toolkit.inference.store.prediction_store import Renamed, Table, TableKey, rows_size
+from toolkit.runtime.devices import engine_tag
 from toolkit.runtime.graphs.onnx_file import Export
-from toolkit.runtime.session import engine_tag, probabilities
 
 Tables = Mapping[tuple[str, str], Table | Renamed]  # by model digest and view
 F32 = NDArray[np.float32]

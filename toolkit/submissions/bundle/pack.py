@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.base import csv_text, files
+from toolkit.base import csv_text, files, provenance
 from toolkit.core import prediction_files
 from toolkit.ensemble.run import combine
 from toolkit.errors import DataError, SubmissionError, ToolkitError, few
@@ -90,7 +90,7 @@ def make(
             wheelhouse.fetch(part / "wheels", python, cuda)
         recipe = Recipe(
             name=str(meta.get("name", made.stem)),
-            created=manifest.now(),
+            created=provenance.now(),
             vote=str(meta.get("vote", "soft")),
             form=form,
             header=header,
@@ -101,7 +101,7 @@ def make(
             python=python,
             cuda=cuda,
             deadline=deadline,
-            versions=manifest.versions(),
+            versions=provenance.versions(),
         )
         recipe.write(part)
         files.write_text(part / "README.txt", _readme(recipe, wheels=wheels))

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from toolkit.base import durations
 from toolkit.errors import DataError, DeviceError, ToolkitError, few
 from toolkit.images import render
 from toolkit.images.boxes import Box, BoxTable, unknown
-from toolkit.runtime.session import gpu_count
+from toolkit.runtime.devices import gpu_count
 from toolkit.submissions.bundle import csv_writer
 from toolkit.submissions.bundle import worker as shards
 from toolkit.submissions.bundle.contents import Outcome, Part, Recipe, Wanted, agreement_line, blend
@@ -73,24 +74,11 @@ def main(folder: Path, arguments: Sequence[str], say: Say, started: float) -> in
     try:
         recipe = Recipe.read(folder)
         asked = _arguments(recipe).parse_args(arguments)
-        deadline = seconds(asked.deadline) if asked.deadline else recipe.deadline
+        deadline = durations.seconds(asked.deadline) if asked.deadline else recipe.deadline
         return run(_plan(folder, recipe, asked), asked.device, deadline, started, say)
     except ToolkitError as error:
         say(f"Error: {error.message}" + (f"\nHint: {error.hint}" if error.hint else ""))
         return 1
-
-
-def seconds(text: str) -> float:
-    """A span of time written as in 8h30m, 45m or 90s.
-
-    Raises:
-        DataError: it is written otherwise.
-    """
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip())
-    if not found or not any(found.groups()):
-        raise DataError(f"{text!r} is no span of time", hint="Write it as 8h30m, 45m or 90s.")
-    hours, minutes, rest = (int(part or 0) for part in found.groups())
-    return float(3600 * hours + 60 * minutes + rest)
 
 
 def _arguments(recipe: Recipe) -> argparse.ArgumentParser:

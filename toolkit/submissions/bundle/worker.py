@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from toolkit.base import files
 from toolkit.core import voting
+from toolkit.core.activations import probabilities
 from toolkit.core.cards import Card, Preprocess
 from toolkit.errors import DeviceError, ImageError, ModelError, ToolkitError
 from toolkit.images import render
 from toolkit.images.boxes import Box
 from toolkit.images.views import Cut, parse
-from toolkit.runtime.session import F32, PROVIDERS, U8, probabilities
+from toolkit.runtime.devices import PROVIDERS
+from toolkit.runtime.host import F32, U8
 
 BLOCK = 64  # images decoded and run together
 SPARE = 1 << 30  # bytes of temporary space that the pixel cache leaves free

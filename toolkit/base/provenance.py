@@ -1,0 +1,56 @@
+"""Where and with what something was made: the time, versions, the commit, and paths that name no machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+_PACKAGES = (
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "torchvision",
+    "torchcodec",
+    "pillow",
+    "ttach",
+)
+
+
+def now(timespec: str = "milliseconds") -> str:
+    """The time in UTC, as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec=timespec)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part, where installed."""
+    found = {"toolkit": metadata.version("toolkit"), "python": ".".join(map(str, sys.version_info[:3]))}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit that a folder is at, ending in "-dirty" if tracked files differ from it; None outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 - fixed words
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def portable(path: Path, root: Path) -> str:
+    """A path as seen from the workspace; of one outside only the name, as the rest says where somebody's files are."""
+    relative = os.path.relpath(path, root)
+    return path.name if relative.startswith("..") else Path(relative).as_posix()
