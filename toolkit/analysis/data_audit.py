@@ -13,15 +13,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import csv_text
+from toolkit.base import csv_text, provenance
 from toolkit.blending import oof
 from toolkit.core.predictions import Predictions
 from toolkit.errors import DataError, SplitError, few
 from toolkit.images import duplicates
 from toolkit.images.duplicates import Report, Twin
-from toolkit.workspace import make_split, path_patterns
+from toolkit.workspace import path_patterns
 from toolkit.workspace.competition import Competition, Target
-from toolkit.workspace.split import Split
+from toolkit.workspace.split import SPLIT_FILE, Split
 
 F64 = NDArray[np.float64]
 Labels = NDArray[Any]
@@ -176,13 +176,15 @@ def write_fixes(competition: Competition, issues: Sequence[Issue]) -> Path | Non
 
 
 def _split(competition: Competition) -> tuple[Split | None, list[Finding]]:
-    path = competition.path(make_split.TABLE)
-    if not path.exists():
-        return None, [Finding("split", "note", f"{path.name} is not there yet: folds were not looked at", hint="toolkit split")]
     try:
-        return Split.read(path), []
+        split = Split.if_made(competition)
     except SplitError as error:
-        return None, [Finding("split", "leak", f"{path.name}: {error.message}", hint=error.hint)]
+        return None, [Finding("split", "leak", f"{SPLIT_FILE}: {error.message}", hint=error.hint)]
+    if split is None:
+        return None, [
+            Finding("split", "note", f"{SPLIT_FILE} is not there yet: folds were not looked at", hint="toolkit split")
+        ]
+    return split, []
 
 
 def _pairs(
@@ -253,7 +255,7 @@ def _identities(competition: Competition) -> Iterator[tuple[str, dict[str, str]]
             yield f"column {name!r}", values
     if "/" in competition.train.pattern or any("/" in cell for cell in _pieces(competition)):
         root = competition.path(competition.train.folder)
-        folders = {one: _folder(path, root) for one, path in competition.images("train")}
+        folders = {one: provenance.from_inside(path.parent, root) for one, path in competition.images("train")}
         if _looks_like_one(folders):
             yield "the folder of the picture", folders
 
@@ -262,13 +264,6 @@ def _pieces(competition: Competition) -> Iterator[str]:
     """Some cells that file names are made of."""
     for name in path_patterns.columns(competition.train.pattern):
         yield from competition.rows[name][:50]
-
-
-def _folder(path: Path, root: Path) -> str:
-    try:
-        return path.parent.relative_to(root).as_posix()
-    except ValueError:
-        return path.parent.as_posix()
 
 
 def _looks_like_one(values: Mapping[str, str]) -> bool:

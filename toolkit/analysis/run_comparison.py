@@ -190,8 +190,7 @@ def _notes(runs: Sequence[Run], differing: Mapping[str, Mapping[str, Any]], rows
 
 
 def _groups(competition: Competition, ids: Sequence[str]) -> tuple[str, ...] | None:
-    path = competition.path("split.csv")
-    split = Split.read(path) if path.exists() else None
+    split = Split.if_made(competition)
     home = dict(zip(split.ids, split.groups, strict=True)) if split else {}
     found = tuple(home.get(name, "") for name in ids)
     return found if all(found) else None

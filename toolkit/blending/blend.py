@@ -136,7 +136,7 @@ def cool(p: F64, temperature: float, *, multilabel: bool = False) -> F64:
     return Adjustment(np.full(classes, 1 / temperature), np.zeros(classes), multilabel).apply(p)
 
 
-def read(record: Mapping[str, Any], classes: Sequence[str]) -> Blend:
+def read_blend(record: Mapping[str, Any], classes: Sequence[str]) -> Blend:
     """The blend that `Blend.record` wrote, its classes matched by name.
 
     Raises:

@@ -16,10 +16,11 @@ from toolkit.blending import oof, outside_tables
 from toolkit.blending.blend import Blend
 from toolkit.blending.outside_tables import Reading
 from toolkit.core import prediction_files
+from toolkit.core.alignment import align_members, shared_ids, stack_values
 from toolkit.core.predictions import Predictions
 from toolkit.core.voting import Vote
 from toolkit.errors import DataError, few
-from toolkit.workspace.competition import Competition, Target
+from toolkit.workspace.competition import Competition
 
 F64 = NDArray[np.float64]
 Labels = NDArray[Any]
@@ -75,31 +76,27 @@ def mix(
     """
     share = _weights(weights or "equal", list(paths)) if labels or weights else {}
     blends = {} if labels else _blends(competition, share, paths)
-    said, stacks, ties = {}, [], 0
+    combined, ballots, ties = {}, [], 0
     for target in competition.targets:
         read = partial(outside_tables.read, target=target, key=competition.sample_id, reading=reading)
-        found = {name: read(path) for name, path in paths.items()}
-        ids = oof.shared_ids(found, common=common)
-        if labels:
-            ballots = np.stack([table.align(ids).with_classes(target.classes).decided for table in found.values()])
-            outcome = _voted(ballots, np.array([share[one] for one in found]), len(target.classes))
+        tables = {name: read(path) for name, path in paths.items()}
+        aligned = align_members(tables, shared_ids(tables, common=common), target.classes)
+        blend = None if labels else blends[target.name].among(aligned)
+        voters = blend.members if blend else aligned
+        ballots.append([aligned[name].decided for name in voters])
+        if blend:
+            outcome = blend.apply(stack_values(aligned, blend.members), multilabel=target.multilabel)
         else:
-            rows = _probable(found, blends[target.name], ids, target)
-            ballots = np.stack([table.decided for table in rows])
-            stack = np.stack([oof.values_of(table) for table in rows])
-            outcome = blends[target.name].among(found).apply(stack, multilabel=target.multilabel)
-        said[target.name] = Predictions(
-            target.name, outcome.kind, ids, target.classes, outcome.values, outcome.labels, multilabel=target.multilabel
-        )
-        stacks.append(list(ballots))
+            outcome = _voted(np.stack(ballots[-1]), np.array([share[name] for name in voters]), len(target.classes))
+        combined[target.name] = outcome.predictions(next(iter(aligned.values())))
         ties += int(outcome.ties.sum())
     meta: dict[str, Any] = {"vote": "hard", "ties": {"all": ties}}
     if blends:
         first = next(iter(blends.values()))
         share = {n: w for n, w in zip(first.members, first.weights.tolist(), strict=True) if n in paths}
         meta |= {"vote": first.vote, "blend": {t.name: blends[t.name].record(t.classes) for t in competition.targets}}
-    path = _written(competition, name, output, said, paths, share, meta)
-    return Mixed(path, said, share, agreement(stacks), ties)
+    path = _written(competition, name, output, combined, paths, share, meta)
+    return Mixed(path, combined, share, agreement(ballots), ties)
 
 
 def _blends(competition: Competition, share: Mapping[str, float], paths: Mapping[str, Path]) -> dict[str, Blend]:
@@ -110,13 +107,6 @@ def _blends(competition: Competition, share: Mapping[str, float], paths: Mapping
     for blend in blends.values():
         _check(blend, paths)
     return blends
-
-
-def _probable(found: Mapping[str, Predictions], blend: Blend, ids: Sequence[str], target: Target) -> list[Predictions]:
-    """The tables of a blend's members, in its order; all must hold probabilities."""
-    if odd := [name for name, table in found.items() if table.kind != "probabilities"]:
-        raise DataError(f"{few(odd)} holds labels, and this blend needs probabilities", hint="Use --labels for a vote.")
-    return [found[name].align(ids).with_classes(target.classes) for name in blend.members if name in found]
 
 
 def _voted(ballots: Labels, weights: F64, classes: int) -> Vote:

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import files
-from toolkit.blending import blend as combining
 from toolkit.blending import outside_tables
-from toolkit.blending.blend import Blend
+from toolkit.blending.blend import Blend, read_blend
 from toolkit.blending.calibration import prior_shift
 from toolkit.blending.outside_tables import Reading
 from toolkit.blending.plan_selection import Verdict, judge, plans
 from toolkit.core import prediction_files
+from toolkit.core.alignment import align_members, shared_ids, stack_values
 from toolkit.core.predictions import Predictions
 from toolkit.errors import AlignmentError, DataError, few
 from toolkit.images.views import written
@@ -99,56 +99,36 @@ def read_members(
         DataError: a table that cannot be read, without this target, or of labels or scores.
         AlignmentError: tables of different rows, other classes, or rows of which the truth is not known.
     """
-    said = {name: probabilities(competition, path, target, reading, labels=labels) for name, path in paths.items()}
+    tables = {name: probabilities(competition, path, target, reading, labels=labels) for name, path in paths.items()}
     metas = {name: _meta(path) for name, path in paths.items()}
-    said_views = {name: str(meta.get("view_set") or meta.get("tta") or "none") for name, meta in metas.items()}
-    views = {name: sets for name, sets in said_views.items() if sets != "none" and "=" not in sets}
-    rows = rows_of(competition, target, said, common=common)
+    view_sets = {name: str(meta.get("view_set") or meta.get("tta") or "none") for name, meta in metas.items()}
+    views = {name: sets for name, sets in view_sets.items() if sets != "none" and "=" not in sets}
+    rows = rows_of(competition, target, tables, common=common)
     return replace(rows, views=views, notes=tuple(other_splits(competition, metas)))
 
 
-def rows_of(competition: Competition, target: Target, said: Mapping[str, Predictions], *, common: bool = False) -> Rows:
+def rows_of(competition: Competition, target: Target, tables: Mapping[str, Predictions], *, common: bool = False) -> Rows:
     """Tables of probabilities beside the truth, joined by id and class.
 
     Raises:
         AlignmentError: see `read_members`.
     """
     truth = competition.truth()[target.name].with_classes(target.classes)
-    ids = shared_ids(said, common=common)
+    ids = shared_ids(tables, common=common)
     if common:
         known = set(truth.ids)
-        ids = tuple(one for one in ids if one in known)
+        ids = tuple(row_id for row_id in ids if row_id in known)
     if not ids:
         raise AlignmentError("the tables share no ids", hint="Ids are compared as text: '7' and '007' differ.")
-    stack = np.stack([values_of(table.align(ids).with_classes(target.classes)) for table in said.values()])
-    folds, groups = _split(competition, ids)
-    return Rows(tuple(said), ids, stack, truth.align(ids), folds, groups, {})
-
-
-def shared_ids(said: Mapping[str, Predictions], *, common: bool) -> tuple[str, ...]:
-    """The ids of tables that must have the same, in the order of the first; with `common`, those that all have.
-
-    Raises:
-        AlignmentError: tables over different ids, unless `common`.
-    """
-    first = next(iter(said))
-    ids = said[first].ids
-    for name, table in said.items():
-        differing = set(table.ids) ^ set(ids)
-        if differing and not common:
-            raise AlignmentError(
-                f"{first!r} and {name!r} cover different rows: {len(differing):,} ids are in one of them only, "
-                f"as {few(sorted(differing))}",
-                hint="Use --fit-on common to keep the rows that all tables share.",
-            )
-        ids = tuple(one for one in ids if one not in differing)
-    return ids
+    stack = stack_values(align_members(tables, ids, target.classes))
+    folds, groups = _folds_and_groups(competition, ids)
+    return Rows(tuple(tables), ids, stack, truth.align(ids), folds, groups, {})
 
 
 def other_splits(competition: Competition, metas: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A sentence if members were trained on another split than the workspace's, or than each other."""
-    path = competition.path("split.csv")
-    here = {Split.read(path).digest} if path.exists() else set()
+    split = Split.if_made(competition)
+    here = {split.digest} if split else set()
     said = {name: str(meta["split"]) for name, meta in metas.items() if meta.get("split")}
     if len(here | set(said.values())) < 2:
         return []
@@ -213,10 +193,8 @@ def with_prior(blend: Blend, truth: Predictions, prior: str) -> Blend:
         raise DataError(f"--test-prior: {error}", hint="For example --test-prior cat=0.5,dog=0.5") from None
     if not truth.multilabel and abs(after.sum() - 1) > 0.01:
         raise DataError(f"--test-prior: the shares sum to {after.sum():.4g}, not 1")
-    labels = truth.decided
-    before = labels.mean(axis=0) if truth.multilabel else np.bincount(labels, minlength=len(after)) / len(labels)
     after = after if truth.multilabel else after / after.sum()
-    shift = prior_shift(before, after, multilabel=truth.multilabel)
+    shift = prior_shift(truth.class_shares, after, multilabel=truth.multilabel)
     if blend.adjustment is not None:
         shift = replace(shift, scale=blend.adjustment.scale, bias=blend.adjustment.bias + shift.bias)
     return replace(blend, adjustment=shift, adjusted="+".join(filter(None, (blend.adjusted, "prior"))))
@@ -236,7 +214,7 @@ def given(competition: Competition) -> dict[str, Blend]:
         targets = document["targets"]
         if missing := [target.name for target in competition.targets if target.name not in targets]:
             raise DataError(f"{path} says nothing of target {few(missing)}, only of {few(targets)}", hint=_AGAIN)
-        return {target.name: combining.read(targets[target.name], target.classes) for target in competition.targets}
+        return {target.name: read_blend(targets[target.name], target.classes) for target in competition.targets}
     except FileNotFoundError:
         raise DataError(f"{path} does not exist", hint="Run `toolkit blend` first.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -295,16 +273,9 @@ def _meta(path: Path) -> Mapping[str, Any]:
         return {}
 
 
-def values_of(table: Predictions) -> F64:
-    """The values of a table that is known to have them."""
-    assert table.values is not None
-    return table.values
-
-
-def _split(competition: Competition, ids: Sequence[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
+def _folds_and_groups(competition: Competition, ids: Sequence[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
     """Folds and groups of these rows, where split.csv has all of them; else groups alone, where the truth names a column."""
-    path = competition.path("split.csv")
-    split = Split.read(path) if path.exists() else None
+    split = Split.if_made(competition)
     place = {name: i for i, name in enumerate(split.ids)} if split else {}
     if split is None or not set(ids) <= set(place):
         return None, _groups(competition, ids)

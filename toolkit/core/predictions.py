@@ -110,6 +110,13 @@ class Predictions:
         assert self.values is not None
         return self.values >= 0.5 if self.multilabel else self.values.argmax(axis=1)
 
+    @property
+    def class_shares(self) -> NDArray[np.float64]:
+        """The share of the rows whose label is each class (multilabel: that have it), float64 [C]: the prior, of a truth."""
+        labels = self.decided
+        counts = labels.sum(axis=0) if self.multilabel else np.bincount(labels, minlength=len(self.classes))
+        return np.asarray(counts / len(labels), dtype=np.float64)
+
     def take(self, rows: NDArray[np.int64]) -> Predictions:
         """The given rows, in that order."""
         return replace(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.core.activations import sigmoid, softmax
-from toolkit.core.predictions import Kind
+from toolkit.core.predictions import Kind, Predictions
 from toolkit.errors import DataError
 
 F64 = NDArray[np.float64]
@@ -29,6 +29,10 @@ class Vote:
     labels: NDArray[Any] | None
     ties: NDArray[np.bool_]
     kind: Kind
+
+    def predictions(self, like: Predictions) -> Predictions:
+        """The outcome as a table with the target, rows and classes of one of the tables that were voted on."""
+        return replace(like, kind=self.kind, values=self.values, labels=self.labels)
 
 
 def vote(

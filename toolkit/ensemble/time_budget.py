@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base import provenance
 from toolkit.blending import oof
 from toolkit.blending.nested import Estimate, compare, outer_folds, row_scores, score_of, widening
 from toolkit.blending.oof import Rows
+from toolkit.core.alignment import align_members, shared_ids
 from toolkit.core.metrics import Metric
 from toolkit.core.predictions import Predictions
 from toolkit.ensemble.run import out_of_fold
@@ -140,10 +142,10 @@ def options_of(
             hint="Predict once with each (toolkit ensemble folds --limit 200), and train with out-of-fold tables.",
         )
     said = {" ".join(key): table for key, (table, _) in found.items()}
-    ids = oof.shared_ids(said, common=True)
+    ids = shared_ids(said, common=True)
     if not ids:
         raise DataError(f"the members' held-out rows have none in common: {few(said)}")
-    rows = oof.rows_of(competition, target, {name: table.align(ids) for name, table in said.items()})
+    rows = oof.rows_of(competition, target, align_members(said, ids))
     thin = np.sort(np.random.default_rng(0).permutation(len(ids))[:ENOUGH])
     rows = rows.take(thin) if len(ids) > ENOUGH else rows
     options = [Option(*key, cost, table) for (key, (_, cost)), table in zip(found.items(), rows.stack, strict=True)]
@@ -232,7 +234,7 @@ def command_of(competition: Competition, exports: Sequence[Export], line: Line, 
     """The `toolkit ensemble` line that runs a combination, from the workspace's folder."""
     root = competition.root.resolve()
     used = [export.path.resolve() for export in exports if export.card.member in line.members]
-    shown = [path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path) for path in used]
+    shown = [provenance.from_inside(path, root) for path in used]
     folders = {path.parent for path in used}
     everything = {p for folder in folders for p in folder.glob("*.onnx")} == set(used)
     words = sorted({str(Path(name).parent) for name in shown}) if everything else shown

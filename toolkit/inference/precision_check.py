@@ -16,7 +16,6 @@ from toolkit.errors import CompetitionError, DataError, ModelError
 from toolkit.inference.exports import output_of
 from toolkit.inference.predict import Outcome
 from toolkit.runtime.graphs.onnx_file import Export
-from toolkit.workspace import make_split
 from toolkit.workspace.competition import Competition
 from toolkit.workspace.image_rows import Item
 from toolkit.workspace.split import Split
@@ -160,8 +159,7 @@ def _train(competition: Competition) -> list[tuple[str, Path]]:
 
 
 def _split(competition: Competition) -> Split | None:
-    path = competition.path(make_split.TABLE)
-    return Split.read(path) if path.exists() else None
+    return Split.if_made(competition)
 
 
 def _scores(competition: Competition, tables: Mapping[str, tuple[F64, F64]], ids: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from toolkit.base import csv_text, files
 from toolkit.errors import CompetitionError
-from toolkit.workspace import make_split as splitting
 from toolkit.workspace.competition import FILE, Competition, Images, Target
+from toolkit.workspace.make_split import load_or_make
 from toolkit.workspace.split import Split
 
 TARGET = "label"
-SPLIT = "split.csv"
 TRUTH = "truth.csv"  # the test labels that a real competition keeps; nothing but the demo's last table reads them
 HELD_OUT = 0.2
 
@@ -65,10 +64,7 @@ def _make(root: Path, fill: Callable[[Path], None]) -> Competition:
 
 def make_split(competition: Competition) -> Split:
     """The split of the workspace: read from split.csv, or five stratified folds made and written there."""
-    path = competition.path(SPLIT)
-    if not path.exists():
-        splitting.for_competition(competition).write(path)
-    return splitting.load(competition)
+    return load_or_make(competition)
 
 
 def _fill(root: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.base import csv_text, files
+from toolkit.base import csv_text, files, provenance
 from toolkit.core.metrics import METRICS
 from toolkit.errors import CompetitionError, few
 from toolkit.images import boxes
@@ -355,8 +355,7 @@ def _say_columns(train: _Source, wishes: Wishes, key: str, targets: Iterable[Any
 
 def _written(path: Path, root: Path) -> str:
     """How a path stands in competition.toml: relative inside the workspace, else absolute."""
-    path = _absolute(path)
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+    return provenance.from_inside(_absolute(path), root)
 
 
 def _absolute(path: Path) -> Path:

@@ -13,8 +13,8 @@ import numpy as np
 
 from toolkit.base import csv_text, files
 from toolkit.errors import CompetitionError, few
-from toolkit.workspace import make_split as splitting
 from toolkit.workspace.competition import FILE, Competition, Images, Target
+from toolkit.workspace.make_split import load_or_make
 from toolkit.workspace.split import Split
 
 if TYPE_CHECKING:
@@ -72,10 +72,7 @@ def make_workspace(root: Path, data: Path | None = None, *, by_person: bool = Tr
 
 def make_split(competition: Competition, *, count: int = 5) -> Split:
     """The workspace's split: read from split.csv, or stratified folds that keep each group whole, written there."""
-    path = competition.path(splitting.TABLE)
-    if not path.exists():
-        splitting.for_competition(competition, count=count).write(path)
-    return splitting.load(competition)
+    return load_or_make(competition, count=count)
 
 
 def _pictures(home: Path) -> list[tuple[str, ...]]:

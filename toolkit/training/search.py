@@ -18,7 +18,7 @@ from toolkit.base.quiet import quiet
 from toolkit.errors import StoreError, TrainingError, few
 from toolkit.workspace import make_split
 from toolkit.workspace.competition import FILE, Competition
-from toolkit.workspace.split import Split
+from toolkit.workspace.split import SPLIT_FILE, Split
 
 if TYPE_CHECKING:
     import optuna
@@ -120,7 +120,7 @@ def scratch(competition: Competition, folder: Path) -> tuple[Competition, Split]
         TrainingError: trials there were made on another split.
     """
     split = make_split.load(competition)
-    kept = folder / make_split.TABLE
+    kept = folder / SPLIT_FILE
     if kept.exists() and Split.read(kept).digest != split.digest:
         raise TrainingError(f"the trials in {folder} were made on another split", hint="Choose another --study.")
     split.write(kept)

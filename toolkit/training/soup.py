@@ -20,7 +20,6 @@ from toolkit.models import export as exporting
 from toolkit.models.checkpoints import Checkpoint
 from toolkit.training.fold.fit import choose_device, logits, normalise
 from toolkit.training.fold.samples import Rows, decode
-from toolkit.workspace import make_split
 from toolkit.workspace.competition import Competition
 from toolkit.workspace.split import Split
 
@@ -178,7 +177,7 @@ def _read(competition: Competition, paths: Sequence[Path]) -> list[Checkpoint]:
         if first.architecture != one.architecture:
             raise ModelError(f"{first.path} and {one.path} are of different networks", hint=_ONE)
     assert first.card is not None
-    here = Split.read(competition.path(make_split.TABLE)).digest
+    here = Split.of(competition).digest
     if first.card.split != here:
         raise ModelError(
             f"{first.path} was trained on split {first.card.split}, this one is {here}",
@@ -221,7 +220,7 @@ class _Kitchen:
         card = one.card
         assert card is not None
         output = card.outputs[0]
-        split = Split.read(competition.path(make_split.TABLE))
+        split = Split.of(competition)
         held_out, training = split.held_out(card.fold or 0), split.training(card.fold)
         spread = [training[i] for i in np.unique(np.linspace(0, len(training) - 1, min(STATISTICS, len(training))).astype(int))]
         samples = decode(competition, card.preprocess, output.target, only=[*held_out, *spread])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from toolkit.base import csv_text
 from toolkit.core.metrics import METRICS, Metric
@@ -139,6 +140,14 @@ class Competition:
                         f"{where}: images of one id disagree on {target.name!r}: {few(ids[i] for i in clash)}"
                     )
         return truth
+
+    def prior(self, target: Target) -> NDArray[np.float64]:
+        """The share of each class among the training labels, float64 [C]: what is said of a row that nothing is known of.
+
+        Raises:
+            CompetitionError: see `truth`.
+        """
+        return self.truth()[target.name].with_classes(target.classes).class_shares
 
     @cached_property
     def boxes(self) -> Boxes:

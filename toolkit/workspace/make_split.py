@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 
 from toolkit.core.predictions import Predictions
 from toolkit.errors import SplitError, few
-from toolkit.workspace import split as folds
 from toolkit.workspace.competition import FILE, Competition
-from toolkit.workspace.split import Split
+from toolkit.workspace.split import SPLIT_FILE, Split, count_members, make
 
 Rare = Literal["refuse", "extra"]
-TABLE = "split.csv"
 
 _YES = {"1", "true", "yes"}
 _NO = {"0", "false", "no", ""}
@@ -40,7 +38,7 @@ def for_competition(
     extra = _extra(competition, ids)
     if rare == "extra":
         extra = _with_rare(labels, extra, groups, count if holdout is None else 2)
-    return folds.make(ids, labels, names, folds=count, holdout=holdout, seed=seed, groups=groups, extra=extra)
+    return make(ids, labels, names, folds=count, holdout=holdout, seed=seed, groups=groups, extra=extra)
 
 
 def create(
@@ -57,7 +55,7 @@ def create(
     Raises:
         SplitError: split.csv exists and `force` is not set, or no such split can be made.
     """
-    path = competition.path(TABLE)
+    path = competition.path(SPLIT_FILE)
     if path.exists() and not force:
         raise SplitError(
             f"{path} exists, and exports and out-of-fold tables may have been made from it",
@@ -75,8 +73,8 @@ def load(competition: Competition) -> Split:
         SplitError: it is missing, covers other ids, or was made from other groups.
         CompetitionError: train.csv cannot be read.
     """
-    path = competition.path(TABLE)
-    split = Split.read(path)
+    path = competition.path(SPLIT_FILE)
+    split = Split.of(competition)
     known = list(dict.fromkeys(competition.rows[competition.id]))
     if other := set(known) ^ set(split.ids):
         raise SplitError(f"{path} and {competition.train.table} hold different ids: {few(sorted(other))}", hint=_AGAIN)
@@ -86,6 +84,18 @@ def load(competition: Competition) -> Split:
         if moved:
             raise SplitError(f"{path} was not made from the groups in column {competition.group!r}: {few(moved)}", hint=_AGAIN)
     return split
+
+
+def load_or_make(competition: Competition, *, count: int = 5) -> Split:
+    """The workspace's split; where there is none yet, that of `for_competition`, written there.
+
+    Raises:
+        SplitError, CompetitionError: see `load` and `for_competition`.
+    """
+    path = competition.path(SPLIT_FILE)
+    if not path.exists():
+        for_competition(competition, count=count).write(path)
+    return load(competition)
 
 
 _AGAIN = "Make it again: toolkit split --force (models trained on the old one have to be trained again)."
@@ -139,7 +149,7 @@ def _with_rare(labels: NDArray[Any], extra: NDArray[np.bool_], groups: list[str]
     homes = [group or i for i, group in enumerate(groups or [""] * len(labels))]  # a row without a group is one of its own
     place = np.unique(np.array(homes, dtype=str), return_inverse=True)[1]
     while True:
-        members = folds.count_members(labels[~extra], classes)
+        members = count_members(labels[~extra], classes)
         few_members = (members > 0) & (members < parts)
         rare = (labels[:, few_members].any(axis=1) if labels.ndim == 2 else few_members[labels]) & ~extra
         if not rare.any():

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from toolkit.base import csv_text, files, html
 from toolkit.core.targets import class_order
 from toolkit.errors import CompetitionError, SplitError, few
+from toolkit.workspace.competition import Competition
 
+SPLIT_FILE = "split.csv"
 EXTRA = -1  # the fold of rows that train in every fold and are never scored
 
 
@@ -113,6 +115,25 @@ class Split:
         writer.writerow(["id", "label", "group", "fold"])
         writer.writerows(zip(self.ids, self.labels, self.groups, self.folds.tolist(), strict=True))
         return files.write_text(path, text.getvalue())
+
+    @classmethod
+    def of(cls, competition: Competition) -> Split:
+        """The workspace's split.
+
+        Raises:
+            SplitError, CompetitionError: see `read`.
+        """
+        return cls.read(competition.path(SPLIT_FILE))
+
+    @classmethod
+    def if_made(cls, competition: Competition) -> Split | None:
+        """The workspace's split; None as long as there is none.
+
+        Raises:
+            SplitError, CompetitionError: see `read`.
+        """
+        path = competition.path(SPLIT_FILE)
+        return cls.read(path) if path.exists() else None
 
     @classmethod
     def read(cls, path: Path) -> Split:
