@@ -42,6 +42,10 @@ def temperature(p: F64, truth: Labels) -> Adjustment:
     """The one temperature with the least log-loss (convex in its inverse, found by Newton's method), kept in 0.01 to 100.
 
     Probabilities [N, C]; truth int64 [N], multilabel bool [N, C].
+
+    >>> sure = np.array([[0.99, 0.01], [0.99, 0.01]])  # and right in one row of two
+    >>> bool(temperature(sure, np.array([0, 1])).temperature > 10)
+    True
     """
     multilabel, classes = truth.ndim == 2, p.shape[1]
     if multilabel:  # every class of every row is a two-class question
@@ -90,6 +94,11 @@ def factors(p: F64, truth: Labels, metric: Metric, *, widest: float = 16.0, poin
     """A factor per class on its probability (multilabel: on its odds, which is a threshold) that makes a metric of labels best.
 
     One class at a time, over `points` factors between 1/`widest` and `widest` of the others', until none helps; 1 is preferred.
+
+    >>> from toolkit.core.metrics import METRICS
+    >>> p, truth = np.array([[0.6, 0.4], [0.9, 0.1]]), np.array([1, 0])  # the second class is never said
+    >>> factors(p, truth, METRICS["accuracy"]).apply(p).argmax(axis=1)
+    array([1, 0])
 
     Raises:
         DataError: the metric is not one of labels.
@@ -151,6 +160,10 @@ def _upto(cells: NDArray[np.int64], points: int, size: int) -> NDArray[np.int64]
 def prior_shift(before: F64, after: F64, *, multilabel: bool = False) -> Adjustment:
     """From class shares [C] as in training to those known of the test set: probabilities × after / before (multilabel: odds).
 
+    >>> shift = prior_shift(np.array([0.5, 0.5]), np.array([0.8, 0.2]))
+    >>> shift.apply(np.array([[0.5, 0.5]]))
+    array([[0.8, 0.2]])
+
     Raises:
         DataError: shares that are not positive (multilabel: or not below 1), or of different lengths.
     """
@@ -194,6 +207,9 @@ def reliability(p: F64, truth: Labels, *, bins: int = 15) -> list[Bin]:
     """Confidence against accuracy in bins of equal width, empty ones left out.
 
     Confidence is the largest probability of a row; multilabel: of every class, that of yes or of no, whichever is larger.
+
+    >>> [b.count for b in reliability(np.array([[0.9, 0.1], [0.6, 0.4], [0.35, 0.65]]), np.array([0, 0, 1]), bins=4)]
+    [2, 1]
     """
     decided = decide(p, truth)
     sure = np.maximum(p, 1 - p).ravel() if truth.ndim == 2 else p.max(axis=1)
@@ -215,7 +231,11 @@ def reliability(p: F64, truth: Labels, *, bins: int = 15) -> list[Bin]:
 
 
 def calibration_error(p: F64, truth: Labels, *, bins: int = 15) -> float:
-    """Expected calibration error (ECE): the mean gap between confidence and accuracy over `reliability`, weighted by rows."""
+    """Expected calibration error (ECE): the mean gap between confidence and accuracy over `reliability`, weighted by rows.
+
+    >>> round(calibration_error(np.array([[0.9, 0.1], [0.9, 0.1]]), np.array([0, 1])), 4)  # 0.9 sure, right in half
+    0.4
+    """
     table = reliability(p, truth, bins=bins)
     return sum(b.count * abs(b.confidence - b.accuracy) for b in table) / sum(b.count for b in table)
 

@@ -55,6 +55,11 @@ def nested(stack: F64, truth: Labels, choosers: Mapping[str, Chooser], folds: ND
 
     Rows of one group must share their fold, as `outer_folds` and split.csv see to.
 
+    >>> truth, folds = np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])
+    >>> stack = np.stack([np.eye(2)[truth], np.full((4, 2), 0.5)])
+    >>> nested(stack, truth, {"best": weigher("best_single", metrics.METRICS["accuracy"])}, folds)["best"].argmax(axis=1)
+    array([0, 1, 0, 1])
+
     Raises:
         DataError: fewer than two folds.
     """
@@ -72,6 +77,10 @@ def nested(stack: F64, truth: Labels, choosers: Mapping[str, Chooser], folds: ND
 
 def outer_folds(truth: Labels, count: int = 5, *, groups: Sequence[str] | None = None, seed: int = 0) -> NDArray[np.int64]:
     """Folds [N] for `nested`: classes spread evenly (by a group's commonest class), groups never torn.
+
+    >>> folds = outer_folds(np.array([0, 0, 1, 1]), 2)
+    >>> sorted(folds[:2].tolist()), sorted(folds[2:].tolist())  # each class is spread
+    ([0, 1], [0, 1])
 
     Raises:
         DataError: fewer rows or groups than folds.
@@ -110,6 +119,12 @@ def compare(
     Every draw takes the same rows (with `groups`, whole groups) from all tables, so that gains are compared within a draw.
     `widen` stretches the intervals of tables by name: see `widening`.
 
+    >>> truth = np.array([0, 1] * 20)
+    >>> tables = {"uniform": np.full((40, 2), 0.5), "blend": np.eye(2)[truth]}
+    >>> estimate = compare(truth, metrics.METRICS["accuracy"], tables)["blend"]
+    >>> estimate.score, estimate.gain, estimate.gain_low > 0
+    (1.0, 0.5, True)
+
     Raises:
         DataError: no draw has a score, as when all rows are of one class.
     """
@@ -141,6 +156,9 @@ def widening(folds: int) -> float:
 
     Resampled rows do not show that other rows would have led to other choices. Nadeau and Bengio (2003) add a share of
     test to training rows to the variance: 1/K becomes 1/K + 1/(K - 1).
+
+    >>> round(widening(5), 2)
+    1.5
     """
     return float(np.sqrt(1 + folds / (folds - 1)))
 

@@ -63,7 +63,11 @@ def _walk(weights: F64, target: F64, ratio: F64) -> F64 | None:
 
 
 def nonnegative(curvature: F64, pull: F64) -> F64:
-    """The x [M] >= 0 with the least x'Qx/2 - b'x, for Q positive semidefinite [M, M]."""
+    """The x [M] >= 0 with the least x'Qx/2 - b'x, for Q positive semidefinite [M, M].
+
+    >>> nonnegative(np.eye(2), np.array([1.0, -1.0])).round(6)
+    array([1., 0.])
+    """
     from scipy.linalg import solve_triangular
     from scipy.optimize import nnls
 

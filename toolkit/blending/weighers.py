@@ -56,6 +56,11 @@ class Weights:
 def fit_weights(stack: F64, truth: Labels, metric: Metric, how: str = "greedy", **options: Any) -> Weights:
     """Weights for M tables of probabilities [M, N, C] by one of WEIGHERS; truth is int64 [N], or bool [N, C] if multilabel.
 
+    >>> truth = np.array([0, 1, 0, 1])
+    >>> good, bad = np.eye(2)[truth] * 0.6 + 0.2, np.eye(2)[1 - truth] * 0.6 + 0.2
+    >>> fit_weights(np.stack([good, bad]), truth, METRICS["log_loss"], "convex").weights.round(3)
+    array([1., 0.])
+
     Raises:
         DataError: an unknown weigher or option, shapes that do not fit, values that are not finite.
     """
@@ -72,13 +77,23 @@ def fit_weights(stack: F64, truth: Labels, metric: Metric, how: str = "greedy", 
 
 
 def uniform(stack: F64, truth: Labels, metric: Metric) -> Weights:
-    """Every member the same."""
+    """Every member the same.
+
+    >>> truth = np.array([0, 1])
+    >>> uniform(np.stack([np.eye(2), np.full((2, 2), 0.5)]), truth, METRICS["accuracy"]).weights
+    array([0.5, 0.5])
+    """
     weights = np.full(len(stack), 1 / len(stack))
     return _found(weights, objective(stack, truth, metric).of(weights), metric, 0, "the plain mean, nothing was fitted")
 
 
 def best_single(stack: F64, truth: Labels, metric: Metric) -> Weights:
-    """All weight to the member with the best score; the first of equals."""
+    """All weight to the member with the best score; the first of equals.
+
+    >>> truth = np.array([0, 1])
+    >>> best_single(np.stack([1 - np.eye(2), np.eye(2)]), truth, METRICS["accuracy"]).weights
+    array([0., 1.])
+    """
     gains = _singles(objective(stack, truth, metric))
     best = int(gains.argmax())
     return _found(_unit(best, len(stack)), gains[best], metric, 0, f"member {best} alone scores best")
@@ -101,6 +116,10 @@ def greedy(
     At most `steps` picks, `patience` of them without a better score; the best prefix counts. Ties go to members already picked,
     then to the lower log-loss, then to the first. `sorted_start` begins with the best members as long as their mean gets
     better; with `bags` > 1 the weights are the mean over that many searches, each among a random `share` of the members.
+
+    >>> truth = np.array([0, 1])
+    >>> greedy(np.stack([1 - np.eye(2), np.eye(2)]), truth, METRICS["accuracy"]).picks
+    (1,)
     """
     everyone = np.arange(len(stack))
     if bags == 1:

@@ -14,6 +14,10 @@ from toolkit.errors import AlignmentError, DataError, few
 def shared_ids(tables: Mapping[str, Predictions], *, common: bool) -> tuple[str, ...]:
     """The ids of tables that must have the same, in the order of the first; with `common`, those that all have.
 
+    >>> a = Predictions("label", "labels", ("x", "y"), ("cat", "dog"), labels=np.array([0, 1]))
+    >>> shared_ids({"a": a, "b": a.align(("y",))}, common=True)
+    ('y',)
+
     Raises:
         AlignmentError: tables over different ids, unless `common`.
     """
@@ -36,6 +40,11 @@ def align_members(
 ) -> dict[str, Predictions]:
     """Each member's rows of exactly these ids, in their order, its columns in the order of `classes` (default: the first's).
 
+    >>> a = Predictions("label", "labels", ("x", "y"), ("cat", "dog"), labels=np.array([0, 1]))
+    >>> b = Predictions("label", "labels", ("y", "x"), ("dog", "cat"), labels=np.array([0, 1]))
+    >>> [table.decided.tolist() for table in align_members({"a": a, "b": b}, ("x", "y")).values()]
+    [[0, 1], [0, 1]]
+
     Raises:
         AlignmentError: a member without one of the ids, or of other classes.
     """
@@ -45,6 +54,10 @@ def align_members(
 
 def stack_values(tables: Mapping[str, Predictions], members: Iterable[str] | None = None) -> NDArray[np.float64]:
     """The values of aligned tables as float64 [M, N, C], of `members` alone and in their order where they are named.
+
+    >>> a = Predictions("label", "probabilities", ("x",), ("cat", "dog"), np.array([[0.9, 0.1]]))
+    >>> stack_values({"a": a, "b": a}).shape
+    (2, 1, 2)
 
     Raises:
         DataError: a table of labels or scores.
