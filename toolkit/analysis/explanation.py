@@ -123,7 +123,7 @@ def explain(
     """
     chosen = competition.target(target) if target else competition.targets[0]
     if vote in voting.WHOLE_TABLE:
-        raise DataError(f"--vote {vote} ranks whole tables, one image has no rank", hint="Use --vote soft.")
+        raise DataError(f"a {vote} vote ranks whole tables, one image has no rank", code="vote-of-tables")
     name, path = find(competition, named)
     data = render.read(path)
     shares = share(exports, weights, higher_is_better=competition.score.higher_is_better)

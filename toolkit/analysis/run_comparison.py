@@ -84,7 +84,11 @@ def read_run(competition: Competition, word: str) -> Run:
     about = {fold: _about(path / "config.json") for fold, path in finished.items()}
     settings = next(iter(about.values()))["settings"]
     if other := [fold for fold, said in about.items() if said["settings"] != settings]:
-        raise DataError(f"{folder}: fold {few(other)} was trained with other settings", hint="Train it again with --fresh.")
+        raise DataError(
+            f"{folder}: fold {few(other)} was trained with other settings",
+            hint="Train it again from the start.",
+            code="train-fresh",
+        )
     said = {fold: prediction_files.read_table(path / "oof.parquet").predictions for fold, path in finished.items()}
     chosen = any(one.get("selected", "last") != "last" for one in about.values())
     return Run(folder.resolve().name, settings, said, chosen)

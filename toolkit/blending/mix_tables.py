@@ -118,6 +118,10 @@ def majority(ballots: Labels, weights: F64, classes: int) -> tuple[Labels, NDArr
     """The labels with most weight and where that was even, from int64 [M, N] (multilabel: bool [M, N, C], class by class).
 
     An even vote goes to the first member that voted for one of those tied.
+
+    >>> labels, tied = majority(np.array([[0, 1], [1, 1], [2, 0]]), np.array([1.0, 1.0, 1.0]), 3)
+    >>> labels, tied  # the first row ties: who was named first decides
+    (array([0, 1]), array([ True, False]))
     """
     share = weights / weights.sum()
     if ballots.ndim == 3:
@@ -136,7 +140,12 @@ def majority(ballots: Labels, weights: F64, classes: int) -> tuple[Labels, NDArr
 
 
 def agreement(targets: Sequence[Sequence[Labels]]) -> F64:
-    """The share of rows that each two members label alike in every target, float64 [M, M]."""
+    """The share of rows that each two members label alike in every target, float64 [M, M].
+
+    >>> agreement([[np.array([0, 1]), np.array([0, 0])]])
+    array([[1. , 0.5],
+           [0.5, 1. ]])
+    """
     count = len(targets[0])
     found = np.eye(count)
     for a in range(count):
@@ -148,20 +157,24 @@ def agreement(targets: Sequence[Sequence[Labels]]) -> F64:
 
 
 def _weights(text: str, names: Sequence[str]) -> dict[str, float]:
-    """What --weights says of tables: `equal`, a number for each in their order, or `a=0.7,b=0.3`; summing to 1."""
+    """The weights of tables: `equal`, a number for each in their order, or `a=0.7,b=0.3`; summing to 1."""
     try:
         if text == "equal":
             given = dict.fromkeys(names, 1.0)
         elif "=" in text:
-            given = {name: float(value) for name, value in outside_tables.pairs(text, "--weights").items()}
+            given = {name: float(value) for name, value in outside_tables.pairs(text, "weights", code="table-weights").items()}
         else:
             given = dict(zip(names, map(float, text.split(",")), strict=True))
     except ValueError as error:
         raise DataError(
-            f"--weights {text!r} does not fit {len(names)} tables: {error}", hint=f"The order is: {', '.join(names)}."
+            f"weighting {text!r} does not fit {len(names)} tables: {error}",
+            hint=f"The order is: {', '.join(names)}.",
+            code="table-weights",
         ) from None
     if unknown := [name for name in given if name not in names]:
-        raise DataError(f"--weights names {few(unknown)}, and there is no such table", hint=f"There are: {', '.join(names)}.")
+        raise DataError(
+            f"the weighting names {few(unknown)}, and there is no such table", hint=f"There are: {', '.join(names)}."
+        )
     numbers = np.array([given.get(name, 0.0) for name in names])
     if not (np.isfinite(numbers).all() and (numbers >= 0).all() and numbers.any()):
         raise DataError(f"weights must not be negative or all zero, got {numbers.tolist()}")

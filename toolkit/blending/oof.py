@@ -160,7 +160,7 @@ def fit(
     """
     verdicts, said = {}, {}
     if prior and len(competition.targets) > 1:
-        raise DataError("--test-prior speaks of one target, and there are several")
+        raise DataError("class shares of the test set are of one target, and there are several", code="prior-of-one-target")
     for target in competition.targets:
         rows = read_members(competition, target, paths, common=common, reading=reading)
         every = plans(competition.score, weighers, votes, calibrate, multilabel=target.multilabel)
@@ -183,16 +183,15 @@ def with_prior(blend: Blend, truth: Predictions, prior: str) -> Blend:
     Raises:
         DataError: shares that are missing, unknown, not above zero or (of classes that exclude each other) do not sum to 1.
     """
-    said = outside_tables.pairs(prior, "--test-prior")
-    if set(said) != set(truth.classes):
-        differing = sorted(set(said) ^ set(truth.classes))
-        raise DataError(f"--test-prior needs a share for each class, and only those: {few(differing)}")
+    shares = outside_tables.pairs(prior, "test prior", code="test-prior")
+    if differing := sorted(set(shares) ^ set(truth.classes)):
+        raise DataError(f"the test prior needs a share for each class, and only those: {few(differing)}", code="test-prior")
     try:
-        after = np.array([float(said[name]) for name in truth.classes])
+        after = np.array([float(shares[name]) for name in truth.classes])
     except ValueError as error:
-        raise DataError(f"--test-prior: {error}", hint="For example --test-prior cat=0.5,dog=0.5") from None
+        raise DataError(f"the test prior's shares are numbers: {error}", code="test-prior") from None
     if not truth.multilabel and abs(after.sum() - 1) > 0.01:
-        raise DataError(f"--test-prior: the shares sum to {after.sum():.4g}, not 1")
+        raise DataError(f"the test prior's shares sum to {after.sum():.4g}, not 1", code="test-prior")
     after = after if truth.multilabel else after / after.sum()
     shift = prior_shift(truth.class_shares, after, multilabel=truth.multilabel)
     if blend.adjustment is not None:
@@ -260,8 +259,8 @@ def probabilities(
         values = found.labels if found.multilabel else np.eye(len(found.classes))[found.labels]
         return replace(found, kind="probabilities", values=values.astype(np.float64), labels=None)
     if found.kind != "probabilities":
-        hint = "Labels can be voted on: toolkit blend --labels" if found.kind == "labels" else ""
-        raise DataError(f"{path} holds {found.kind}, and blending needs probabilities", hint=hint)
+        code = "labels-to-vote" if found.kind == "labels" else ""
+        raise DataError(f"{path} holds {found.kind}, and blending needs probabilities", code=code)
     return found
 
 

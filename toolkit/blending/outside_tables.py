@@ -49,6 +49,9 @@ def named(words: Sequence[str]) -> dict[str, Path]:
 
     Files of toolkit (Parquet) keep their whole name.
 
+    >>> list(named(["b4_oof.csv", "vit=preds.npz"]))
+    ['b4', 'vit']
+
     Raises:
         DataError: two tables of one name.
     """
@@ -64,8 +67,11 @@ def named(words: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def pairs(text: str, option: str) -> dict[str, str]:
-    """`a=b,c=d` as a mapping.
+def pairs(text: str, what: str, *, code: str = "") -> dict[str, str]:
+    """`a=b,c=d` as a mapping; `what` and `code` say in the error which it is.
+
+    >>> pairs("p0=cat,p1=dog", "columns")
+    {'p0': 'cat', 'p1': 'dog'}
 
     Raises:
         DataError: a part without `=`, or a name said twice.
@@ -74,7 +80,7 @@ def pairs(text: str, option: str) -> dict[str, str]:
     for part in filter(None, text.split(",")):
         name, mark, value = part.partition("=")
         if not mark or not name or not value or name in found:
-            raise DataError(f"{option}: {part!r} is not a pair of its own", hint=f"For example {option} p0=cat,p1=dog.")
+            raise DataError(f"{what}: {part!r} is not a pair of its own", hint="Pairs are written a=b,c=d.", code=code)
         found[name] = value
     return found
 
@@ -89,11 +95,13 @@ def competition_of(
     """
     if truth is None:
         if label or group:
-            raise CompetitionError("--label and --group name columns of --truth, which is not given")
+            raise CompetitionError(
+                "a label or group column was named, and no table of true labels that has it", code="truth-table"
+            )
         found = Competition.find(start)
         return replace(found, metric=metric) if metric else found
     if metric is None:
-        raise CompetitionError("--truth does not say how predictions are scored", hint="Name it: --metric NAME")
+        raise CompetitionError("a table of true labels does not say how predictions are scored", code="truth-metric")
     return competition(truth, label=label, key=key, metric=metric, group=group)
 
 
@@ -112,9 +120,7 @@ def competition(truth: Path, *, label: str = "", key: str = "", metric: str = "a
     rest = [name for name in frame.columns if name not in (key, group)]
     chosen = wanted or [name for name in rest if name.casefold() in {"label", "target", "class", "ans", "y"}] or rest
     if len(chosen) != 1 and not wanted:
-        raise CompetitionError(
-            f"{truth}: which column is the label? It has {few(rest, limit=12)}", hint="Name it: --label COLUMN"
-        )
+        raise CompetitionError(f"{truth}: which column is the label? It has {few(rest, limit=12)}", code="label-column")
     csv_text.read(truth, columns=[key, *chosen, *([group] if group else [])], unique=key)
     if len(chosen) > 1:
         target = Target("label", "multilabel", tuple(chosen))
@@ -149,7 +155,7 @@ def read(path: Path, target: Target, *, key: str = "id", reading: Reading | None
             return _grid(path, target, ids, np.stack([_numbers(columns[n], n, ids, path) for n in names], axis=1), how)
         return _single(path, target, ids, columns, how)
     except AlignmentError as error:
-        raise AlignmentError(f"{path}: {error.message}", hint=error.hint) from error
+        raise AlignmentError(f"{path}: {error.message}", hint=error.hint, code=error.code) from error
 
 
 def _own(path: Path, target: Target) -> Predictions | None:
@@ -189,7 +195,7 @@ def _columns(path: Path, key: str, *, asked: bool) -> tuple[tuple[str, ...], dic
     else:
         raise DataError(f"{path} is no table that can be read", hint=f"Save it as {', '.join(SUFFIXES)}.")
     if asked and key not in columns:
-        raise DataError(f"{path} has no column {key!r}; it has {few(columns, limit=12)}", hint="Name the id column with --id.")
+        raise DataError(f"{path} has no column {key!r}; it has {few(columns, limit=12)}", code="id-column")
     place = _key(list(columns), key, path)
     ids = tuple(map(str, columns.pop(place)))
     return ids, {name: cells for name, cells in columns.items() if name and not name.startswith("Unnamed:")}
@@ -202,7 +208,7 @@ def _key(names: Sequence[str], key: str, path: Path) -> str:
     alike = [name for name in names if name.casefold() in _IDS]
     place = alike[0] if len(alike) == 1 else names[0]
     if len(alike) > 1 or not place or place.startswith("Unnamed:"):
-        raise DataError(f"{path}: which column is the id? It has {few(names, limit=12)}", hint="Name it: --id COLUMN")
+        raise DataError(f"{path}: which column is the id? It has {few(names, limit=12)}", code="id-column")
     return place
 
 
@@ -233,10 +239,10 @@ _NPZ = "np.savez(FILE, ids=ids, classes=class_names, probabilities=p) says all t
 
 
 def _renamed(columns: Mapping[str, Any], names: Mapping[str, str], path: Path) -> dict[str, Any]:
-    """The columns under the names that `--columns` gives them; a class named twice is refused."""
+    """The columns under our names for them (theirs → ours); a class named twice is refused."""
     new = [names.get(name, name) for name in columns]
     if repeated := sorted({name for name in new if new.count(name) > 1}):
-        raise DataError(f"{path}: several columns stand for {few(repeated)}", hint="Mend --columns.")
+        raise DataError(f"{path}: several columns stand for {few(repeated)}", code="class-columns")
     return dict(zip(new, columns.values(), strict=True))
 
 
@@ -257,18 +263,15 @@ def _class_columns(columns: Sequence[str], classes: Sequence[str], path: Path) -
     }
     if len(frames) > 1:
         shown = [f"{before}{classes[0]}{after}" for before, after in sorted(frames)]
-        raise DataError(f"{path}: several columns may be class {classes[0]!r}: {few(shown)}", hint=_SAY)
+        raise DataError(f"{path}: several columns may be class {classes[0]!r}: {few(shown)}", code="class-columns")
     if not frames:
         return []
     before, after = frames.pop()
     ours = [f"{before}{c}{after}" for c in classes]
     others = [n for n in columns if n not in ours and n.startswith(before) and n.endswith(after)]
     if others and before + after:
-        raise AlignmentError(f"{path} has columns for classes that are not known: {few(others)}", hint=_SAY)
+        raise AlignmentError(f"{path} has columns for classes that are not known: {few(others)}", code="class-columns")
     return ours
-
-
-_SAY = "Say which name in the file is which class: --columns theirs=ours,…"
 
 
 def _single(path: Path, target: Target, ids: tuple[str, ...], columns: Mapping[str, Any], how: Reading) -> Predictions:
@@ -290,14 +293,15 @@ def _single(path: Path, target: Target, ids: tuple[str, ...], columns: Mapping[s
     if not name and not (target.factors and set(target.factors) <= set(columns)):
         missing = [c for c in target.classes if c not in columns]
         raise AlignmentError(
-            f"{path} has no column for class {few(missing)}, and none of labels; it has {few(columns, limit=8)}", hint=_SAY
+            f"{path} has no column for class {few(missing)}, and none of labels; it has {few(columns, limit=8)}",
+            code="class-columns",
         )
     frame = pd.DataFrame({n: [how.names.get(str(c), str(c)) for c in cells] for n, cells in columns.items()}, dtype="str")
     frame = frame.rename(columns={name: target.column}) if name else frame
     try:
         return target.truth(frame, ids, str(path))
     except CompetitionError as error:
-        raise AlignmentError(error.message, hint=f"{error.hint} {_SAY}".strip()) from error
+        raise AlignmentError(error.message, hint=error.hint, code="class-columns") from error
 
 
 def _numbers(cells: Any, name: str, ids: Sequence[str], path: Path) -> F64:
@@ -342,7 +346,7 @@ def _grid(path: Path, target: Target, ids: tuple[str, ...], values: F64, how: Re
         seen = f"values lie between {low:.4g} and {high:.4g}"
         seen += "" if target.multilabel else f", rows sum to {sums.min():.4g} to {sums.max():.4g}"
         raise DataError(
-            f"{path} does not hold probabilities: {seen}", hint="If they are logits, say --logits; else normalise each row."
+            f"{path} does not hold probabilities: {seen}", hint="Unless they are logits, normalise each row.", code="logits"
         )
     if odd:
         values = sigmoid(values) if target.multilabel else softmax(values)

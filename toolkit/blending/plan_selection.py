@@ -99,6 +99,9 @@ def plans(
     That is: the mean and one learned weight per member; soft and geometric vote, for labels hard, for ranks rank; and for
     probabilities a temperature, for macro-F1 and its like a factor per class.
 
+    >>> [plan.name for plan in plans(metrics.METRICS["accuracy"], votes=["soft", "hard"], multilabel=False)]
+    ['uniform', 'uniform, hard vote', 'greedy', 'greedy, hard vote']
+
     Raises:
         DataError: none of the combinations suits the metric.
     """
@@ -249,7 +252,8 @@ def choose(
     if len(numbers) < 2 + (len(every) > 1):
         raise DataError(
             f"{len(numbers)} folds cannot choose among {len(every)} plans and score the choice",
-            hint="Use a split with more folds, or name one --weigher, --vote and --calibrate.",
+            hint="Use a split with more folds, or try one plan only.",
+            code="one-plan",
         )
     work = _Choice(stack, truth, metric, folds, options or {}, report or (lambda _done, _total: None))
     few = work if len(truth) <= ENOUGH or len(every) == 1 else work.thinned()

@@ -245,7 +245,7 @@ class Card:
         try:
             return cls(**_typed(raw))
         except CardError as error:
-            raise CardError(f"{where}: {error.message}", hint=error.hint) from error
+            raise CardError(f"{where}: {error.message}", hint=error.hint, code=error.code) from error
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise CardError(f"{where}: its card cannot be read ({error})", hint="Export the model again.") from error
 

@@ -147,7 +147,7 @@ def _named(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except DataError as error:
-        raise DataError(f"{path} cannot be used: {error.message}", hint=error.hint) from error
+        raise DataError(f"{path} cannot be used: {error.message}", hint=error.hint, code=error.code) from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # Arrow's own errors are among them
         raise DataError(
             f"{path} is not a predictions table, or is damaged: {error}", hint="Make it again, or restore it from a copy."

@@ -129,6 +129,11 @@ class Predictions:
     def align(self, ids: Sequence[str]) -> Predictions:
         """The rows of exactly these ids, in their order.
 
+        >>> table = Predictions("label", "probabilities", ("a", "b"), ("cat", "dog"), np.array([[0.9, 0.1], [0.2, 0.8]]))
+        >>> table.align(("b", "a")).values
+        array([[0.2, 0.8],
+               [0.9, 0.1]])
+
         Raises:
             AlignmentError: an id has no row here; rows that were not asked for are left out without a word.
         """
@@ -144,6 +149,10 @@ class Predictions:
 
     def with_classes(self, classes: Sequence[str]) -> Predictions:
         """The same table with its columns in another order of the same classes.
+
+        >>> table = Predictions("label", "probabilities", ("a",), ("cat", "dog"), np.array([[0.9, 0.1]]))
+        >>> table.with_classes(("dog", "cat")).values
+        array([[0.1, 0.9]])
 
         Raises:
             AlignmentError: the class sets differ.
@@ -176,12 +185,16 @@ class Predictions:
         if metric.accepts == "labels":
             return metric.score(truth.decided, ours.decided)
         if ours.values is None or (metric.accepts == "probabilities" and ours.kind != "probabilities"):
-            raise DataError(f"{metric.name} needs {metric.accepts}, this table has {ours.kind}", hint="Use --vote soft.")
+            raise DataError(f"{metric.name} needs {metric.accepts}, this table has {ours.kind}", code="needs-probabilities")
         return metric.score(truth.decided, ours.values)
 
 
 def concat(tables: Iterable[Predictions]) -> Predictions:
     """One table with the rows of all, which share target, kind and classes (matched by name) and no id.
+
+    >>> halves = [Predictions("label", "labels", (name,), ("cat", "dog"), labels=np.array([1])) for name in ("a", "b")]
+    >>> concat(halves).ids
+    ('a', 'b')
 
     Raises:
         AlignmentError: an id in two tables, or class sets that differ.

@@ -19,7 +19,7 @@ from toolkit.images import boxes
 from toolkit.setup import find_images, infer_targets
 from toolkit.setup.find_images import Index, Match, Part
 from toolkit.setup.infer_targets import Findings, Tables, Wishes
-from toolkit.workspace import path_patterns
+from toolkit.workspace import competition_file, path_patterns
 from toolkit.workspace.competition import FILE, Competition, Images
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Discovery:
             refuse_existing(root / name, force=force)
         if self.made:
             files.write_text(root / MADE, self.made)
-        return files.write_text(root / FILE, self.competition.to_toml())
+        return competition_file.write(self.competition)
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,14 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         CompetitionError: the file exists and `force` is not set.
     """
     if path.exists() and not force:
-        raise CompetitionError(f"{path} exists", hint="Use --force to write it anew.")
+        raise CompetitionError(f"{path} exists", code="file-exists")
 
 
 def discover(root: Path, wishes: Wishes) -> Discovery:
     """Look at a folder (and its `data`, or at `wishes.data`) and describe the competition.
 
     Raises:
-        CompetitionError: all that is ambiguous or missing, each with the flag that says it; or a table that cannot be read.
+        CompetitionError: all that is ambiguous or missing, each with the wish that says it; or a table that cannot be read.
     """
     root = _absolute(root)
     places = _places(root, wishes)
@@ -94,14 +94,12 @@ def discover(root: Path, wishes: Wishes) -> Discovery:
     made = ""
     if tables["train"] is None and not findings.questions:
         tables["train"], made = _from_folders(root, images, sample, wishes, findings)
-    if tables["train"] is None and not any(q.startswith("--train:") for q in findings.questions):
-        findings.ask(
-            "--train", f"no table of labels (train*.csv, labels*.csv) and no folders named after classes in {places[0]}"
-        )
-    if sample is None and not any(q.startswith("--sample:") for q in findings.questions):
-        findings.ask("--sample", "no sample submission (*sample*.csv, info.csv, test.csv)", _csvs(places))
+    if tables["train"] is None and not any(q.wish == "train" for q in findings.questions):
+        findings.ask("train", f"no table of labels (train*.csv, labels*.csv) and no folders named after classes in {places[0]}")
+    if sample is None and not any(q.wish == "sample" for q in findings.questions):
+        findings.ask("sample", "no sample submission (*sample*.csv, info.csv, test.csv)", _csvs(places))
     if not wishes.metric:
-        findings.ask("--metric", "the metric stands in the rules, not in the data", METRICS)
+        findings.ask("metric", "the metric stands in the rules, not in the data", METRICS)
     if tables["train"] is None or sample is None:
         findings.check()
     assert tables["train"] is not None
@@ -114,9 +112,9 @@ def _describe(
     root: Path, train: _Source, test: _Source | None, sample: _Source, images: Index, wishes: Wishes, findings: Findings
 ) -> Competition:
     key, sample_key = _ids(train, sample, wishes, findings)
-    for flag, name in (("--group", wishes.group), ("--extra", wishes.extra)):
+    for wish, name in (("group", wishes.group), ("extra", wishes.extra)):
         if name and name not in train.frame.columns:
-            findings.ask(flag, f"{train.path.name} has no column {name!r}", train.frame.columns)
+            findings.ask(wish, f"{train.path.name} has no column {name!r}", train.frame.columns)
     train_match = _match("train", train, key, images, root, wishes, findings)
     listing = test if test is not None and test is not sample and sample_key in test.frame.columns else None
     like = train_match.pattern if train_match else ""
@@ -181,7 +179,7 @@ def _table(role: str, places: list[Path], root: Path, wishes: Wishes, findings: 
         p for p in _csvs(places) if _ROLES[role].search(p.stem) and (role == "sample" or not _ROLES["sample"].search(p.stem))
     ]
     if len(fits) > 1:
-        findings.ask(f"--{role}", "several tables could be it", (_written(p, root) for p in fits))
+        findings.ask(role, "several tables could be it", (_written(p, root) for p in fits))
         return None
     return _Source(fits[0], csv_text.read(fits[0])) if fits else None
 
@@ -195,10 +193,8 @@ def _from_folders(
     found = find_images.class_folders(images, folder=_absolute(root / wishes.train_images) if wishes.train_images else None)
     if len(found) != 1:
         if found:
-            findings.ask(
-                "--train-images", "several folders hold one folder per class", (_written(Path(f), root) for f in found)
-            )
-            findings.ask("--train", "or name a table of labels")
+            findings.ask("train_images", "several folders hold one folder per class", (_written(Path(f), root) for f in found))
+            findings.ask("train", "or name a table of labels")
         return None, ""
     asked = [str(name) for name in sample.frame.columns] if sample else []
     key = wishes.id or (asked[0] if asked else "id")
@@ -226,15 +222,15 @@ def _ids(train: _Source, sample: _Source, wishes: Wishes, findings: Findings) ->
         shared = [name for name in unique if train.frame[name].is_unique] or unique
         if len(shared) > 1:
             where = f"both {_columns_of(train)} and {_columns_of(sample)}"
-            findings.ask("--id", f"several columns could name a row in {where}", shared)
+            findings.ask("id", f"several columns could name a row in {where}", shared)
             return "", ""
         key = sample_key = shared[0] if shared else ""
-    key = key or _only("--id", train, [name for name in map(str, train.frame.columns) if _names_rows(train, name)], findings)
+    key = key or _only("id", train, [name for name in map(str, train.frame.columns) if _names_rows(train, name)], findings)
     theirs = [name for name in map(str, sample.frame.columns) if name not in both and _names_rows(sample, name)]
-    sample_key = sample_key or _only("--sample-id", sample, theirs, findings)
-    for flag, source, name in (("--id", train, key), ("--sample-id" if wishes.sample_id else "--id", sample, sample_key)):
+    sample_key = sample_key or _only("sample_id", sample, theirs, findings)
+    for wish, source, name in (("id", train, key), ("sample_id" if wishes.sample_id else "id", sample, sample_key)):
         if name and name not in source.frame.columns:
-            findings.ask(flag, f"{source.path.name} has no column {name!r}", both or source.frame.columns)
+            findings.ask(wish, f"{source.path.name} has no column {name!r}", both or source.frame.columns)
             return "", ""
     if not key or not sample_key:
         return "", ""
@@ -252,14 +248,14 @@ def _names_rows(source: _Source, column: str) -> bool:
     return bool(cells.is_unique and (cells != "").all())
 
 
-def _only(flag: str, source: _Source, columns: list[str], findings: Findings) -> str:
+def _only(wish: str, source: _Source, columns: list[str], findings: Findings) -> str:
     """The one column that can name a row, or the one of them that calls itself an id."""
     named = [name for name in columns if re.search(r"(^|[\W_])[iI][dD]$|[a-z]I[dD]$", name)]
     for found in (columns, named):
         if len(found) == 1:
             return found[0]
     which = "several columns could name a row" if columns else "no column names every row"
-    findings.ask(flag, f"{which} in {_columns_of(source)}", columns)
+    findings.ask(wish, f"{which} in {_columns_of(source)}", columns)
     return ""
 
 
@@ -274,7 +270,7 @@ def _match(
     wanted = wishes.train_images if part == "train" else wishes.test_images
     folder = _absolute(root / wanted) if wanted else None
     if folder and not folder.is_dir():
-        findings.ask(f"--{part}-images", f"{folder} is not a folder")
+        findings.ask(f"{part}_images", f"{folder} is not a folder")
         return None
     if wishes.pattern:
         path_patterns.require(wishes.pattern, list(source.frame.columns), source.path.name)
@@ -283,11 +279,12 @@ def _match(
     if not found:
         where = f"below {wanted}" if wanted else "in the folders searched"
         why = f"no image files {where} fit the rows of {name}" + (f" by pattern {wishes.pattern!r}" if wishes.pattern else "")
-        findings.ask(f"--{part}-images", f"{why}; or say how a row names its file with --pattern, as in '{{id}}.png'")
+        why += "; a pattern says how a row names its file, as in '{id}.png'"
+        findings.ask(f"{part}_images", why, instead="pattern")
         return None
     if len(found) > 1:
         places = [f"{_written(Path(m.folder), root)} with {m.pattern}" for m in found]
-        findings.ask(f"--{part}-images or --pattern", f"several kinds of files fit the rows of {name}", places)
+        findings.ask(f"{part}_images", f"several kinds of files fit the rows of {name}", places, instead="pattern")
         return None
     match = found[0]
     lost = [i for i, file in enumerate(match.files) if not file]
@@ -312,7 +309,7 @@ def _several_images(key: str, train: _Source, found: tuple[Match | None, ...], w
             if most > 1
             else "a folder of images belongs to one id"
         )
-        findings.ask("--per-id", f"{why}: how are their predictions merged", ("mean", "max"))
+        findings.ask("per_id", f"{why}: how are their predictions merged", ("mean", "max"))
 
 
 def _format(sample: pd.DataFrame, competition: Competition, wishes: Wishes, findings: Findings) -> str:
@@ -329,7 +326,7 @@ def _format(sample: pd.DataFrame, competition: Competition, wishes: Wishes, find
             findings.say(f"submission format: {found}")
             return found
     assert error is not None
-    findings.ask("--format", f"{error.message}. {error.hint}")
+    findings.ask("format", f"{error.message}. {error.hint}")
     return ""
 
 
@@ -373,7 +370,7 @@ def factors(texts: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
         name, equals, classes = text.partition("=")
         if not equals or not name or len(parts := tuple(part.strip() for part in classes.split(","))) < 2 or name in found:
             raise CompetitionError(
-                f"--factor {text!r} is not of the form mask=wear,incorrect,normal", hint="Name each factor once."
+                f"factor {text!r} is not of the form mask=wear,incorrect,normal", hint="Name each factor once.", code="factor"
             )
         found[name] = parts
     return found

@@ -293,7 +293,7 @@ class Competition:
         try:
             return cls(root=root, **_fields(raw))
         except CompetitionError as error:
-            raise CompetitionError(f"{path}: {error.message}", hint=error.hint) from error
+            raise CompetitionError(f"{path}: {error.message}", hint=error.hint, code=error.code) from error
         except KeyError as error:
             raise CompetitionError(f"{path}: the key {error.args[0]!r} is missing", hint=_COMPARE) from error
         except (TypeError, AttributeError, ValueError) as error:

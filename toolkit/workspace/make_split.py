@@ -59,7 +59,8 @@ def create(
     if path.exists() and not force:
         raise SplitError(
             f"{path} exists, and exports and out-of-fold tables may have been made from it",
-            hint="Use --force to make it anew; models trained on the old one then have to be trained again.",
+            hint="Models trained on the old one have to be trained again once it is made anew.",
+            code="split-exists",
         )
     split = for_competition(competition, count=count, holdout=holdout, seed=seed, rare=rare)
     split.write(path)
@@ -77,12 +78,18 @@ def load(competition: Competition) -> Split:
     split = Split.of(competition)
     known = list(dict.fromkeys(competition.rows[competition.id]))
     if other := set(known) ^ set(split.ids):
-        raise SplitError(f"{path} and {competition.train.table} hold different ids: {few(sorted(other))}", hint=_AGAIN)
+        raise SplitError(
+            f"{path} and {competition.train.table} hold different ids: {few(sorted(other))}", hint=_AGAIN, code="split-outdated"
+        )
     if competition.group:
         groups = dict(zip(known, _groups(competition, known), strict=True))
         moved = [name for name, group in zip(split.ids, split.groups, strict=True) if groups[name] != group]
         if moved:
-            raise SplitError(f"{path} was not made from the groups in column {competition.group!r}: {few(moved)}", hint=_AGAIN)
+            raise SplitError(
+                f"{path} was not made from the groups in column {competition.group!r}: {few(moved)}",
+                hint=_AGAIN,
+                code="split-outdated",
+            )
     return split
 
 
@@ -98,7 +105,7 @@ def load_or_make(competition: Competition, *, count: int = 5) -> Split:
     return load(competition)
 
 
-_AGAIN = "Make it again: toolkit split --force (models trained on the old one have to be trained again)."
+_AGAIN = "Make it again (models trained on the old one have to be trained again)."
 
 
 def stratify_on(truths: Sequence[Predictions]) -> tuple[NDArray[Any], tuple[str, ...]]:

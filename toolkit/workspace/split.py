@@ -157,11 +157,15 @@ class Split:
         try:
             return cls(tuple(frame["id"]), tuple(frame["label"]), tuple(frame["group"]), folds)
         except SplitError as error:
-            raise SplitError(f"{path}: {error.message}", hint=error.hint) from error
+            raise SplitError(f"{path}: {error.message}", hint=error.hint, code=error.code) from error
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Class names as one text: joined by `|`, which is written `\\|` inside a name (and `\\` as `\\\\`)."""
+    """Class names as one text: joined by `|`, which is written `\\|` inside a name (and `\\` as `\\\\`).
+
+    >>> join_names(["cat", "dog|wolf"])
+    'cat|dog\\\\|wolf'
+    """
     return "|".join(name.replace("\\", r"\\").replace("|", r"\|") for name in names)
 
 
@@ -196,7 +200,7 @@ def make(
     rows = np.arange(len(ids)) if extra is None else np.flatnonzero(~extra)
     homes = None if groups is None else np.array(groups, dtype=object)[rows]
     if holdout is not None and not 0 < holdout < 1:
-        raise SplitError(f"a hold-out is a share between 0 and 1, not {holdout:g}", hint="Use for example --holdout 0.2.")
+        raise SplitError(f"a hold-out is a share between 0 and 1, not {holdout:g}", code="holdout-share")
     _check(labels[rows], names, folds if holdout is None else 2, homes, len(rows))
     assigned = np.full(len(ids), EXTRA, dtype=np.int64)
     if holdout is None:
@@ -264,7 +268,7 @@ def _of_groups(
 
 def _check(labels: NDArray[Any], names: Sequence[str], parts: int, groups: NDArray[Any] | None, count: int) -> None:
     if parts < 2:
-        raise SplitError(f"{parts} folds: at least 2 are needed", hint="Use --holdout 0.2 for a single split.")
+        raise SplitError(f"{parts} folds: at least 2 are needed", hint="A single split is a hold-out.", code="one-split")
     if count < parts:
         raise SplitError(f"{count} rows cannot make {parts} folds")
     members = count_members(labels, len(names))
@@ -272,7 +276,8 @@ def _check(labels: NDArray[Any], names: Sequence[str], parts: int, groups: NDArr
     if small:
         raise SplitError(
             f"{len(small)} classes have fewer than {parts} members: {few(small, limit=10)}",
-            hint="`toolkit split` with fewer --folds, or with --rare extra: such rows then train in every fold, never scored.",
+            hint="Make fewer folds, or let such rows train in every fold, never scored.",
+            code="rare-classes",
         )
     if groups is None:
         return
