@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from tests.blending.test_weighers import make
 from toolkit.blending.blend import Blend, cool, read_blend
 from toolkit.blending.calibration import Adjustment, temperature
-from toolkit.blending.oof import given as given_blend
-from toolkit.blending.oof import with_prior
+from toolkit.blending.oof import read_blends, with_prior
 from toolkit.cli import cli
 from toolkit.core.activations import softmax
 from toolkit.core.prediction_files import read_meta, read_table
@@ -194,7 +193,7 @@ def test_what_blend_json_cannot_say_is_refused(workspace, folds):
     ):
         (workspace / "blend.json").write_text(text)
         with pytest.raises(DataError, match=r"blend\.json") as caught:
-            given_blend(Competition.read(workspace))
+            read_blends(Competition.read(workspace))
         assert "toolkit blend" in caught.value.hint
     written(workspace)
     for more in (["--weights", "tiny=1"], ["--vote", "hard"]):

@@ -31,13 +31,13 @@ def now(timespec: str = "milliseconds") -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what takes part, where installed."""
-    found = {"toolkit": metadata.version("toolkit"), "python": ".".join(map(str, sys.version_info[:3]))}
+    known = {"toolkit": metadata.version("toolkit"), "python": ".".join(map(str, sys.version_info[:3]))}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            known[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return known
 
 
 def git_commit(folder: Path) -> str | None:

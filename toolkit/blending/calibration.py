@@ -54,9 +54,9 @@ def temperature(p: F64, truth: Labels) -> Adjustment:
     right = logits[np.arange(len(truth)), truth].mean()
     low, high, scale = 0.01, 100.0, 1.0
     for _ in range(100):
-        said = softmax(scale * logits)
-        mean = (said * logits).sum(axis=1)
-        slope, bend = mean.mean() - right, ((said * logits**2).sum(axis=1) - mean**2).mean()
+        p_scaled = softmax(scale * logits)
+        mean = (p_scaled * logits).sum(axis=1)
+        slope, bend = mean.mean() - right, ((p_scaled * logits**2).sum(axis=1) - mean**2).mean()
         low, high = (low, scale) if slope > 0 else (scale, high)
         step = slope / bend if bend > 0 else np.inf
         if abs(step) <= 1e-12 * scale or high - low <= 1e-12 * low:
@@ -79,15 +79,15 @@ def vector_scaling(p: F64, truth: Labels) -> Adjustment:
             error = sigmoid(z) - onehot
             value = np.logaddexp(0, np.where(truth, -z, z)).sum()
         else:
-            said = softmax(z)
-            error = said - onehot
-            value = -np.log(np.maximum(said[rows, truth], EPS)).sum()
+            probabilities = softmax(z)
+            error = probabilities - onehot
+            value = -np.log(np.maximum(probabilities[rows, truth], EPS)).sum()
         return float(value) / len(truth), np.concatenate([(error * logits).sum(axis=0), error.sum(axis=0)]) / len(truth)
 
     start = np.concatenate([np.ones(classes), np.zeros(classes)])
     bounds = [(0, None)] * classes + [(None, None)] * classes
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-13, "gtol": 1e-8})
-    return Adjustment(found.x[:classes], found.x[classes:], multilabel)
+    optimum = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-13, "gtol": 1e-8})
+    return Adjustment(optimum.x[:classes], optimum.x[classes:], multilabel)
 
 
 def factors(p: F64, truth: Labels, metric: Metric, *, widest: float = 16.0, points: int = 65) -> Adjustment:
@@ -115,10 +115,10 @@ def factors(p: F64, truth: Labels, metric: Metric, *, widest: float = 16.0, poin
     while moved:
         moved = False
         for c in range(classes):
-            found = gains(truth, _others(logits + bias, c, multilabel=multilabel), logits[:, c], c, grid)
-            place = nearest[found[nearest].argmax()]
-            if found[place] > best + 1e-12:
-                best, bias[c], moved = float(found[place]), grid[place], True
+            shifted_gains = gains(truth, _others(logits + bias, c, multilabel=multilabel), logits[:, c], c, grid)
+            place = nearest[shifted_gains[nearest].argmax()]
+            if shifted_gains[place] > best + 1e-12:
+                best, bias[c], moved = float(shifted_gains[place]), grid[place], True
     return Adjustment(np.ones(classes), bias, multilabel)
 
 
@@ -136,7 +136,7 @@ def _f1_of(truth: Labels, others: tuple[Labels, F64], logit: F64, c: int, grid: 
     if truth.ndim == 2:
         turn = np.searchsorted(grid, rival - logit, side="left")
         mine = truth[:, c]
-        said, right = (yes.sum(axis=0)[None, :].repeat(len(grid), axis=0) for yes in (labels, labels & truth))
+        given, right = (yes.sum(axis=0)[None, :].repeat(len(grid), axis=0) for yes in (labels, labels & truth))
         theirs = truth.sum(axis=0)
     else:
         first = c < labels  # on a tie the first class wins
@@ -144,10 +144,10 @@ def _f1_of(truth: Labels, others: tuple[Labels, F64], logit: F64, c: int, grid: 
         size, mine, hit = int(max(truth.max(), labels.max(), c)) + 1, truth == c, truth == labels
         cells = turn * size + labels
         left, lost = (_upto(cells[rows], len(grid), size) for rows in (slice(None), hit))
-        said = np.bincount(labels, minlength=size) - left
+        given = np.bincount(labels, minlength=size) - left
         right, theirs = np.bincount(labels[hit], minlength=size) - lost, np.bincount(truth, minlength=size)
-    said[:, c], right[:, c] = _upto(turn, len(grid), 1)[:, 0], _upto(turn[mine], len(grid), 1)[:, 0]
-    total = said + theirs
+    given[:, c], right[:, c] = _upto(turn, len(grid), 1)[:, 0], _upto(turn[mine], len(grid), 1)[:, 0]
+    total = given + theirs
     return np.asarray((2 * right / np.maximum(total, 1)).sum(axis=1) / np.maximum((total > 0).sum(axis=1), 1))
 
 
@@ -215,10 +215,10 @@ def reliability(p: F64, truth: Labels, *, bins: int = 15) -> list[Bin]:
     sure = np.maximum(p, 1 - p).ravel() if truth.ndim == 2 else p.max(axis=1)
     right = (decided == truth).ravel()
     place = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
-    found = []
+    table = []
     for b in np.unique(place):
         inside = place == b
-        found.append(
+        table.append(
             Bin(
                 float(b / bins),
                 float((b + 1) / bins),
@@ -227,7 +227,7 @@ def reliability(p: F64, truth: Labels, *, bins: int = 15) -> list[Bin]:
                 float(right[inside].mean()),
             )
         )
-    return found
+    return table
 
 
 def calibration_error(p: F64, truth: Labels, *, bins: int = 15) -> float:

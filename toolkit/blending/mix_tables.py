@@ -71,7 +71,7 @@ def mix(
     probabilities take part with the labels that they decide.
 
     Raises:
-        DataError: see `fitting.given`, `sources.read`; members without a table, tables of no member, weights that do not fit.
+        DataError: see `oof.read_blends`, `outside_tables.read`; members without a table or the reverse, odd weights.
         AlignmentError: tables over other rows or classes.
     """
     share = _weights(weights or "equal", list(paths)) if labels or weights else {}
@@ -103,7 +103,7 @@ def _blends(competition: Competition, share: Mapping[str, float], paths: Mapping
     """What to do per target: a mean where weights were given, else what blend.json says."""
     if share:
         return {target.name: Blend(tuple(share), np.array(list(share.values()))) for target in competition.targets}
-    blends = oof.given(competition)
+    blends = oof.read_blends(competition)
     for blend in blends.values():
         _check(blend, paths)
     return blends
@@ -147,13 +147,13 @@ def agreement(targets: Sequence[Sequence[Labels]]) -> F64:
            [0.5, 1. ]])
     """
     count = len(targets[0])
-    found = np.eye(count)
+    shares = np.eye(count)
     for a in range(count):
         for b in range(a):
             same = [member[a] == member[b] for member in targets]
-            whole = np.logical_and.reduce([one.all(axis=1) if one.ndim == 2 else one for one in same])
-            found[a, b] = found[b, a] = float(whole.mean())
-    return found
+            whole = np.logical_and.reduce([alike.all(axis=1) if alike.ndim == 2 else alike for alike in same])
+            shares[a, b] = shares[b, a] = float(whole.mean())
+    return shares
 
 
 def _weights(text: str, names: Sequence[str]) -> dict[str, float]:
@@ -200,7 +200,7 @@ def _written(
     competition: Competition,
     name: str,
     output: Path | None,
-    said: Mapping[str, Predictions],
+    combined: Mapping[str, Predictions],
     paths: Mapping[str, Path],
     weights: Mapping[str, float],
     meta: Mapping[str, Any],
@@ -208,27 +208,27 @@ def _written(
     """Write the predictions and what they were made of."""
     made_of = [
         {
-            "member": one,
+            "member": member,
             "path": provenance.portable(path.resolve(), competition.root.resolve()),
             "sha256": files.sha256(path),
-            "weight": weights.get(one, 0.0),
+            "weight": weights.get(member, 0.0),
         }
-        for one, path in paths.items()
+        for member, path in paths.items()
     ]
     whole = {"created": provenance.now(), "name": name, "models": [], "sources": made_of, "view_set": "none"} | dict(meta)
     path = output or competition.path("predictions", f"{name}.parquet")
     if path.suffix == ".csv":
-        return files.write(path, lambda file: arrow_csv.write(file, _frame(said, competition.sample_id)))
-    return prediction_files.write_table(path, said, whole)
+        return files.write(path, lambda file: arrow_csv.write(file, _frame(combined, competition.sample_id)))
+    return prediction_files.write_table(path, combined, whole)
 
 
-def _frame(said: Mapping[str, Predictions], key: str) -> Any:
+def _frame(combined: Mapping[str, Predictions], key: str) -> Any:
     """Predictions as text: the id and, per target, its label or a column per class."""
     import pandas as pd
 
-    several = len(said) > 1
-    columns: dict[str, Any] = {key: next(iter(said.values())).ids}
-    for name, table in said.items():
+    several = len(combined) > 1
+    columns: dict[str, Any] = {key: next(iter(combined.values())).ids}
+    for name, table in combined.items():
         if table.labels is not None and not table.multilabel:
             columns[name] = [table.classes[i] for i in table.labels]
             continue

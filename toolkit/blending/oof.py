@@ -33,7 +33,7 @@ FILE = "blend.json"
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class MemberRows:
     """Members over the same rows: values [M, N, C], truth, and each row's fold (int64 [N]) and group where a split says so.
 
     `views` are the view sets their tables were made with, `notes` what may surprise.
@@ -48,7 +48,7 @@ class Rows:
     views: Mapping[str, str]
     notes: tuple[str, ...] = ()
 
-    def take(self, rows: NDArray[np.int64]) -> Rows:
+    def take(self, rows: NDArray[np.int64]) -> MemberRows:
         """The given rows, in that order."""
         return replace(
             self,
@@ -66,12 +66,12 @@ def find_tables(competition: Competition, words: Sequence[str] = ()) -> dict[str
     Raises:
         DataError: none were named and oof/ has none, or two have one name.
     """
-    found = outside_tables.named(words or [str(path) for path in sorted(competition.path("oof").glob("*.parquet"))])
-    if not found:
+    tables = outside_tables.named(words or [str(path) for path in sorted(competition.path("oof").glob("*.parquet"))])
+    if not tables:
         raise DataError(
             f"{competition.path('oof')} has no tables", hint="Train first (python recipes/<recipe>.py), or name tables."
         )
-    return found
+    return tables
 
 
 def chosen_by(path: Path) -> str:
@@ -90,7 +90,7 @@ def read_members(
     common: bool = False,
     reading: Reading | None = None,
     labels: bool = False,
-) -> Rows:
+) -> MemberRows:
     """The members' probabilities of one target, rows joined by id and classes by name; `common` keeps the rows all share.
 
     With `labels` tables of labels are taken as well, as if they were certain.
@@ -107,7 +107,7 @@ def read_members(
     return replace(rows, views=views, notes=tuple(other_splits(competition, metas)))
 
 
-def rows_of(competition: Competition, target: Target, tables: Mapping[str, Predictions], *, common: bool = False) -> Rows:
+def rows_of(competition: Competition, target: Target, tables: Mapping[str, Predictions], *, common: bool = False) -> MemberRows:
     """Tables of probabilities beside the truth, joined by id and class.
 
     Raises:
@@ -122,18 +122,18 @@ def rows_of(competition: Competition, target: Target, tables: Mapping[str, Predi
         raise AlignmentError("the tables share no ids", hint="Ids are compared as text: '7' and '007' differ.")
     stack = stack_values(align_members(tables, ids, target.classes))
     folds, groups = _folds_and_groups(competition, ids)
-    return Rows(tuple(tables), ids, stack, truth.align(ids), folds, groups, {})
+    return MemberRows(tuple(tables), ids, stack, truth.align(ids), folds, groups, {})
 
 
 def other_splits(competition: Competition, metas: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A sentence if members were trained on another split than the workspace's, or than each other."""
     split = Split.if_made(competition)
     here = {split.digest} if split else set()
-    said = {name: str(meta["split"]) for name, meta in metas.items() if meta.get("split")}
-    if len(here | set(said.values())) < 2:
+    digests = {name: str(meta["split"]) for name, meta in metas.items() if meta.get("split")}
+    if len(here | set(digests.values())) < 2:
         return []
-    usual = next(iter(here)) if here else max(said.values(), key=list(said.values()).count)
-    other = [name for name, split in said.items() if split != usual]
+    usual = next(iter(here)) if here else max(digests.values(), key=list(digests.values()).count)
+    other = [name for name, split in digests.items() if split != usual]
     return [f"{', '.join(other)} comes from another split: each row is still out of fold, folds do not compare row by row"]
 
 
@@ -152,13 +152,13 @@ def fit(
 ) -> tuple[Path, dict[str, Verdict]]:
     """Judge the members of every target and write blend.json; the verdicts by target.
 
-    `weighers`, `votes` and `calibrate` are tried in every combination, those that may pay where empty (`judging.plans`).
+    `weighers`, `votes` and `calibrate` are tried in every combination, those that may pay where empty (`plan_selection.plans`).
     `prior` is what is known of the classes of the test set, `cat=0.5,dog=0.5`.
 
     Raises:
         DataError, AlignmentError: see `read_members` and `judge`; a prior that is none, or several targets and a prior.
     """
-    verdicts, said = {}, {}
+    verdicts, records = {}, {}
     if prior and len(competition.targets) > 1:
         raise DataError("class shares of the test set are of one target, and there are several", code="prior-of-one-target")
     for target in competition.targets:
@@ -172,8 +172,8 @@ def fit(
             raise DataError("stacking has no weight per member to write", hint="Use another weigher.")
         blend = replace(verdict.blend, views=rows.views)
         verdicts[target.name] = replace(verdict, blend=with_prior(blend, rows.truth, prior) if prior else blend)
-        said[target.name] = _record(verdicts[target.name], rows, len(every), prior)
-    document = {"schema": SCHEMA, "metric": competition.metric, "targets": said}
+        records[target.name] = _record(verdicts[target.name], rows, len(every), prior)
+    document = {"schema": SCHEMA, "metric": competition.metric, "targets": records}
     return files.write_text(competition.path(FILE), json.dumps(document, indent=2, ensure_ascii=False) + "\n"), verdicts
 
 
@@ -199,7 +199,7 @@ def with_prior(blend: Blend, truth: Predictions, prior: str) -> Blend:
     return replace(blend, adjustment=shift, adjusted="+".join(filter(None, (blend.adjusted, "prior"))))
 
 
-def given(competition: Competition) -> dict[str, Blend]:
+def read_blends(competition: Competition) -> dict[str, Blend]:
     """The blend of every target that blend.json holds.
 
     Raises:
@@ -222,7 +222,7 @@ def given(competition: Competition) -> dict[str, Blend]:
 
 def views_of(blends: Mapping[str, Blend]) -> str:
     """The view sets that the members' tables were made with, as `--tta` takes them; of the first target that names any."""
-    sets = next((dict(one.views) for one in blends.values() if one.views), {})
+    sets = next((dict(blend.views) for blend in blends.values() if blend.views), {})
     members = next(iter(blends.values())).members
     return written({name: sets.get(name, "none") for name in members}) if sets else "none"
 
@@ -230,7 +230,7 @@ def views_of(blends: Mapping[str, Blend]) -> str:
 _AGAIN = "Run `toolkit blend` again."
 
 
-def _record(verdict: Verdict, rows: Rows, tried: int, prior: str) -> dict[str, Any]:
+def _record(verdict: Verdict, rows: MemberRows, tried: int, prior: str) -> dict[str, Any]:
     """What blend.json says of a target."""
     assert verdict.blend is not None
     return verdict.blend.record(rows.truth.classes) | {
@@ -252,16 +252,16 @@ def probabilities(
     """A file's probabilities of a target; with `labels` those of labels, as if they were certain.
 
     Raises:
-        DataError: see `sources.read`; it holds labels or scores.
+        DataError: see `outside_tables.read`; it holds labels or scores.
     """
-    found = outside_tables.read(path, target, key=competition.id, reading=reading)
-    if found.labels is not None and labels:
-        values = found.labels if found.multilabel else np.eye(len(found.classes))[found.labels]
-        return replace(found, kind="probabilities", values=values.astype(np.float64), labels=None)
-    if found.kind != "probabilities":
-        code = "labels-to-vote" if found.kind == "labels" else ""
-        raise DataError(f"{path} holds {found.kind}, and blending needs probabilities", code=code)
-    return found
+    table = outside_tables.read(path, target, key=competition.id, reading=reading)
+    if table.labels is not None and labels:
+        values = table.labels if table.multilabel else np.eye(len(table.classes))[table.labels]
+        return replace(table, kind="probabilities", values=values.astype(np.float64), labels=None)
+    if table.kind != "probabilities":
+        code = "labels-to-vote" if table.kind == "labels" else ""
+        raise DataError(f"{path} holds {table.kind}, and blending needs probabilities", code=code)
+    return table
 
 
 def _meta(path: Path) -> Mapping[str, Any]:
@@ -290,5 +290,5 @@ def _groups(competition: Competition, ids: Sequence[str]) -> tuple[str, ...] | N
     if not competition.group or competition.group not in frame.columns:
         return None
     home = dict(zip(frame[competition.id], frame[competition.group], strict=True))
-    found = tuple(home.get(name, "") for name in ids)
-    return found if all(found) else None
+    groups = tuple(home.get(name, "") for name in ids)
+    return groups if all(groups) else None

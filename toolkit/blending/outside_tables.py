@@ -55,16 +55,16 @@ def named(words: Sequence[str]) -> dict[str, Path]:
     Raises:
         DataError: two tables of one name.
     """
-    found: dict[str, Path] = {}
+    tables: dict[str, Path] = {}
     for word in words:
         name, mark, rest = word.partition("=")
         path = Path(rest if mark and not Path(word).exists() else word)
         if path == Path(word):
             name = path.stem if path.suffix == ".parquet" else _PART.sub("", path.stem)
-        if name in found:
-            raise DataError(f"two tables are called {name!r}", hint=f"Name them: {name}={found[name]} other={path}")
-        found[name] = path
-    return found
+        if name in tables:
+            raise DataError(f"two tables are called {name!r}", hint=f"Name them: {name}={tables[name]} other={path}")
+        tables[name] = path
+    return tables
 
 
 def pairs(text: str, what: str, *, code: str = "") -> dict[str, str]:
@@ -76,13 +76,13 @@ def pairs(text: str, what: str, *, code: str = "") -> dict[str, str]:
     Raises:
         DataError: a part without `=`, or a name said twice.
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for part in filter(None, text.split(",")):
         name, mark, value = part.partition("=")
-        if not mark or not name or not value or name in found:
+        if not mark or not name or not value or name in values:
             raise DataError(f"{what}: {part!r} is not a pair of its own", hint="Pairs are written a=b,c=d.", code=code)
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def competition_of(
@@ -98,8 +98,8 @@ def competition_of(
             raise CompetitionError(
                 "a label or group column was named, and no table of true labels that has it", code="truth-table"
             )
-        found = Competition.find(start)
-        return replace(found, metric=metric) if metric else found
+        workspace = Competition.find(start)
+        return replace(workspace, metric=metric) if metric else workspace
     if metric is None:
         raise CompetitionError("a table of true labels does not say how predictions are scored", code="truth-metric")
     return competition(truth, label=label, key=key, metric=metric, group=group)
@@ -145,8 +145,8 @@ def read(path: Path, target: Target, *, key: str = "id", reading: Reading | None
         AlignmentError: ids that repeat, or other classes.
     """
     how = reading or Reading()
-    if path.suffix == ".parquet" and (found := _own(path, target)) is not None:
-        return found
+    if path.suffix == ".parquet" and (table := _own(path, target)) is not None:
+        return table
     ids, columns = _columns(path, how.id or key, asked=bool(how.id))
     columns = _renamed(columns, how.names, path)
     names = _class_columns(list(columns), target.classes, path)
@@ -170,10 +170,10 @@ def _own(path: Path, target: Target) -> Predictions | None:
         metadata = {prediction_files.KEY: b""}  # read_table says what is wrong with it
     if prediction_files.KEY not in metadata:
         return None
-    found = prediction_files.read_table(path).predictions
-    if target.name not in found:
-        raise DataError(f"{path} has no target {target.name!r}, only {few(found)}")
-    return found[target.name]
+    tables = prediction_files.read_table(path).predictions
+    if target.name not in tables:
+        raise DataError(f"{path} has no target {target.name!r}, only {few(tables)}")
+    return tables[target.name]
 
 
 def _columns(path: Path, key: str, *, asked: bool) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -258,8 +258,8 @@ def _class_columns(columns: Sequence[str], classes: Sequence[str], path: Path) -
     frames = {
         (before, after)
         for name in columns
-        for before, found, after in [name.partition(classes[0])]
-        if found and all(f"{before}{c}{after}" in there for c in classes)
+        for before, match, after in [name.partition(classes[0])]
+        if match and all(f"{before}{c}{after}" in there for c in classes)
     }
     if len(frames) > 1:
         shown = [f"{before}{classes[0]}{after}" for before, after in sorted(frames)]

@@ -73,8 +73,8 @@ def nonnegative(curvature: F64, pull: F64) -> F64:
 
     ridge = 1e-13 * float(np.trace(curvature)) + 1e-150  # members that are copies of each other make Q singular
     lower = np.linalg.cholesky(curvature + ridge * np.eye(len(pull)))
-    found: F64 = nnls(lower.T, solve_triangular(lower, pull, lower=True), maxiter=100 * len(pull))[0]
-    return found
+    solution: F64 = nnls(lower.T, solve_triangular(lower, pull, lower=True), maxiter=100 * len(pull))[0]
+    return solution
 
 
 def regression(
@@ -102,8 +102,8 @@ def regression(
 
     bounds = [(0 if non_negative else None, None)] * start.size + [(None, None)] * classes
     limits = {"maxiter": steps, "maxfun": 2 * steps, "ftol": 1e-10, "gtol": 1e-6}
-    found = minimize(
+    optimum = minimize(
         loss, np.concatenate([start.ravel(), np.zeros(classes)]), jac=True, method="L-BFGS-B", bounds=bounds, options=limits
     )
-    coefficients = found.x[:-classes].reshape(classes, width)
-    return coefficients, found.x[-classes:] - coefficients @ centre, int(found.nit)
+    coefficients = optimum.x[:-classes].reshape(classes, width)
+    return coefficients, optimum.x[-classes:] - coefficients @ centre, int(optimum.nit)

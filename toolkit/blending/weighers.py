@@ -72,8 +72,8 @@ def fit_weights(stack: F64, truth: Labels, metric: Metric, how: str = "greedy", 
         raise DataError(f"members × rows × classes of shape {stack.shape} do not fit a truth of shape {truth.shape}")
     if bad := [m for m in range(len(stack)) if not np.isfinite(stack[m].sum())]:
         raise DataError(f"members {bad} (counted from 0) have NaN or infinite values")
-    found = WEIGHERS[how](stack, truth, metric, **options)
-    return replace(found, how=how)
+    fitted = WEIGHERS[how](stack, truth, metric, **options)
+    return replace(fitted, how=how)
 
 
 def uniform(stack: F64, truth: Labels, metric: Metric) -> Weights:
@@ -223,13 +223,13 @@ def nelder_mead(stack: F64, truth: Labels, metric: Metric, *, evaluations: int =
     goal, start = objective(stack, truth, metric), np.full(count, 1 / count)
     simplex = np.vstack([start, (start + np.eye(count)) / 2])[: count + 1]
     limits = {"initial_simplex": simplex, "maxfev": evaluations * count, "adaptive": True, "xatol": 1e-6, "fatol": _BETTER}
-    found = minimize(lambda x: -goal.of(_simplex(x)), start, method="Nelder-Mead", options=limits)
-    moved = goal.of(_simplex(found.x)) > goal.of(start) + _BETTER
-    weights = _simplex(found.x) if moved else start
-    message = f"{found.nit} iterations, {found.nfev} blends scored; a local optimum at best"
+    optimum = minimize(lambda x: -goal.of(_simplex(x)), start, method="Nelder-Mead", options=limits)
+    moved = goal.of(_simplex(optimum.x)) > goal.of(start) + _BETTER
+    weights = _simplex(optimum.x) if moved else start
+    message = f"{optimum.nit} iterations, {optimum.nfev} blends scored; a local optimum at best"
     if not moved:
-        message = f"stopped where it started, at uniform: none of {found.nfev} blends was better"
-    return _found(weights, goal.of(weights), metric, int(found.nit) if moved else 0, message)
+        message = f"stopped where it started, at uniform: none of {optimum.nfev} blends was better"
+    return _found(weights, goal.of(weights), metric, int(optimum.nit) if moved else 0, message)
 
 
 def coordinate(stack: F64, truth: Labels, metric: Metric, *, first: float = 0.5, least: float = 0.005) -> Weights:
@@ -315,9 +315,9 @@ def stacking(
     message = f"{count} steps" if count < steps else f"not there yet after {steps} steps"
     if not count:
         message = "stopped where it started, at the geometric mean"
-    found = Weights("", coefficients.reshape(classes, members, classes), 0.0, count, message, bias=bias)
-    values = found.apply(stack)
-    return replace(found, score=metric.score(truth, decide(values, truth) if metric.accepts == "labels" else values))
+    fitted = Weights("", coefficients.reshape(classes, members, classes), 0.0, count, message, bias=bias)
+    values = fitted.apply(stack)
+    return replace(fitted, score=metric.score(truth, decide(values, truth) if metric.accepts == "labels" else values))
 
 
 def _features(stack: F64) -> F64:

@@ -29,6 +29,7 @@ ADVICE: dict[str, str] = {
     "masks-missing": "For example --draw 60.",
     "vote-of-tables": "Use --vote soft.",
     "train-fresh": "That is: --fresh",
+    "workers-ended": "That is the same command with a smaller --batch-size.",
 }
 
 

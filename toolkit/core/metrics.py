@@ -215,9 +215,9 @@ def average_precisions(truth: Array, probabilities: Array, *, at: int) -> Array:
     if truth.ndim == 1:
         ranks = _ranks_of(truth, probabilities)
         return np.where(ranks <= at, 1 / ranks, 0.0)
-    found = _ordered(truth, probabilities)[:, :at]
-    precision = np.cumsum(found, axis=1) / np.arange(1, found.shape[1] + 1)
-    return np.asarray((precision * found).sum(axis=1) / np.clip(truth.sum(axis=1), 1, at))
+    relevant = _ordered(truth, probabilities)[:, :at]
+    precision = np.cumsum(relevant, axis=1) / np.arange(1, relevant.shape[1] + 1)
+    return np.asarray((precision * relevant).sum(axis=1) / np.clip(truth.sum(axis=1), 1, at))
 
 
 def _exclusive(truth: Array, what: str) -> None:
@@ -287,7 +287,9 @@ def _of_rows(name: str, rows: Callable[[Array, Array], Array], *, higher: bool =
 def _averages(what: str, score: Callable[..., float]) -> list[Metric]:
     """The three averages of a score of single classes."""
     how: tuple[Average, ...] = ("macro", "micro", "weighted")
-    return [Metric(f"{one}_{what}", partial(score, average=one), higher_is_better=True, accepts="labels") for one in how]
+    return [
+        Metric(f"{average}_{what}", partial(score, average=average), higher_is_better=True, accepts="labels") for average in how
+    ]
 
 
 _EVERY = [

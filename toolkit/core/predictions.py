@@ -95,11 +95,13 @@ class Predictions:
         what = f"{self.target}: {self.kind} of {len(self):,} rows over {len(self.classes):,} classes"
         names = self.classes[:_SHOWN] + (("…",) if len(self.classes) > _SHOWN else ())
         if self.values is None:
-            said = np.asarray(self.decided[:_SHOWN])
-            several = said.ndim == 2
-            cells = [[" ".join(self.classes[c] for c in np.flatnonzero(row)) if several else self.classes[row]] for row in said]
+            labels = np.asarray(self.decided[:_SHOWN])
+            several = labels.ndim == 2
+            cells = [
+                [" ".join(self.classes[c] for c in np.flatnonzero(row)) if several else self.classes[row]] for row in labels
+            ]
             return html.table(("id", "label"), [(i, *cell) for i, cell in zip(self.ids, cells, strict=False)], caption=what)
-        rows = [(one, *map(float, row[:_SHOWN])) for one, row in zip(self.ids, self.values[:_SHOWN], strict=False)]
+        rows = [(row_id, *map(float, row[:_SHOWN])) for row_id, row in zip(self.ids, self.values[:_SHOWN], strict=False)]
         return html.table(("id", *names), rows, caption=what)
 
     @property

@@ -106,7 +106,7 @@ def _score(
 def _mismatched(
     competition: Competition,
     meta: Mapping[str, Any],
-    tables: Mapping[str, prediction_files.Table],
+    tables: Mapping[str, prediction_files.PredictionTable],
     truth: Mapping[str, Predictions],
 ) -> Sequence[Doubt]:
     """Exports whose score is not what their held-out rows give: another checkpoint, class order or split."""

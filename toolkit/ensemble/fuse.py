@@ -163,7 +163,7 @@ def reference(plan: _Plan, session: Session, pixels: U8) -> F64:
 def _plan(competition: Competition, exports: Sequence[Export], *, tta: str, weights: str, blend: bool) -> _Plan:
     blends: dict[str, tuple[Blend, Sequence[float]]] = {}
     names = tuple(dict.fromkeys(export.card.member for export in exports))
-    given = oof.given(competition) if blend else {}
+    given = oof.read_blends(competition) if blend else {}
     for target in competition.targets:
         one = given.get(target.name) or Blend(names, np.ones(len(names)))
         if blend:

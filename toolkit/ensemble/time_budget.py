@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from toolkit.base import provenance
 from toolkit.blending import oof
 from toolkit.blending.nested import Estimate, compare, outer_folds, row_scores, score_of, widening
-from toolkit.blending.oof import Rows
+from toolkit.blending.oof import MemberRows
 from toolkit.core.alignment import align_members, shared_ids
 from toolkit.core.metrics import Metric
 from toolkit.core.predictions import Predictions
@@ -115,7 +115,7 @@ def plan(
 
 def options_of(
     competition: Competition, exports: Sequence[Export], device: str, images: int
-) -> tuple[list[Option], Rows, tuple[str, ...]]:
+) -> tuple[list[Option], MemberRows, tuple[str, ...]]:
     """What each member can be run with, as far as timings and held-out rows are known; the rows they share; what is not known.
 
     Raises:
@@ -152,7 +152,7 @@ def options_of(
     return options, rows, tuple(notes)
 
 
-def combinations(options: Sequence[Option], rows: Rows, metric: Metric) -> list[tuple[Option, ...]]:
+def combinations(options: Sequence[Option], rows: MemberRows, metric: Metric) -> list[tuple[Option, ...]]:
     """Every choice of at most one option per member, if they are not too many; else the best ones of each size."""
     members = list(dict.fromkeys(option.member for option in options))
     by_member = {name: [None, *(option for option in options if option.member == name)] for name in members}
@@ -197,7 +197,7 @@ def _settled(
     budget: float,
     around: Timing | None,
     found: Sequence[tuple[Option, ...]],
-    rows: Rows,
+    rows: MemberRows,
     notes: tuple[str, ...],
 ) -> Plan:
     metric, truth = competition.score, rows.truth.decided
@@ -245,7 +245,7 @@ def command_of(competition: Competition, exports: Sequence[Export], line: Line, 
     return " ".join(parts)
 
 
-def _gains(found: Sequence[tuple[Option, ...]], rows: Rows, metric: Metric, folds: NDArray[np.int64]) -> tuple[F64, F64]:
+def _gains(found: Sequence[tuple[Option, ...]], rows: MemberRows, metric: Metric, folds: NDArray[np.int64]) -> tuple[F64, F64]:
     """The gain of every combination: on all rows [K], and on the rows of all folds but each [K, folds]."""
     truth, (numbers, place) = rows.truth.decided, np.unique(folds, return_inverse=True)
     whole, without = np.empty(len(found)), np.empty((len(found), len(numbers)))
@@ -268,7 +268,7 @@ def _mean(combo: Sequence[Option]) -> F64:
     return np.asarray(np.mean([option.table for option in combo], axis=0))
 
 
-def _gain(combo: Sequence[Option], rows: Rows, metric: Metric) -> float:
+def _gain(combo: Sequence[Option], rows: MemberRows, metric: Metric) -> float:
     return metric.gain(score_of(rows.truth.decided, metric, _mean(combo)))
 
 

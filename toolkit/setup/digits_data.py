@@ -96,10 +96,10 @@ def _fill_multilabel(root: Path) -> None:
     _describe(root, "several digits", "macro_f1", Target("digits", "multilabel", tuple("0123456789")))
 
 
-def _picture(rng: np.random.Generator, found: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _picture(rng: np.random.Generator, digits: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Up to four digits (N, 8, 8) in quarters of a picture (24, 24) chosen at random, each moved by up to four pixels."""
     canvas = np.zeros((24, 24), dtype=np.uint8)
-    for quarter, digit in zip(rng.permutation(4), found, strict=False):
+    for quarter, digit in zip(rng.permutation(4), digits, strict=False):
         top, left = 12 * np.array(divmod(quarter, 2)) + rng.integers(0, 5, 2)
         canvas[top : top + 8, left : left + 8] = digit
     return canvas

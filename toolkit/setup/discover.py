@@ -35,11 +35,11 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class Discovery:
-    """A competition that was found, `lines` that say what was concluded, and the text of a train.csv that has to be made."""
+    """A competition, `lines` that say what was concluded of it, and the text of a train.csv where one has to be made."""
 
     competition: Competition
     lines: tuple[str, ...]
-    made: str = ""
+    train_csv: str = ""
 
     def write(self, *, force: bool = False) -> Path:
         """Write competition.toml (and before it train.csv, if one had to be made); files that exist stay unless `force`.
@@ -49,10 +49,10 @@ class Discovery:
             StoreError: the workspace cannot be written.
         """
         root = self.competition.root
-        for name in (FILE, *([MADE] if self.made else [])):
+        for name in (FILE, *([MADE] if self.train_csv else [])):
             refuse_existing(root / name, force=force)
-        if self.made:
-            files.write_text(root / MADE, self.made)
+        if self.train_csv:
+            files.write_text(root / MADE, self.train_csv)
         return competition_file.write(self.competition)
 
 
@@ -91,9 +91,9 @@ def discover(root: Path, wishes: Wishes) -> Discovery:
     images = find_images.index([*places, *named])
     tables = {role: _table(role, places, root, wishes, findings) for role in _ROLES}
     sample = tables["sample"] or tables["test"]
-    made = ""
+    train_csv = ""
     if tables["train"] is None and not findings.questions:
-        tables["train"], made = _from_folders(root, images, sample, wishes, findings)
+        tables["train"], train_csv = _from_folders(root, images, sample, wishes, findings)
     if tables["train"] is None and not any(q.wish == "train" for q in findings.questions):
         findings.ask("train", f"no table of labels (train*.csv, labels*.csv) and no folders named after classes in {places[0]}")
     if sample is None and not any(q.wish == "sample" for q in findings.questions):
@@ -105,7 +105,7 @@ def discover(root: Path, wishes: Wishes) -> Discovery:
     assert tables["train"] is not None
     assert sample is not None
     competition = _describe(root, tables["train"], tables["test"], sample, images, wishes, findings)
-    return Discovery(competition, tuple(findings.lines), made)
+    return Discovery(competition, tuple(findings.lines), train_csv)
 
 
 def _describe(
@@ -159,7 +159,7 @@ def _places(root: Path, wishes: Wishes) -> list[Path]:
 
 def _csvs(places: Iterable[Path]) -> list[Path]:
     """CSV files in the searched folders and one level below, but for a workspace's own."""
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}
     for place in places:
         below = [
             p for p in sorted(place.iterdir()) if p.is_dir() and not p.name.startswith(".") and p.name not in find_images.OURS
@@ -167,8 +167,8 @@ def _csvs(places: Iterable[Path]) -> list[Path]:
         for folder in (place, *below):
             with os.scandir(folder) as entries:
                 names = sorted(e.name for e in entries if e.name.lower().endswith(".csv") and not e.name.startswith("."))
-            found |= dict.fromkeys(folder / name for name in names)
-    return list(found)
+            paths |= dict.fromkeys(folder / name for name in names)
+    return list(paths)
 
 
 def _table(role: str, places: list[Path], root: Path, wishes: Wishes, findings: Findings) -> _Source | None:
@@ -190,16 +190,16 @@ def _from_folders(
     """A training table of a tree whose folders are named after classes: id, label, path."""
     import pandas as pd
 
-    found = find_images.class_folders(images, folder=_absolute(root / wishes.train_images) if wishes.train_images else None)
-    if len(found) != 1:
-        if found:
-            findings.ask("train_images", "several folders hold one folder per class", (_written(Path(f), root) for f in found))
+    homes = find_images.class_folders(images, folder=_absolute(root / wishes.train_images) if wishes.train_images else None)
+    if len(homes) != 1:
+        if homes:
+            findings.ask("train_images", "several folders hold one folder per class", (_written(Path(f), root) for f in homes))
             findings.ask("train", "or name a table of labels")
         return None, ""
     asked = [str(name) for name in sample.frame.columns] if sample else []
     key = wishes.id or (asked[0] if asked else "id")
     label = next(iter(wishes.target), asked[1] if len(asked) == 2 and asked[1] != key else "label")
-    below = {f: names for f, names in sorted(images.folders.items()) if posixpath.dirname(f) == found[0]}
+    below = {f: names for f, names in sorted(images.folders.items()) if posixpath.dirname(f) == homes[0]}
     paths = [f"{posixpath.basename(f)}/{name}" for f, names in below.items() for name in names]
     stems = [Path(path).stem for path in paths]
     ids = stems if len(set(stems)) == len(stems) else paths
@@ -208,7 +208,7 @@ def _from_folders(
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([frame.columns, *rows])
     findings.say(
-        f"training labels: the folders in {_written(Path(found[0]), root)}, listed in a new {MADE} ({len(rows):,} images)"
+        f"training labels: the folders in {_written(Path(homes[0]), root)}, listed in a new {MADE} ({len(rows):,} images)"
     )
     return _Source(root / MADE, frame), text.getvalue()
 
@@ -251,9 +251,9 @@ def _names_rows(source: _Source, column: str) -> bool:
 def _only(wish: str, source: _Source, columns: list[str], findings: Findings) -> str:
     """The one column that can name a row, or the one of them that calls itself an id."""
     named = [name for name in columns if re.search(r"(^|[\W_])[iI][dD]$|[a-z]I[dD]$", name)]
-    for found in (columns, named):
-        if len(found) == 1:
-            return found[0]
+    for candidates in (columns, named):
+        if len(candidates) == 1:
+            return candidates[0]
     which = "several columns could name a row" if columns else "no column names every row"
     findings.ask(wish, f"{which} in {_columns_of(source)}", columns)
     return ""
@@ -274,24 +274,24 @@ def _match(
         return None
     if wishes.pattern:
         path_patterns.require(wishes.pattern, list(source.frame.columns), source.path.name)
-    found = find_images.matches(source.columns, images, part=part, key=key, like=like, folder=folder, pattern=wishes.pattern)
+    matches = find_images.matches(source.columns, images, part=part, key=key, like=like, folder=folder, pattern=wishes.pattern)
     name = source.path.name
-    if not found:
+    if not matches:
         where = f"below {wanted}" if wanted else "in the folders searched"
         why = f"no image files {where} fit the rows of {name}" + (f" by pattern {wishes.pattern!r}" if wishes.pattern else "")
         why += "; a pattern says how a row names its file, as in '{id}.png'"
         findings.ask(f"{part}_images", why, instead="pattern")
         return None
-    if len(found) > 1:
-        places = [f"{_written(Path(m.folder), root)} with {m.pattern}" for m in found]
+    if len(matches) > 1:
+        places = [f"{_written(Path(m.folder), root)} with {m.pattern}" for m in matches]
         findings.ask(f"{part}_images", f"several kinds of files fit the rows of {name}", places, instead="pattern")
         return None
-    match = found[0]
+    match = matches[0]
     lost = [i for i, file in enumerate(match.files) if not file]
     names = source.columns[key] if key in source.frame.columns else [str(i) for i in range(len(match.files))]
     missing = f"; {len(lost):,} not there: {few(names[i] for i in lost)}" if lost else ""
-    said = f"{match.found:,} of {len(match.files):,} rows of {name}{missing}"
-    findings.say(f"{part} images: {_written(Path(match.folder), root)}/{match.pattern} - {said}")
+    covered = f"{match.found:,} of {len(match.files):,} rows of {name}{missing}"
+    findings.say(f"{part} images: {_written(Path(match.folder), root)}/{match.pattern} - {covered}")
     return match
 
 
@@ -299,9 +299,9 @@ def _images(match: Match, source: _Source | None, root: Path) -> Images:
     return Images(_written(Path(match.folder), root), match.pattern, _written(source.path, root) if source else "")
 
 
-def _several_images(key: str, train: _Source, found: tuple[Match | None, ...], wishes: Wishes, findings: Findings) -> None:
+def _several_images(key: str, train: _Source, matches: tuple[Match | None, ...], wishes: Wishes, findings: Findings) -> None:
     """Whether an id has several images, which must be said: it decides what a row of predictions is."""
-    several = not train.frame[key].is_unique or any(m is not None and m.pattern.endswith("/*") for m in found)
+    several = not train.frame[key].is_unique or any(m is not None and m.pattern.endswith("/*") for m in matches)
     if several and not wishes.per_id:
         most = int(train.frame[key].value_counts().max())
         why = (
@@ -319,12 +319,12 @@ def _format(sample: pd.DataFrame, competition: Competition, wishes: Wishes, find
     error = None
     for metric in [wishes.metric] if wishes.metric else METRICS:
         try:
-            found = infer_format(sample, replace(competition, metric=metric, format=wishes.format))
+            inferred = infer_format(sample, replace(competition, metric=metric, format=wishes.format))
         except CompetitionError as problem:
             error = problem
         else:
-            findings.say(f"submission format: {found}")
-            return found
+            findings.say(f"submission format: {inferred}")
+            return inferred
     assert error is not None
     findings.ask("format", f"{error.message}. {error.hint}")
     return ""
@@ -343,9 +343,9 @@ def _say_columns(train: _Source, wishes: Wishes, key: str, targets: Iterable[Any
     if wishes.extra:
         findings.say(f"extra rows: marked in column {wishes.extra}")
     if box := boxes.likely([str(name) for name in train.frame.columns]):
-        said = ", ".join(f'"{name}"' for name in box.columns)
+        quoted = ", ".join(f'"{name}"' for name in box.columns)
         findings.say(
-            f'box columns, it seems: to cut them out, add [boxes.NAME] with columns = [{said}] and form = "{box.form}", '
+            f'box columns, it seems: to cut them out, add [boxes.NAME] with columns = [{quoted}] and form = "{box.form}", '
             f"train with --box NAME"
         )
 
@@ -365,12 +365,12 @@ def factors(texts: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
     Raises:
         CompetitionError: a text of another form, or a name twice.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    by_name: dict[str, tuple[str, ...]] = {}
     for text in texts:
         name, equals, classes = text.partition("=")
-        if not equals or not name or len(parts := tuple(part.strip() for part in classes.split(","))) < 2 or name in found:
+        if not equals or not name or len(parts := tuple(part.strip() for part in classes.split(","))) < 2 or name in by_name:
             raise CompetitionError(
                 f"factor {text!r} is not of the form mask=wear,incorrect,normal", hint="Name each factor once.", code="factor"
             )
-        found[name] = parts
-    return found
+        by_name[name] = parts
+    return by_name

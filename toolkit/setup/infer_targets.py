@@ -126,8 +126,8 @@ def targets(tables: Tables, wishes: Wishes, findings: Findings) -> tuple[Target,
     columns = columns or _columns(tables, findings)
     if len(columns) > 1 and all(set(tables.train[name]) <= set(YES_NO) for name in columns) and wishes.task != "binary":
         return _class_columns(tables, columns, wishes, findings)
-    found = [target for name in columns if (target := _from_column(name, tables, wishes, findings))]
-    return tuple(found) if len(found) == len(columns) else ()
+    inferred = [target for name in columns if (target := _from_column(name, tables, wishes, findings))]
+    return tuple(inferred) if len(inferred) == len(columns) else ()
 
 
 def _columns(tables: Tables, findings: Findings) -> list[str]:
@@ -159,9 +159,9 @@ def _spelled(name: str, tables: Tables) -> set[str]:
     lists = [cells, *({part.strip() for cell in cells for part in cell.split(mark)} - {""} for mark in SEPARATORS)]
     for classes in lists:
         for spelling in ("{}", f"{name}_{{}}", f"{name}/{{}}"):
-            found = {spelling.replace("{}", part) for part in classes}
-            if len(found) > 1 and found <= asked:
-                return found
+            columns = {spelling.replace("{}", part) for part in classes}
+            if len(columns) > 1 and columns <= asked:
+                return columns
     return set()
 
 
@@ -254,11 +254,11 @@ def _multilabel(name: str, cells: Any, marks: Sequence[str], findings: Findings)
 
 def _lists(cells: set[str]) -> list[str]:
     """The marks that may separate several classes in a cell: a part of such a cell is also a cell of its own."""
-    found = []
+    marks = []
     for mark in SEPARATORS:
         parts = {part.strip() for cell in cells if mark in cell.strip() for part in cell.split(mark)}
-        found += [mark] if parts & cells - {""} else []
-    return found
+        marks += [mark] if parts & cells - {""} else []
+    return marks
 
 
 def _example(cells: Any, mark: str) -> str:

@@ -425,7 +425,7 @@ def _refuse_inputs(path: Path, competition: Competition, inputs: list[Path]) -> 
 
 
 def _origin(
-    competition: Competition, table: prediction_files.Table, fitted: Plan, sample: pd.DataFrame, used: int
+    competition: Competition, table: prediction_files.PredictionTable, fitted: Plan, sample: pd.DataFrame, used: int
 ) -> Iterator[Problem]:
     """What can be wrong with the predictions themselves: exports that changed, rows too many, images that were not read."""
     yield from manifests.stale(competition.root, table.meta)

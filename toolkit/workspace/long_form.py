@@ -43,5 +43,5 @@ def numbers(cells: Any, classes: Sequence[str]) -> Ints:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    found = pc.index_in(cells, value_set=pa.array(classes, pa.large_string()))
-    return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
+    places = pc.index_in(cells, value_set=pa.array(classes, pa.large_string()))
+    return np.asarray(places.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)

@@ -118,10 +118,10 @@ def stratify_on(truths: Sequence[Predictions]) -> tuple[NDArray[Any], tuple[str,
     if len(truths) == 1:
         return truths[0].decided, truths[0].classes
     combined = np.stack([truth.decided for truth in truths], axis=1)
-    found, labels = np.unique(combined, axis=0, return_inverse=True)
-    names = tuple("_".join(t.classes[i] for t, i in zip(truths, row, strict=True)) for row in found)
+    combinations, labels = np.unique(combined, axis=0, return_inverse=True)
+    names = tuple("_".join(t.classes[i] for t, i in zip(truths, row, strict=True)) for row in combinations)
     if len(set(names)) < len(names):  # "a_b" + "c" and "a" + "b_c"
-        names = tuple(repr(tuple(t.classes[i] for t, i in zip(truths, row, strict=True))) for row in found)
+        names = tuple(repr(tuple(t.classes[i] for t, i in zip(truths, row, strict=True))) for row in combinations)
     return labels.reshape(-1).astype(np.int64), names
 
 
@@ -129,7 +129,7 @@ def _groups(competition: Competition, ids: list[str]) -> list[str]:
     homes: dict[str, set[str]] = {name: set() for name in ids}
     for name, group in zip(competition.rows[competition.id], _column(competition, competition.group), strict=True):
         homes[name].add(group)
-    if torn := [name for name, found in homes.items() if len(found) > 1]:
+    if torn := [name for name, values in homes.items() if len(values) > 1]:
         raise SplitError(
             f"{competition.train.table}: rows of one id have different values of {competition.group!r}: {few(torn)}",
             hint=f"Correct them, or name another group column in {FILE}.",

@@ -56,7 +56,7 @@ class Split:
         for group, fold in zip(self.groups, folds.tolist(), strict=True):
             if group:
                 homes.setdefault(group, set()).add(fold)
-        if torn := sorted(group for group, found in homes.items() if len(found) > 1):
+        if torn := sorted(group for group, folds_of_group in homes.items() if len(folds_of_group) > 1):
             raise SplitError(f"{len(torn):,} groups are in more than one fold: {few(torn)}", hint="Make the split again.")
 
     @property
@@ -90,7 +90,7 @@ class Split:
     def balance(self) -> list[dict[str, Any]]:
         """What was really made: per fold its rows, groups, and rows of each class, in class order."""
         split = {label: split_names(label) for label in set(self.labels)}
-        names = class_order(name for found in split.values() for name in found)
+        names = class_order(name for label_names in split.values() for name in label_names)
         table = []
         for fold in [*range(self.count), *([EXTRA] if (self.folds == EXTRA).any() else [])]:
             rows = np.flatnonzero(self.folds == fold)
@@ -171,8 +171,8 @@ def join_names(names: Iterable[str]) -> str:
 
 def split_names(text: str) -> list[str]:
     """The class names that `join_names` joined; none for an empty text."""
-    found = re.findall(r"(?:[^\\|]|\\.)+", text, re.DOTALL)
-    return [re.sub(r"\\(.)", r"\1", part, flags=re.DOTALL) for part in found]
+    parts = re.findall(r"(?:[^\\|]|\\.)+", text, re.DOTALL)
+    return [re.sub(r"\\(.)", r"\1", part, flags=re.DOTALL) for part in parts]
 
 
 def make(

@@ -86,8 +86,8 @@ def bars(
         axes.set_xlabel(unit)
         if len(series) > 1:
             figure.legend(frameon=False, loc="outside upper right", ncols=len(series))
-        said = "; ".join(f"{name} {_list(values)}" for name, values in series.items())
-        return _picture(figure, f"{title}. {', '.join(map(str, names[:12]))}: {said}")
+        description = "; ".join(f"{name} {_list(values)}" for name, values in series.items())
+        return _picture(figure, f"{title}. {', '.join(map(str, names[:12]))}: {description}")
 
 
 def intervals(
@@ -105,8 +105,8 @@ def intervals(
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_title(title)
         axes.set_xlabel(unit)
-        said = "; ".join(f"{name} {value:.4g}, {low:.4g} to {high:.4g}" for name, (value, low, high) in whole.items())
-        return _picture(figure, f"{title}. {said}")
+        description = "; ".join(f"{name} {value:.4g}, {low:.4g} to {high:.4g}" for name, (value, low, high) in whole.items())
+        return _picture(figure, f"{title}. {description}")
 
 
 def histogram(title: str, series: Mapping[str, F64], *, unit: str = "", bins: int = 30) -> Picture:
@@ -173,10 +173,10 @@ def reliability(title: str, curves: Mapping[str, tuple[Sequence[float], Sequence
         axes.set_xlabel("confidence")
         axes.set_ylabel("share right")
         axes.legend(frameon=False, loc="upper left")
-        said = "; ".join(
+        description = "; ".join(
             f"{name}: {_list(right)} right at confidence {_list(sure)}" for name, (sure, right, _) in curves.items()
         )
-        return _picture(figure, f"{title}. {said}")
+        return _picture(figure, f"{title}. {description}")
 
 
 def heat(title: str, names: Sequence[str], values: F64) -> Picture:
