@@ -34,9 +34,9 @@ class Estimate:
     gain_high: float
 
 
-def weigher(how: str, metric: Metric, **options: Any) -> Chooser:
+def weigher(how: str, metric: Metric, options: Mapping[str, Any] | None = None) -> Chooser:
     """A chooser of blend weights: one of WEIGHERS with its options."""
-    return lambda stack, truth: fit_weights(stack, truth, metric, how, **options).apply
+    return lambda stack, truth: fit_weights(stack, truth, metric, how, options).apply
 
 
 def then(choose: Chooser, adjust: Callable[[F64, Labels], Adjustment]) -> Chooser:

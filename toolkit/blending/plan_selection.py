@@ -173,7 +173,7 @@ def _fit(stack: F64, truth: Labels, metric: Metric, every: Sequence[BlendPlan], 
     for plan in every:
         members = plan.calibrate == "members"
         if (plan.weigher, members) not in weights:
-            weights[plan.weigher, members] = fit_weights(cold[members], truth, metric, plan.weigher, **options)
+            weights[plan.weigher, members] = fit_weights(cold[members], truth, metric, plan.weigher, options)
         fitted = _Fitted(plan, weights[plan.weigher, members], warm[members], multilabel=multilabel)
         if plan.calibrate in ADJUSTMENTS:
             if (key := (plan.weigher, plan.vote)) not in blends:
@@ -278,7 +278,7 @@ def judge(
     seed: int = 0,
     always: bool = False,
     report: Callable[[int, int], None] | None = None,
-    **options: Any,
+    options: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Should these members be blended so, or by the plain mean? The plain mean, unless the gain exceeds its noise.
 

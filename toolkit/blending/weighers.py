@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -53,8 +53,12 @@ class Weights:
         return softmax(_features(stack) @ self.weights.reshape(len(self.bias), -1).T + self.bias)
 
 
-def fit_weights(stack: F64, truth: Labels, metric: Metric, how: str = "greedy", **options: Any) -> Weights:
+def fit_weights(
+    stack: F64, truth: Labels, metric: Metric, how: str = "greedy", options: Mapping[str, Any] | None = None
+) -> Weights:
     """Weights for M tables of probabilities [M, N, C] by one of WEIGHERS; truth is int64 [N], or bool [N, C] if multilabel.
+
+    `options` are that weigher's own, by name.
 
     >>> truth = np.array([0, 1, 0, 1])
     >>> good, bad = np.eye(2)[truth] * 0.6 + 0.2, np.eye(2)[1 - truth] * 0.6 + 0.2
@@ -72,7 +76,7 @@ def fit_weights(stack: F64, truth: Labels, metric: Metric, how: str = "greedy", 
         raise DataError(f"members × rows × classes of shape {stack.shape} do not fit a truth of shape {truth.shape}")
     if bad := [m for m in range(len(stack)) if not np.isfinite(stack[m].sum())]:
         raise DataError(f"members {bad} (counted from 0) have NaN or infinite values")
-    fitted = WEIGHERS[how](stack, truth, metric, **options)
+    fitted = WEIGHERS[how](stack, truth, metric, **(options or {}))
     return replace(fitted, how=how)
 
 
