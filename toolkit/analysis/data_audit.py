@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.base import csv_text, provenance
+from toolkit.base.arrays import F64, Labels
 from toolkit.blending import oof
 from toolkit.core.predictions import Predictions
 from toolkit.errors import DataError, SplitError, few
@@ -23,8 +23,6 @@ from toolkit.workspace import path_patterns
 from toolkit.workspace.competition import Competition, Target
 from toolkit.workspace.split import SPLIT_FILE, Split
 
-F64 = NDArray[np.float64]
-Labels = NDArray[Any]
 Severity = Literal["leak", "warning", "note"]
 
 FIXES = "labels_fix.csv"

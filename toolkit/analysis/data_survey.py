@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.core import prediction_files
 from toolkit.errors import DataError, SubmissionError, few
 from toolkit.images import duplicates, statistics
@@ -25,7 +26,6 @@ MAPPED = 2_000  # images of each part on the map
 LISTED = 100  # pairs of one picture in two files, odd files and groups of several labels that are named
 IMBALANCED = 3.0  # largest class over smallest, from which accuracy hides the small ones
 
-F64 = NDArray[np.float64]
 Progress = Callable[[int, int], None]
 
 

@@ -15,6 +15,7 @@ from toolkit.analysis import member_diagnosis, run_history
 from toolkit.analysis.run_history import Curves, Fed, Spent
 from toolkit.analysis.scores import Scored, score
 from toolkit.base import files, provenance
+from toolkit.base.arrays import F64
 from toolkit.blending import oof
 from toolkit.blending.blend import Blend
 from toolkit.blending.nested import Estimate, compare
@@ -32,8 +33,6 @@ ENSEMBLE = "ensemble"
 FOLDS = 5  # a temperature is fitted without each of so many parts of the rows
 KEPT = "report.json"  # the figures of the last report, beside it
 TIMID, BOLD = 0.8, 1.25  # temperatures from which probabilities are worth cooling or warming
-
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64, U8
 from toolkit.core import voting
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Preprocess
@@ -25,9 +25,6 @@ from toolkit.workspace.competition import Competition, Target
 
 CELLS = 14  # places of the patch along each side
 PATCH = 2  # the patch is this many cells wide, so that neighbours overlap
-
-F64 = NDArray[np.float64]
-U8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)

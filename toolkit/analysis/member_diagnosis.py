@@ -11,15 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.analysis.scores import per_class
+from toolkit.base.arrays import F64, Labels
 from toolkit.blending.nested import Estimate, compare, outer_folds, row_scores, score_of, units
 from toolkit.blending.objectives import decide
 from toolkit.blending.oof import MemberRows
 from toolkit.core.metrics import Metric
 from toolkit.core.targets import class_order
 from toolkit.errors import DataError
-
-F64 = NDArray[np.float64]
-Labels = NDArray[Any]
 
 FLOOR = 1e-4  # of probabilities in likelihoods: one row that is certain and wrong must not outweigh hundreds
 CERTAIN = 4.0  # standard errors by which another class order must fit better: 3e-5 by chance

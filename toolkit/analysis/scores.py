@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.blending.calibration import calibration_error, reliability, temperature
 from toolkit.blending.nested import Estimate, compare, nested, outer_folds, score_of, then
 from toolkit.blending.objectives import BRIER, area, decide
@@ -16,8 +17,6 @@ from toolkit.blending.oof import MemberRows
 from toolkit.core import metrics
 from toolkit.core.metrics import METRICS, Metric
 from toolkit.errors import DataError
-
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

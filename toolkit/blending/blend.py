@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.base import html
+from toolkit.base.arrays import F64
 from toolkit.blending.calibration import Adjustment
 from toolkit.core.voting import VOTES, Vote, vote
 from toolkit.errors import DataError, few
-
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64, Labels
 from toolkit.blending.objectives import EPS, decide
 from toolkit.core import metrics
 from toolkit.core.activations import sigmoid, softmax
 from toolkit.core.metrics import Metric
 from toolkit.errors import DataError
-
-F64 = NDArray[np.float64]
-Labels = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)

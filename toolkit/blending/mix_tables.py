@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import arrow_csv, files, provenance
+from toolkit.base.arrays import F64, Labels
 from toolkit.blending import oof, outside_tables
 from toolkit.blending.blend import Blend
 from toolkit.blending.outside_tables import Reading
@@ -21,9 +22,6 @@ from toolkit.core.predictions import Predictions
 from toolkit.core.voting import Vote
 from toolkit.errors import DataError, few
 from toolkit.workspace.competition import Competition
-
-F64 = NDArray[np.float64]
-Labels = NDArray[Any]
 
 _EVEN = 1e-12  # sums of different weights may differ in the last bits where exact arithmetic would tie
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64, Labels
 from toolkit.blending.calibration import Adjustment
 from toolkit.blending.objectives import BRIER, EPS, decide
 from toolkit.blending.weighers import fit_weights
@@ -16,8 +17,6 @@ from toolkit.core import metrics
 from toolkit.core.metrics import Metric
 from toolkit.errors import DataError
 
-F64 = NDArray[np.float64]
-Labels = NDArray[Any]
 Rule = Callable[[F64], F64]  # tables [M, n, C] → what is said of their rows, [n, C]
 Chooser = Callable[[F64, Labels], Rule]  # looks at some rows' tables and truth, and settles on a rule
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64, Labels
 from toolkit.core import metrics
 from toolkit.core.metrics import METRICS, Metric, brier
-
-F64 = NDArray[np.float64]
-Labels = NDArray[Any]
 
 EPS = float(np.finfo(np.float64).eps)
 ROUNDING = 1e-12

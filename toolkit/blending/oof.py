@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import files
+from toolkit.base.arrays import F64
 from toolkit.blending import outside_tables
 from toolkit.blending.blend import Blend, read_blend
 from toolkit.blending.calibration import prior_shift
@@ -25,7 +26,6 @@ from toolkit.images.views import written
 from toolkit.workspace.competition import Competition, Target
 from toolkit.workspace.split import Split
 
-F64 = NDArray[np.float64]
 Tables = Mapping[str, Path]
 
 SCHEMA = 2

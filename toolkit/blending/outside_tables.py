@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.base import csv_text
+from toolkit.base.arrays import F64
 from toolkit.core import prediction_files
 from toolkit.core.activations import sigmoid, softmax
 from toolkit.core.predictions import Predictions
@@ -22,7 +22,6 @@ from toolkit.workspace.competition import Competition, Images
 if TYPE_CHECKING:
     import pandas as pd
 
-F64 = NDArray[np.float64]
 
 SUFFIXES = (".parquet", ".csv", ".npz")
 ROUNDED = 0.02  # rows that sum to 1 within this were rounded (18 classes at two digits: 0.09 at worst, 0.012 as a rule)

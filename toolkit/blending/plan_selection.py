@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import html
+from toolkit.base.arrays import F64, Labels
 from toolkit.blending.blend import Blend, cool
 from toolkit.blending.calibration import ADJUSTMENTS, Adjustment, temperature
 from toolkit.blending.nested import (
@@ -29,9 +30,6 @@ from toolkit.core import metrics
 from toolkit.core.metrics import Metric
 from toolkit.core.voting import vote
 from toolkit.errors import DataError
-
-F64 = NDArray[np.float64]
-Labels = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)

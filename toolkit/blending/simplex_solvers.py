@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.core.activations import softmax
-
-F64 = NDArray[np.float64]
 
 _NOTHING = 1e-15  # what no member thinks possible costs the same whatever the weights
 

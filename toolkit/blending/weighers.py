@@ -9,15 +9,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64, Labels
 from toolkit.blending import simplex_solvers
 from toolkit.blending.objectives import EPS, Objective, Search, decide, objective, quadratic, search, true_probability
 from toolkit.core import metrics
 from toolkit.core.activations import softmax
 from toolkit.core.metrics import METRICS, Metric, brier
 from toolkit.errors import DataError
-
-F64 = NDArray[np.float64]
-Labels = NDArray[Any]
 
 _BETTER = 1e-12  # a smaller gain is rounding
 _DIGITS = 6  # gains equal to six decimals are ties, so that a member of no use is not taken up for noise

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.core.cards import Output
 from toolkit.errors import ModelError
-
-F64 = NDArray[np.float64]
 
 
 def softmax(logits: F64) -> F64:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import html
+from toolkit.base.arrays import Labels
 from toolkit.core.metrics import Metric
 from toolkit.errors import AlignmentError, DataError, few
 
 Kind = Literal["probabilities", "scores", "labels"]
 _SHOWN = 10  # rows and classes of a table in a notebook
 
-Labels = NDArray[Any]  # int64 [N] class indices, or bool [N, C] for a multilabel target
 
 ROW_SUM = 1e-4  # probabilities come from float64 softmax (1e-15) or from others' tables rounded to five digits
 

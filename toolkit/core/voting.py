@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.core.activations import sigmoid, softmax
 from toolkit.core.predictions import Kind, Predictions
 from toolkit.errors import DataError
 
-F64 = NDArray[np.float64]
 Reduction = Callable[[F64, F64], F64]  # [M, N, C] and shares [M, 1, 1 or C] that sum to 1 over the members → [N, C]
 
 

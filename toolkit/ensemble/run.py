@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.base import files, provenance
+from toolkit.base.arrays import F64
 from toolkit.blending.blend import Blend
 from toolkit.core import prediction_files, voting
 from toolkit.core.predictions import Predictions, concat
@@ -36,7 +36,6 @@ _WHOLE = "Leave --labels-only out: the labels are then those of the whole blend.
 ROWS = 4096  # rows combined at a time, so that memory does not grow with members × views × images
 
 OnBadImage = Literal["fail", "prior"]
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

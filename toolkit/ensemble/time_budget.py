@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import provenance
+from toolkit.base.arrays import F64
 from toolkit.blending import oof
 from toolkit.blending.nested import Estimate, compare, outer_folds, row_scores, score_of, widening
 from toolkit.blending.oof import MemberRows
@@ -29,8 +30,6 @@ from toolkit.runtime.devices import PRECISIONS, choose_device, engine_tag
 from toolkit.runtime.graphs.onnx_file import Export
 from toolkit.workspace import make_split
 from toolkit.workspace.competition import Competition
-
-F64 = NDArray[np.float64]
 
 EVERY = 2000  # combinations that are all looked at; of more, the best are grown member by member
 WIDTH = 40  # how many are grown

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.blending.nested import compare
 from toolkit.errors import CompetitionError, DataError, ModelError
 from toolkit.inference.exports import output_of
@@ -24,7 +25,6 @@ SAMPLE = 512  # images per member
 CALIBRATION = 256  # images that int8 is calibrated on, at most, and half of those there are: the others are compared on
 HELD_OUT = "held-out images"
 
-F64 = NDArray[np.float64]
 Way = Callable[[Sequence[Export], Sequence[Item]], Outcome]  # what these models say of these images, in some precision
 
 

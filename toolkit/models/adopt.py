@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import files
+from toolkit.base.arrays import U8
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Activation, Card, Output, Preprocess
 from toolkit.errors import CardError, ImageError, ModelError, ParityError, few
@@ -29,8 +30,6 @@ TOLERANCE = {"float32": 1e-4, "uint8": 1e-4, "float16": 5e-3}  # in probability;
 SUMS = 1e-2  # rows that sum to 1 within this are probabilities (float16: 1e-3 per class of a few)
 CHECKED = 128  # training images that the accuracy is shown on: enough to see a wrong colour order or class order
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-U8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)

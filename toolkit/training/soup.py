@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.blending.nested import Estimate, compare
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Card
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 STATISTICS = 2048  # training images that BatchNorm's statistics are taken from: more change them in the third digit
 BATCH = 64
 
-F64 = NDArray[np.float64]
 State = Mapping[str, "torch.Tensor"]
 Progress = Callable[[int, int], None]  # networks judged, and at most in all
 

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from toolkit.base.arrays import Ints
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NAMES = ("long", "joined")  # the submission formats whose sample has several rows per id
 MARK = "_"
-
-Ints = NDArray[np.int64]
 
 
 def split(cells: Sequence[str], classes: Sequence[str]) -> tuple[list[str], Ints]:

@@ -23,13 +23,14 @@ from toolkit.analysis.pages.page import (
     Thumbnail,
     of_file,
 )
+from toolkit.base.arrays import F64
 from toolkit.images.statistics import quantiles
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from toolkit.analysis.data_survey import Survey
-    from toolkit.images.statistics import F64, Files
+    from toolkit.images.statistics import Files
 
 PER_CLASS = 10  # thumbnails of a class
 MOST_CLASSES = 60  # classes that get thumbnails and bars: more is a wall

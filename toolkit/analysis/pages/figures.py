@@ -10,15 +10,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.analysis.pages.page import Picture
+from toolkit.base.arrays import F64
 from toolkit.base.quiet import quiet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-F64 = NDArray[np.float64]
 
 _INK = "#010203"  # stands for the page's text colour, whichever scheme it has
 COLOURS = ("#3b7dd8", "#e07b39", "#4aa564", "#b65fcf", "#c8a415", "#d1495b")  # readable on white and on near-black
