@@ -21,7 +21,7 @@ ADVICE: dict[str, str] = {
     "holdout-share": "Use for example --holdout 0.2.",
     "one-split": "Use --holdout 0.2 for it.",
     "rare-classes": "That is `toolkit split` with fewer --folds, or with --rare extra.",
-    "split-exists": "Use --force to make it anew.",
+    "split-exists": "Use --force for that.",
     "split-outdated": "That is: toolkit split --force",
     "factor": "Give each as --factor mask=wear,incorrect,normal.",
     "file-exists": "Use --force to write it anew.",
