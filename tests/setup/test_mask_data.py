@@ -168,7 +168,7 @@ def test_a_kill_while_drawing_leaves_a_folder_that_can_be_drawn_in(tmp_path, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(mask_data, "_draw_test", fail)
+        patch.setattr(mask_data, "_draw_test", fail)  # the last step: what was drawn before it lies there when the kill comes
         with pytest.raises(KeyboardInterrupt):
             mask_data.draw(tmp_path, people=6)
     assert list(tmp_path.iterdir()) == []
