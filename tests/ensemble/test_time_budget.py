@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.blending.test_weighers import make, scored
-from toolkit.blending.oof import Rows
+from toolkit.blending.oof import MemberRows
 from toolkit.cli import cli
 from toolkit.core.metrics import METRICS
 from toolkit.core.predictions import Predictions
@@ -35,7 +35,7 @@ def options(members=3, sets=2, seed=0):
         for m in range(members)
         for s in range(sets)
     ]
-    return made, Rows(("m0",), ids, stack[:1], said, np.arange(120) % 4, None, {})
+    return made, MemberRows(("m0",), ids, stack[:1], said, np.arange(120) % 4, None, {})
 
 
 def test_every_combination_has_each_member_at_most_once():

@@ -238,14 +238,14 @@ def _crew(context: click.Context, plan: Plan, folds: Sequence[int | None], devic
 
 def folds_of(competition: Competition) -> Split:
     """The split of the workspace: split.csv, or five stratified folds, grouped where there are groups, written there."""
-    from toolkit.workspace import make_split
+    from toolkit.workspace.make_split import load_or_make
+    from toolkit.workspace.split import SPLIT_FILE
 
-    path = competition.path("split.csv")
-    if not path.exists():
-        made = make_split.for_competition(competition)
-        made.write(path)
-        click.echo(f"made {path.name}: {made.count} folds of {len(made.ids):,} rows", err=True)
-    return make_split.load(competition)
+    new = not competition.path(SPLIT_FILE).exists()
+    split = load_or_make(competition)
+    if new:
+        click.echo(f"made {SPLIT_FILE}: {split.count} folds of {len(split.ids):,} rows", err=True)
+    return split
 
 
 def here(otherwise: str) -> Path:

@@ -148,7 +148,11 @@ class _Cells:
 
 
 def class_order(names: Iterable[str]) -> tuple[str, ...]:
-    """The classes in the house's order: by value if every name is a number, else by code point."""
+    """The classes in the house's order: by value if every name is a number, else by code point.
+
+    >>> class_order(["10", "9", "1"]), class_order(["dog", "cat", "10"])
+    (('1', '9', '10'), ('10', 'cat', 'dog'))
+    """
     every = sorted(set(names))
     if all(re.fullmatch(r"[+-]?\d+(\.\d+)?", name, re.ASCII) for name in every):
         every.sort(key=lambda name: (float(name), name))

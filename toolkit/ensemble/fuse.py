@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64, U8
 from toolkit.base.files import write
 from toolkit.blending import oof
 from toolkit.blending.blend import Blend
@@ -38,9 +39,6 @@ from toolkit.workspace.competition import Competition, Target
 TOLERANCE = 1e-5  # float32 softmax and mean against float64: 1e-6 was measured
 VOTES = ("soft", "geometric")  # those that a graph computes
 ROUNDS = 3
-
-U8 = NDArray[np.uint8]
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,7 @@ def reference(plan: _Plan, session: Session, pixels: U8) -> F64:
 def _plan(competition: Competition, exports: Sequence[Export], *, tta: str, weights: str, blend: bool) -> _Plan:
     blends: dict[str, tuple[Blend, Sequence[float]]] = {}
     names = tuple(dict.fromkeys(export.card.member for export in exports))
-    given = oof.given(competition) if blend else {}
+    given = oof.read_blends(competition) if blend else {}
     for target in competition.targets:
         one = given.get(target.name) or Blend(names, np.ones(len(names)))
         if blend:

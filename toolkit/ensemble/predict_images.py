@@ -7,7 +7,7 @@ import io
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from toolkit.base import csv_text, files, provenance
 from toolkit.core import prediction_files, voting
+from toolkit.core.alignment import align_members, shared_ids, stack_values
 from toolkit.core.predictions import Predictions
 from toolkit.ensemble import run as ensembling
 from toolkit.errors import DataError, ImageError, few
@@ -25,7 +26,6 @@ from toolkit.inference.store.prediction_store import Store
 from toolkit.runtime.graphs import onnx_file
 from toolkit.runtime.graphs.onnx_file import Export
 from toolkit.runtime.session import open_session
-from toolkit.workspace import make_split
 from toolkit.workspace.competition import Competition, Images, Part, Target
 from toolkit.workspace.image_rows import Item
 from toolkit.workspace.split import Split
@@ -197,8 +197,7 @@ def _seen(competition: Competition, exports: Sequence[Export], ids: set[str], *,
     Raises:
         DataError: they saw some, and that was not allowed.
     """
-    path = competition.path(make_split.TABLE)
-    split = Split.read(path) if path.exists() else None
+    split = Split.if_made(competition)
     found = []
     for export in exports:
         here = split is not None and export.card.split == split.digest
@@ -229,7 +228,7 @@ def _held_out(
     """Out-of-fold tables of the members, or their vote over the rows that all of them cover."""
     if on != "train":
         raise DataError("--held-out is about training rows", hint="Use --on train.")
-    split = Split.read(competition.path(make_split.TABLE))
+    split = Split.of(competition)
     by_member: dict[str, list[Export]] = {}
     for export in exports:
         by_member.setdefault(export.card.member, []).append(export)
@@ -245,21 +244,17 @@ def _held_out(
     ]
     combined: dict[str, Predictions] = {}
     for target in competition.targets:
-        every = [found[target.name] for found in said.values()]
-        common = set.intersection(*(set(table.ids) for table in every))
-        ids = tuple(name for name in every[0].ids if name in common)
+        tables = {name: found[target.name] for name, found in said.items()}
+        ids = shared_ids(tables, common=True)
         if not ids:
             raise DataError(
                 f"the members {few(said)} have no held-out row in common", hint="Use --each for a table per member."
             )
-        if left := max(map(len, every)) - len(ids):
+        if left := max(map(len, tables.values())) - len(ids):
             notes.append(f"{left:,} rows are held out by some members only, and left out")
-        aligned = [table.align(ids) for table in every]
-        stack = np.stack([table.values for table in aligned if table.values is not None])
-        outcome = voting.vote(stack, how=vote, weights=share, multilabel=target.multilabel)
-        combined[target.name] = replace(
-            aligned[0], kind=outcome.kind, values=outcome.values, labels=outcome.labels if outcome.kind == "labels" else None
-        )
+        aligned = align_members(tables, ids, target.classes)
+        outcome = voting.vote(stack_values(aligned), how=vote, weights=share, multilabel=target.multilabel)
+        combined[target.name] = outcome.predictions(next(iter(aligned.values())))
     return {"": combined}
 
 

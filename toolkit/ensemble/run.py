@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.base import files, provenance
+from toolkit.base.arrays import F64
 from toolkit.blending.blend import Blend
 from toolkit.core import prediction_files, voting
 from toolkit.core.predictions import Predictions, concat
@@ -28,16 +28,14 @@ from toolkit.inference.store.retention import Keeping
 from toolkit.runtime.graphs.onnx_file import Export
 from toolkit.runtime.session import open_session
 from toolkit.submissions.formats import FORMATS
-from toolkit.workspace import make_split
 from toolkit.workspace.competition import FILE, Competition, Target
 from toolkit.workspace.image_rows import Item, Items
-from toolkit.workspace.split import Split
+from toolkit.workspace.split import SPLIT_FILE, Split
 
 _WHOLE = "Leave --labels-only out: the labels are then those of the whole blend."
 ROWS = 4096  # rows combined at a time, so that memory does not grow with members × views × images
 
 OnBadImage = Literal["fail", "prior"]
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -369,11 +367,11 @@ def _meta(
 
 def _notes(competition: Competition, exports: Sequence[Export], vote: str, *, labels: bool) -> Iterator[str]:
     """What does not forbid an ensemble, but may surprise whoever made it."""
-    path = competition.path(make_split.TABLE)
-    here = Split.read(path).digest if path.exists() else ""
+    split = Split.if_made(competition)
+    here = split.digest if split else ""
     other = sorted({export.card.member for export in exports if here and export.card.split not in ("", here)})
     if other:
-        yield f"{', '.join(other)} was trained on another split than {path.name}: out-of-fold scores do not compare row by row"
+        yield f"{', '.join(other)} was trained on another split than {SPLIT_FILE}: out-of-fold scores do not compare row by row"
     if (labels or vote == "hard") and competition.format in FORMATS and FORMATS[competition.format].values:
         what, cure = ("--labels-only leaves", "leave it out") if labels else ("hard votes leave", "use --vote soft")
         yield f"{what} labels only, and the submission format {competition.format!r} needs numbers: {cure}"
@@ -401,8 +399,7 @@ def _with_prior(
         )
     parts: list[Any] = [part.labels if hard else part.values for part in found]
     if missing:
-        truth = competition.truth()[target.name].with_classes(target.classes).decided
-        prior: Any = truth.mean(axis=0) if target.multilabel else np.bincount(truth, minlength=len(target.classes)) / len(truth)
+        prior: Any = competition.prior(target)
         if hard:
             prior = prior >= 0.5 if target.multilabel else prior.argmax()
         parts.append(np.stack([prior] * len(missing)))

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base import provenance
+from toolkit.base.arrays import F64
 from toolkit.blending import oof
 from toolkit.blending.nested import Estimate, compare, outer_folds, row_scores, score_of, widening
-from toolkit.blending.oof import Rows
+from toolkit.blending.oof import MemberRows
+from toolkit.core.alignment import align_members, shared_ids
 from toolkit.core.metrics import Metric
 from toolkit.core.predictions import Predictions
 from toolkit.ensemble.run import out_of_fold
@@ -27,8 +30,6 @@ from toolkit.runtime.devices import PRECISIONS, choose_device, engine_tag
 from toolkit.runtime.graphs.onnx_file import Export
 from toolkit.workspace import make_split
 from toolkit.workspace.competition import Competition
-
-F64 = NDArray[np.float64]
 
 EVERY = 2000  # combinations that are all looked at; of more, the best are grown member by member
 WIDTH = 40  # how many are grown
@@ -113,7 +114,7 @@ def plan(
 
 def options_of(
     competition: Competition, exports: Sequence[Export], device: str, images: int
-) -> tuple[list[Option], Rows, tuple[str, ...]]:
+) -> tuple[list[Option], MemberRows, tuple[str, ...]]:
     """What each member can be run with, as far as timings and held-out rows are known; the rows they share; what is not known.
 
     Raises:
@@ -140,17 +141,17 @@ def options_of(
             hint="Predict once with each (toolkit ensemble folds --limit 200), and train with out-of-fold tables.",
         )
     said = {" ".join(key): table for key, (table, _) in found.items()}
-    ids = oof.shared_ids(said, common=True)
+    ids = shared_ids(said, common=True)
     if not ids:
         raise DataError(f"the members' held-out rows have none in common: {few(said)}")
-    rows = oof.rows_of(competition, target, {name: table.align(ids) for name, table in said.items()})
+    rows = oof.rows_of(competition, target, align_members(said, ids))
     thin = np.sort(np.random.default_rng(0).permutation(len(ids))[:ENOUGH])
     rows = rows.take(thin) if len(ids) > ENOUGH else rows
     options = [Option(*key, cost, table) for (key, (_, cost)), table in zip(found.items(), rows.stack, strict=True)]
     return options, rows, tuple(notes)
 
 
-def combinations(options: Sequence[Option], rows: Rows, metric: Metric) -> list[tuple[Option, ...]]:
+def combinations(options: Sequence[Option], rows: MemberRows, metric: Metric) -> list[tuple[Option, ...]]:
     """Every choice of at most one option per member, if they are not too many; else the best ones of each size."""
     members = list(dict.fromkeys(option.member for option in options))
     by_member = {name: [None, *(option for option in options if option.member == name)] for name in members}
@@ -195,7 +196,7 @@ def _settled(
     budget: float,
     around: Timing | None,
     found: Sequence[tuple[Option, ...]],
-    rows: Rows,
+    rows: MemberRows,
     notes: tuple[str, ...],
 ) -> Plan:
     metric, truth = competition.score, rows.truth.decided
@@ -232,7 +233,7 @@ def command_of(competition: Competition, exports: Sequence[Export], line: Line, 
     """The `toolkit ensemble` line that runs a combination, from the workspace's folder."""
     root = competition.root.resolve()
     used = [export.path.resolve() for export in exports if export.card.member in line.members]
-    shown = [path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path) for path in used]
+    shown = [provenance.from_inside(path, root) for path in used]
     folders = {path.parent for path in used}
     everything = {p for folder in folders for p in folder.glob("*.onnx")} == set(used)
     words = sorted({str(Path(name).parent) for name in shown}) if everything else shown
@@ -243,7 +244,7 @@ def command_of(competition: Competition, exports: Sequence[Export], line: Line, 
     return " ".join(parts)
 
 
-def _gains(found: Sequence[tuple[Option, ...]], rows: Rows, metric: Metric, folds: NDArray[np.int64]) -> tuple[F64, F64]:
+def _gains(found: Sequence[tuple[Option, ...]], rows: MemberRows, metric: Metric, folds: NDArray[np.int64]) -> tuple[F64, F64]:
     """The gain of every combination: on all rows [K], and on the rows of all folds but each [K, folds]."""
     truth, (numbers, place) = rows.truth.decided, np.unique(folds, return_inverse=True)
     whole, without = np.empty(len(found)), np.empty((len(found), len(numbers)))
@@ -266,7 +267,7 @@ def _mean(combo: Sequence[Option]) -> F64:
     return np.asarray(np.mean([option.table for option in combo], axis=0))
 
 
-def _gain(combo: Sequence[Option], rows: Rows, metric: Metric) -> float:
+def _gain(combo: Sequence[Option], rows: MemberRows, metric: Metric) -> float:
     return metric.gain(score_of(rows.truth.decided, metric, _mean(combo)))
 
 

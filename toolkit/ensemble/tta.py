@@ -22,7 +22,7 @@ from toolkit.inference.exports import read_exports
 from toolkit.runtime.graphs.onnx_file import Export
 from toolkit.workspace import make_split
 from toolkit.workspace.competition import Competition
-from toolkit.workspace.split import Split
+from toolkit.workspace.split import SPLIT_FILE, Split
 
 KEPT = "tta.json"  # the last findings, in reports/
 ROOM = 1 << 29  # bytes that the views' tables of one member may take: of more rows, as many as that are drawn
@@ -196,10 +196,10 @@ def _judgeable(exports: Sequence[Export], split: Split) -> tuple[list[Export], t
     left = [name for name in dict.fromkeys(export.card.member for export in exports) if name not in members]
     if not good:
         raise DataError(
-            f"no model has a fold of {make_split.TABLE} that it did not see: {few(left)}",
+            f"no model has a fold of {SPLIT_FILE} that it did not see: {few(left)}",
             hint="Views are judged on held-out images: name a set, or restore the split that the models were trained on.",
         )
-    return good, tuple(f"{name} has no fold of {make_split.TABLE} that it did not see" for name in left)
+    return good, tuple(f"{name} has no fold of {SPLIT_FILE} that it did not see" for name in left)
 
 
 def _fitting(exports: Sequence[Export], member: str, sets: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.base.printing import INTERVAL, Mark, Part, Table, facts, interval
 from toolkit.blending.nested import Chooser, Estimate, compare, nested, outer_folds, score_of, widening
 from toolkit.blending.objectives import decide
@@ -21,9 +22,6 @@ CERTAIN = 0.05  # below this chance of a fair coin a class counts as suffering, 
 NAMED = 3  # classes in a line for people
 DRAWS, FEWER, MANY = 1000, 200, 5_000_000  # bootstrap draws; fewer where rows × tables are so many that they take minutes
 NONE = "none"
-
-F64 = NDArray[np.float64]
-Labels = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.core import voting
 from toolkit.core.voting import Vote
 from toolkit.errors import DataError
@@ -25,8 +26,6 @@ from toolkit.workspace.image_rows import Items, Rows
 
 WINDOW = 512  # images that race together: of fewer, the last batches of each model are too empty (a chunk of 64 loses a tenth)
 WINDOW_BYTES = 1 << 28  # of pixels, or of probabilities, that a window may hold
-
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.blending.nested import compare
 from toolkit.errors import CompetitionError, DataError, ModelError
 from toolkit.inference.exports import output_of
 from toolkit.inference.predict import Outcome
 from toolkit.runtime.graphs.onnx_file import Export
-from toolkit.workspace import make_split
 from toolkit.workspace.competition import Competition
 from toolkit.workspace.image_rows import Item
 from toolkit.workspace.split import Split
@@ -25,7 +25,6 @@ SAMPLE = 512  # images per member
 CALIBRATION = 256  # images that int8 is calibrated on, at most, and half of those there are: the others are compared on
 HELD_OUT = "held-out images"
 
-F64 = NDArray[np.float64]
 Way = Callable[[Sequence[Export], Sequence[Item]], Outcome]  # what these models say of these images, in some precision
 
 
@@ -160,8 +159,7 @@ def _train(competition: Competition) -> list[tuple[str, Path]]:
 
 
 def _split(competition: Competition) -> Split | None:
-    path = competition.path(make_split.TABLE)
-    return Split.read(path) if path.exists() else None
+    return Split.if_made(competition)
 
 
 def _scores(competition: Competition, tables: Mapping[str, tuple[F64, F64]], ids: Sequence[str]) -> dict[str, dict[str, float]]:

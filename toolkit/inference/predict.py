@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F32
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Output, Preprocess
 from toolkit.errors import ImageError
@@ -49,7 +50,6 @@ FLUSH_ROWS, FLUSH_SECONDS = 1024, 30.0  # what a kill may cost at most: this man
 
 Progress = Callable[[int, int], None]  # images done, images in all
 Opener = Callable[..., Session]
-F32 = NDArray[np.float32]
 Run = Callable[[str, Sequence[str], Rows], Mapping[str, F32]]  # (view, model digests, items) → logits, which are kept
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-F64 = NDArray[np.float64]
+from toolkit.base.arrays import F64
 
 # Each ballot moves a class by its weight at most, because probabilities and single choices lie in [0, 1]. Logits, logarithms,
 # ranks and medians have no such bound: one late member may turn any lead round.

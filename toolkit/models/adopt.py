@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import files
+from toolkit.base.arrays import U8
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Activation, Card, Output, Preprocess
 from toolkit.errors import CardError, ImageError, ModelError, ParityError, few
@@ -21,7 +22,6 @@ from toolkit.models import class_map, export, export_checkpoint, wrap_graph
 from toolkit.models.foreign_model import Asked, Input, Original, find_input, find_layout, find_output, find_size
 from toolkit.models.wrap_graph import Back, Batching, Colour, Front
 from toolkit.runtime.graphs import onnx_file
-from toolkit.workspace import make_split
 from toolkit.workspace.competition import FILE, Competition, Target
 from toolkit.workspace.split import Split
 
@@ -30,8 +30,6 @@ TOLERANCE = {"float32": 1e-4, "uint8": 1e-4, "float16": 5e-3}  # in probability;
 SUMS = 1e-2  # rows that sum to 1 within this are probabilities (float16: 1e-3 per class of a few)
 CHECKED = 128  # training images that the accuracy is shown on: enough to see a wrong colour order or class order
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-U8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,8 +267,8 @@ def _labelled(competition: Competition | None, asked: Asked) -> list[tuple[str, 
     truth = competition.truth()[target.name]
     labels = dict(zip(truth.ids, truth.decided.tolist(), strict=True))
     rows = [(name, path) for name, path in competition.images("train") if path.exists()]
-    if asked.fold is not None and competition.path(make_split.TABLE).exists():
-        held_out = set(Split.read(competition.path(make_split.TABLE)).held_out(asked.fold))
+    if asked.fold is not None and (split := Split.if_made(competition)):
+        held_out = set(split.held_out(asked.fold))
         rows = [row for row in rows if row[0] in held_out] or rows
     chosen = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(CHECKED, len(rows))).astype(int))] if rows else []
     return [(name, path, "" if target.multilabel else target.classes[labels[name]]) for name, path in chosen]

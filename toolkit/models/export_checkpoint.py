@@ -16,9 +16,8 @@ from toolkit.errors import ImageError, ModelError
 from toolkit.images import render
 from toolkit.models import checkpoints
 from toolkit.models.export import export
-from toolkit.workspace import make_split
 from toolkit.workspace.competition import Competition
-from toolkit.workspace.split import Split
+from toolkit.workspace.split import SPLIT_FILE, Split
 
 if TYPE_CHECKING:
     import torch
@@ -168,10 +167,9 @@ def split_of(competition: Competition, fold: int | None) -> str:
     Raises:
         ModelError: the split has no such fold.
     """
-    path = competition.path(make_split.TABLE)
-    if fold is None or not path.exists():
+    split = None if fold is None else Split.if_made(competition)
+    if fold is None or split is None:
         return ""
-    split = Split.read(path)
     if fold >= split.count:
-        raise ModelError(f"--fold {fold}: {path} has folds 0 to {split.count - 1}")
+        raise ModelError(f"--fold {fold}: {competition.path(SPLIT_FILE)} has folds 0 to {split.count - 1}")
     return split.digest

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F32
 from toolkit.errors import ModelError
 from toolkit.models.class_map import ClassMap
 
@@ -18,7 +19,6 @@ Element = Literal["float32", "float16", "uint8"]
 Colour = Literal["rgb", "bgr"]
 Batching = Literal["any", "reshaped", "scanned"]
 Triple = tuple[float, float, float]
-F32 = NDArray[np.float32]
 
 OPSET = 13  # older graphs are brought up to this, so that one form of each operator is enough
 IR = 8  # at least: before 4, constants had to be inputs as well

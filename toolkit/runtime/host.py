@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from toolkit.base.arrays import F32, U8
 from toolkit.errors import DeviceError, ModelError, ToolkitError, few
 from toolkit.images import views
 from toolkit.runtime.devices import cores
-
-U8 = NDArray[np.uint8]
-F32 = NDArray[np.float32]
 
 # how onnxruntime, OpenVINO, oneDNN, CUDA and torch say that memory is used up
 _EXHAUSTED = re.compile(

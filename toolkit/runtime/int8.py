@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import files
+from toolkit.base.arrays import F32, U8
 from toolkit.base.quiet import quiet
 from toolkit.errors import ModelError, ToolkitError
 from toolkit.runtime.graphs.shared_trunks import HEAVY
-from toolkit.runtime.host import F32, U8
 
 BATCH = 8
 # How many of the first convolutions stay float32, tried in this order until the logits change little: their outputs are the

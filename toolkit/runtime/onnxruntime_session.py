@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from toolkit.base.arrays import F32
 from toolkit.errors import DeviceError, ModelError
 from toolkit.images import views
 from toolkit.runtime.devices import PROVIDERS, engine_tag
-from toolkit.runtime.host import F32, HostSession, joined, open_units, smaller, wanted
+from toolkit.runtime.host import HostSession, joined, open_units, smaller, wanted
 
 if TYPE_CHECKING:
     import torch

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import arrow_csv
+from toolkit.base.arrays import F64
 from toolkit.core.metrics import Metric
 from toolkit.submissions import checks
 from toolkit.submissions.checks import Problem
@@ -30,8 +31,6 @@ SHIFT, CHANCE = 0.1, 1e-6  # the share of rows that moved to other classes, and 
 CONFIDENCE = 0.1  # difference of mean confidence
 CHANGED = 0.5  # share of rows that differ from the last submission
 
-Floats = NDArray[np.float64]
-
 
 @dataclass(frozen=True, eq=False)
 class Answers:
@@ -45,7 +44,7 @@ class Answers:
     classes: tuple[str, ...]
     ids: tuple[str, ...]
     labels: NDArray[Any]
-    confidence: Floats | None = None
+    confidence: F64 | None = None
 
     @property
     def shares(self) -> NDArray[np.int64]:
@@ -111,7 +110,7 @@ def shifted(ours: Answers, expected: Answers) -> Iterator[Problem]:
         yield Problem("SUB072", round(moved * len(ours.ids)), ours.name, seen=f"{shown}; p {_small(chance)}")
 
 
-def homogeneity(counts: Floats) -> float:
+def homogeneity(counts: F64) -> float:
     """The p-value of Pearson's test that two rows of counts [2, C] have one distribution; rare classes are pooled.
 
     Wilson and Hilferty's cube root stands for the chi-squared distribution, to a few per cent of the p-value's logarithm.
@@ -267,7 +266,7 @@ def _of_pairs(frame: pd.DataFrame, fitted: Plan, key: str) -> Answers:
     return of_grid(target.name, target.classes, tuple(names), grid, several=target.multilabel)
 
 
-def of_grid(name: str, classes: tuple[str, ...], ids: tuple[str, ...], grid: Floats, *, several: bool) -> Answers:
+def of_grid(name: str, classes: tuple[str, ...], ids: tuple[str, ...], grid: F64, *, several: bool) -> Answers:
     """The answers of probabilities [N, C]; `several` where a row may have several classes."""
     if several:
         return Answers(name, classes, ids, grid >= 0.5, np.maximum(grid, 1 - grid).mean(axis=1))

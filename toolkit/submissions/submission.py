@@ -21,6 +21,7 @@ from toolkit.submissions.checks import Problem
 from toolkit.submissions.formats import Plan, infer_format
 from toolkit.workspace import long_form
 from toolkit.workspace.competition import Competition
+from toolkit.workspace.split import SPLIT_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -351,7 +352,7 @@ def submit(
 
 def inputs(competition: Competition, found: evidence.Evidence) -> dict[str, Path]:
     """What a submission depends on besides predictions, sample and competition file."""
-    given = {"train": competition.path(competition.train.table), "split": competition.path("split.csv")}
+    given = {"train": competition.path(competition.train.table), "split": competition.path(SPLIT_FILE)}
     given |= {"test": competition.path(competition.test.table)} if competition.test.table else {}
     told = {table for boxes in competition.boxes_of.values() for table in (boxes.train, boxes.test) if table}
     given |= {f"boxes/{Path(table).stem}": competition.path(table) for table in sorted(told)}
@@ -424,7 +425,7 @@ def _refuse_inputs(path: Path, competition: Competition, inputs: list[Path]) -> 
 
 
 def _origin(
-    competition: Competition, table: prediction_files.Table, fitted: Plan, sample: pd.DataFrame, used: int
+    competition: Competition, table: prediction_files.PredictionTable, fitted: Plan, sample: pd.DataFrame, used: int
 ) -> Iterator[Problem]:
     """What can be wrong with the predictions themselves: exports that changed, rows too many, images that were not read."""
     yield from manifests.stale(competition.root, table.meta)

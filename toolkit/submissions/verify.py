@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.base import arrow_csv, files
-from toolkit.blending import blend as combining
+from toolkit.blending.blend import read_blend
 from toolkit.core import prediction_files
 from toolkit.ensemble import run
 from toolkit.errors import ModelError, SubmissionError, few
@@ -138,7 +138,7 @@ def _predicted(competition: Competition, own: Competition, meta: Mapping[str, An
         raise SubmissionError(f"it cannot be made again: {len(lost)} exports are not there: {few(lost)}", hint=LESS)
     given = [float(model["weight"]) for model in models]
     said = meta.get("blend") or {}
-    blend = {name: combining.read(one, competition.target(name).classes) for name, one in said.items()} or None
+    blend = {name: read_blend(one, competition.target(name).classes) for name, one in said.items()} or None
     return run.run(
         own,
         paths,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import U8
 from toolkit.base.quiet import quiet
 from toolkit.errors import TrainingError
 from toolkit.training.fold import state_file
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 SHOWN = 16  # images of the first batch
 NAMED = 24  # classes up to which the confusion matrix has its counts written in
-U8 = NDArray[np.uint8]
 
 
 class Tracker(Protocol):

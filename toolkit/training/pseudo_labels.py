@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.core import prediction_files
 from toolkit.errors import AlignmentError, TrainingError, few
 from toolkit.images import render
@@ -28,7 +28,6 @@ from toolkit.workspace.image_rows import Item
 if TYPE_CHECKING:
     from toolkit.training.cross_validation import Plan
 
-F64 = NDArray[np.float64]
 Report = dict[str, Any]
 
 

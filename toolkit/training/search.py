@@ -16,9 +16,9 @@ import numpy as np
 from toolkit.base import csv_text, files
 from toolkit.base.quiet import quiet
 from toolkit.errors import StoreError, TrainingError, few
-from toolkit.workspace import make_split
-from toolkit.workspace.competition import FILE, Competition
-from toolkit.workspace.split import Split
+from toolkit.workspace import competition_file, make_split
+from toolkit.workspace.competition import Competition
+from toolkit.workspace.split import SPLIT_FILE, Split
 
 if TYPE_CHECKING:
     import optuna
@@ -120,7 +120,7 @@ def scratch(competition: Competition, folder: Path) -> tuple[Competition, Split]
         TrainingError: trials there were made on another split.
     """
     split = make_split.load(competition)
-    kept = folder / make_split.TABLE
+    kept = folder / SPLIT_FILE
     if kept.exists() and Split.read(kept).digest != split.digest:
         raise TrainingError(f"the trials in {folder} were made on another split", hint="Choose another --study.")
     split.write(kept)
@@ -135,7 +135,7 @@ def scratch(competition: Competition, folder: Path) -> tuple[Competition, Split]
     }
     sample = root.joinpath(competition.sample).as_posix()
     inside = replace(competition, root=folder, train=parts["train"], test=parts["test"], sample=sample)
-    files.write_text(folder / FILE, inside.to_toml())
+    competition_file.write(inside)
     if not (folder / "cache").exists():
         root.joinpath("cache").mkdir(exist_ok=True)
         (folder / "cache").symlink_to(root / "cache")  # decoded images are the same whoever asks

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.blending.nested import Estimate, compare
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Card
@@ -20,7 +21,6 @@ from toolkit.models import export as exporting
 from toolkit.models.checkpoints import Checkpoint
 from toolkit.training.fold.fit import choose_device, logits, normalise
 from toolkit.training.fold.samples import Rows, decode
-from toolkit.workspace import make_split
 from toolkit.workspace.competition import Competition
 from toolkit.workspace.split import Split
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 STATISTICS = 2048  # training images that BatchNorm's statistics are taken from: more change them in the third digit
 BATCH = 64
 
-F64 = NDArray[np.float64]
 State = Mapping[str, "torch.Tensor"]
 Progress = Callable[[int, int], None]  # networks judged, and at most in all
 
@@ -178,7 +177,7 @@ def _read(competition: Competition, paths: Sequence[Path]) -> list[Checkpoint]:
         if first.architecture != one.architecture:
             raise ModelError(f"{first.path} and {one.path} are of different networks", hint=_ONE)
     assert first.card is not None
-    here = Split.read(competition.path(make_split.TABLE)).digest
+    here = Split.of(competition).digest
     if first.card.split != here:
         raise ModelError(
             f"{first.path} was trained on split {first.card.split}, this one is {here}",
@@ -221,7 +220,7 @@ class _Kitchen:
         card = one.card
         assert card is not None
         output = card.outputs[0]
-        split = Split.read(competition.path(make_split.TABLE))
+        split = Split.of(competition)
         held_out, training = split.held_out(card.fold or 0), split.training(card.fold)
         spread = [training[i] for i in np.unique(np.linspace(0, len(training) - 1, min(STATISTICS, len(training))).astype(int))]
         samples = decode(competition, card.preprocess, output.target, only=[*held_out, *spread])

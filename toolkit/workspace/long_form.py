@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from toolkit.base.arrays import Ints
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NAMES = ("long", "joined")  # the submission formats whose sample has several rows per id
 MARK = "_"
-
-Ints = NDArray[np.int64]
 
 
 def split(cells: Sequence[str], classes: Sequence[str]) -> tuple[list[str], Ints]:
@@ -43,5 +42,5 @@ def numbers(cells: Any, classes: Sequence[str]) -> Ints:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    found = pc.index_in(cells, value_set=pa.array(classes, pa.large_string()))
-    return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
+    places = pc.index_in(cells, value_set=pa.array(classes, pa.large_string()))
+    return np.asarray(places.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)

@@ -65,7 +65,7 @@ def command(
     if blend and (choices["weights"] or choices["vote"] != "soft"):
         raise click.UsageError("--blend says weights and vote: leave --weights and --vote out.")
     if blend:
-        choices["blend"] = oof.given(competition)
+        choices["blend"] = oof.read_blends(competition)
         asked = oof.views_of(choices["blend"]) if asked == "none" else asked
     paths = find_exports(models)
     choices |= {"members": [name for name in members.split(",") if name], "announce": options.aside}

@@ -18,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import files
+from toolkit.base.arrays import F32
 from toolkit.errors import StoreError
 from toolkit.inference.store.file_index import DIGEST, Digests, ImageIndex
 
 SEGMENT_ROWS = 4096
 KEPT_AS = ("float32", "float16")  # how values lie on disk
-
-F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F32
 from toolkit.core import voting
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Output
@@ -20,7 +21,6 @@ from toolkit.runtime.devices import engine_tag
 from toolkit.runtime.graphs.onnx_file import Export
 
 Tables = Mapping[tuple[str, str], Table | Renamed]  # by model digest and view
-F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from toolkit.base import files
+from toolkit.base.arrays import F64
 from toolkit.core import voting
 from toolkit.core.predictions import Predictions
 from toolkit.errors import DataError
 from toolkit.submissions.bundle import worker
 from toolkit.submissions.bundle.csv_writer import Field
-from toolkit.submissions.bundle.worker import F64, Model
+from toolkit.submissions.bundle.worker import Model
 from toolkit.workspace.competition import Competition, Target
 
 FILE = "bundle.json"

@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import files
+from toolkit.base.arrays import Ints
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import Target
 from toolkit.errors import DataError, few
 from toolkit.workspace import long_form
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

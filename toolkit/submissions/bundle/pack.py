@@ -159,12 +159,7 @@ def priors(competition: Competition) -> dict[str, list[float]]:
     Raises:
         CompetitionError: the training table cannot be read.
     """
-    found = {}
-    for target in competition.targets:
-        truth = competition.truth()[target.name].with_classes(target.classes).decided
-        counts = truth.sum(axis=0) if target.multilabel else np.bincount(truth, minlength=len(target.classes))
-        found[target.name] = (counts / len(truth)).tolist()
-    return found
+    return {target.name: competition.prior(target).tolist() for target in competition.targets}
 
 
 def agreement(competition: Competition, chosen: Sequence[Chosen], *, progress: Progress | None = None) -> dict[str, Any]:
@@ -219,7 +214,7 @@ def agreement(competition: Competition, chosen: Sequence[Chosen], *, progress: P
 
 def _split(competition: Competition) -> Split | None:
     try:
-        return Split.read(competition.path("split.csv"))
+        return Split.if_made(competition)
     except DataError:
         return None
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import files
+from toolkit.base.arrays import F32, U8
 from toolkit.core import voting
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Card, Preprocess
@@ -24,13 +25,11 @@ from toolkit.images import render
 from toolkit.images.boxes import Box
 from toolkit.images.views import Cut, parse
 from toolkit.runtime.devices import PROVIDERS
-from toolkit.runtime.host import F32, U8
 
 BLOCK = 64  # images decoded and run together
 SPARE = 1 << 30  # bytes of temporary space that the pixel cache leaves free
 DONE, PART, FAILED, BAD = ".npy", ".part.npy", ".failed", "bad.jsonl"
 
-F64 = NDArray[np.float64]
 
 _AXES = (-2, -1)  # height, width
 _TURNS = {"rot90": 1, "rot180": 2, "rot270": 3}
