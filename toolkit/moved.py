@@ -1,10 +1,11 @@
-"""Old import paths: modules of 0.1.0 that copied recipes import, found under their new names with a warning."""
+"""Where names live: public ones, loaded on first use, and what 0.1.0 had elsewhere, found at its new place with a warning."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 import warnings
+from collections.abc import Mapping
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -57,3 +58,16 @@ def install() -> None:
     """Make the old paths importable; once, however often it is called."""
     if not any(isinstance(finder, _Alias) for finder in sys.meta_path):
         sys.meta_path.append(_Alias())
+
+
+def public_name(package: str, name: str, homes: Mapping[str, str]) -> Any:
+    """The object of a package's public name: `homes` says "module:name" below toolkit, or the module alone where it is one.
+
+    Raises:
+        AttributeError: the package has no such name.
+    """
+    if name not in homes:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    module, _, attribute = homes[name].partition(":")
+    home = importlib.import_module(f"toolkit.{module}")
+    return getattr(home, attribute) if attribute else home

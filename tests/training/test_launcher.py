@@ -30,11 +30,10 @@ from toolkit.cli.recipes import common
 from toolkit.core import prediction_files
 from toolkit.errors import DeviceError, TrainingError
 from toolkit.training import fit, loader
-from toolkit.training import launcher as crews
 from toolkit.training.fold import state_file
 from toolkit.training.fold.process_group import Team
 from toolkit.training.fold.samples import Batches
-from toolkit.training.launcher import Crew, crew
+from toolkit.training.launcher import SPREADS, ProcessLauncher, launcher_for
 
 
 @contextmanager
@@ -93,7 +92,7 @@ import sys
 from pathlib import Path
 import torch
 from torch import nn
-from toolkit.training.launcher import at_work
+from toolkit.training.worker import at_work
 from toolkit.training.fold.process_group import Team, together
 
 def network():
@@ -153,7 +152,7 @@ def no_bar(_title):
 
 
 def train(script, workspace, folds, *arguments, processes=2, spread="folds", device="cpu", gpus=0, say=lambda _text: None):
-    made = Crew(script, arguments, processes, gpus, spread)
+    made = ProcessLauncher(script, arguments, processes, gpus, spread)
     with within(100):
         yield from made.train(a_plan(workspace), folds, device=device, bar=no_bar, say=say)
 
@@ -203,8 +202,8 @@ LIGHT = """
 import json, os, signal, sys, time
 from pathlib import Path
 from toolkit.errors import TrainingError
-from toolkit.training.launcher import at_work
-from toolkit.training.cross_validation import Done
+from toolkit.training.worker import at_work
+from toolkit.training import Done
 from toolkit.training.fold.process_group import PeerError
 
 with at_work() as worker:
@@ -291,11 +290,11 @@ PARENT = """
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from toolkit.training import crew
+from toolkit.training import launcher
 
-crew.GRACE = 1.0
+launcher.GRACE = 1.0
 plan = SimpleNamespace(root=Path({root!r}), key="", member="light")
-made = crew.Crew(Path({script!r}), ("0.0=well:600", "1.0=deaf:600"), 2)
+made = launcher.ProcessLauncher(Path({script!r}), ("0.0=well:600", "1.0=deaf:600"), 2)
 list(made.train(plan, [0, 1], device="cuda", bar=lambda _: nullcontext(lambda *_: None), say=print))
 """
 
@@ -321,7 +320,7 @@ def test_ctrl_c_and_the_death_of_the_first_process_end_all_of_them(light, worksp
 
 def asked(**said):
     given = {"gpus": None, "processes": None, "spread": None, "device": "auto", "models": 5} | said
-    return crew((asked, ["--epochs", "2"]), **given)
+    return launcher_for((asked, ["--epochs", "2"]), **given)
 
 
 def test_flags_ask_for_processes(monkeypatch):
@@ -359,7 +358,7 @@ def test_flags_ask_for_processes(monkeypatch):
 
 def test_every_way_of_spreading_can_be_asked_for():
     options = {param.name: param for param in common(".")(lambda: None).__click_params__}
-    assert list(options["spread"].type.choices) == list(crews.SPREADS)
+    assert list(options["spread"].type.choices) == list(SPREADS)
     assert not any(options[name].expose_value for name in ("gpus", "processes", "spread"))  # recipes need not take them
 
 

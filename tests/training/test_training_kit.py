@@ -805,7 +805,7 @@ def test_a_weighted_sampler_shows_every_class_equally_often():
 
 
 def test_imbalance_is_said_and_points_to_f1(workspace):
-    from toolkit.training.cross_validation import imbalance
+    from toolkit.workspace.split import imbalance
 
     (said,) = imbalance(np.array([0] * 50 + [1] * 10), ("cat", "dog"), "accuracy")
     assert "'cat' has 50 rows, 'dog' 10" in said

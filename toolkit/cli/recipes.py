@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.cli import Explaining
+from toolkit.cli import INTERRUPTED, Explaining
+from toolkit.setup.recipe_files import recipe_path
+from toolkit.training.worker import WORKER, at_work
 from toolkit.workspace.competition import FILE, Competition
 
 if TYPE_CHECKING:
-    from toolkit.training import Plan
-    from toolkit.training.cross_validation import TrainFold, Watch
-    from toolkit.training.launcher import Crew
+    from toolkit.training.launcher import ProcessLauncher
+    from toolkit.training.plan import TrainFold, TrainingPlan, Watch
     from toolkit.workspace.split import Split
 
-WORKER = "TOOLKIT_WORKER"  # training.crew's, whose import is heavy
+__all__ = ["INTERRUPTED", "Recipe", "common", "folds_of", "follow", "here", "recipe_path", "results", "settings"]
 
 
 class Recipe(Explaining):
@@ -39,8 +40,6 @@ class Recipe(Explaining):
         """Run the command."""
         if WORKER not in os.environ:
             return super().invoke(ctx)
-        from toolkit.training.launcher import at_work
-
         with at_work() as ctx.meta[WORKER]:
             return click.Command.invoke(self, ctx)
 
@@ -184,7 +183,7 @@ def _option(known: dataclasses.Field[Any], kind: Any) -> Callable[..., Any]:
 
 
 def follow(
-    plan: Plan,
+    plan: TrainingPlan,
     train_fold: TrainFold,
     *,
     folds: Sequence[int | None] = (),
@@ -200,18 +199,19 @@ def follow(
     def say(text: str) -> None:
         click.echo(text, err=True)  # results only on stdout
 
-    crew = None
+    launcher = None
     if context := click.get_current_context(silent=True):
         plan = dataclasses.replace(plan, logger=context.meta.get(LOGGER, "none"))
         if worker := context.meta.get(WORKER):
             worker.train(plan, train_fold)
             return
         watch = watch or context.obj  # a search over this recipe's flags looks on
-        crew = None if watch else _crew(context, plan, folds, device)  # whoever looks on does so in this process
+        launcher = None if watch else _launcher(context, plan, folds, device)  # whoever looks on does so in this process
     if leak := pseudo_labels.leaks(plan):
         say(leak)
     metric, told = plan.competition.metric, False
-    for done in train(plan, train_fold, bar=bar, folds=folds, device=device, fresh=fresh, say=say, watch=watch, crew=crew):
+    options: dict[str, Any] = {"folds": folds, "device": device, "fresh": fresh, "watch": watch, "launcher": launcher}
+    for done in train(plan, train_fold, bar=bar, say=say, **options):
         how = "finished before" if done.resumed else f"{done.seconds:.0f} s"
         what = "all rows" if done.fold is None else f"fold {done.fold}"
         score = "not scored" if done.score is None else f"{metric} {done.score:.4f}"
@@ -224,16 +224,16 @@ def follow(
         click.echo(f"out of fold  {metric} {joined:.4f}  ({len(plan.split.ids):,} images){mark}")
 
 
-def _crew(context: click.Context, plan: Plan, folds: Sequence[int | None], device: str) -> Crew | None:
+def _launcher(context: click.Context, plan: TrainingPlan, folds: Sequence[int | None], device: str) -> ProcessLauncher | None:
     """The processes that the command line asks for; a smoke run is one fold, so that there are none to spread."""
     from toolkit.training.cross_validation import asked
-    from toolkit.training.launcher import crew
+    from toolkit.training.launcher import launcher_for
 
-    said = context.meta.get(PROCESSES, {})
-    if context.params.get("smoke") and said.get("spread") != "batches":
+    processes = context.meta.get(PROCESSES, {})
+    if context.params.get("smoke") and processes.get("spread") != "batches":
         return None
     command = (context.command.callback, context.meta.get(ARGUMENTS, ()))
-    return crew(command, **said, device=device, models=len(asked(plan, folds)))  # type: ignore[arg-type]
+    return launcher_for(command, **processes, device=device, models=len(asked(plan, folds)))  # type: ignore[arg-type]
 
 
 def folds_of(competition: Competition) -> Split:

@@ -17,12 +17,12 @@ from toolkit.base.quiet import quiet
 from toolkit.errors import TrainingError
 from toolkit.training.fold import state_file
 from toolkit.training.fold.samples import Fold
+from toolkit.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
     import torch
 
     from toolkit.core.predictions import Predictions
-    from toolkit.training.cross_validation import Plan
 
 SHOWN = 16  # images of the first batch
 NAMED = 24  # classes up to which the confusion matrix has its counts written in
@@ -80,7 +80,7 @@ def start(logger: str, run: Run) -> Tracker:
 class Trackers:
     """The trackers of a fold's runs, one per seed; closed when the block ends, however it ends."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: TrainingPlan) -> None:
         self.plan = plan
         self.open: list[Tracker] = []
 

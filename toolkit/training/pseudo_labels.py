@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,9 @@ from toolkit.inference.store.prediction_store import Store
 from toolkit.runtime.graphs.onnx_file import Export
 from toolkit.training.fold.decoded_cache import decoded
 from toolkit.training.fold.samples import Rows, Samples
+from toolkit.training.plan import TrainingPlan
 from toolkit.training.settings import setting
 from toolkit.workspace.image_rows import Item
-
-if TYPE_CHECKING:
-    from toolkit.training.cross_validation import Plan
 
 F64 = NDArray[np.float64]
 Report = dict[str, Any]
@@ -51,25 +49,21 @@ class SelfTraining:
         0.3, "The share of soft labels in a target; the rest is the given label.", minimum=0, maximum=1
     )
 
-
-def sources(plan: Plan) -> Report:
-    """What decides the targets beside the settings themselves, as plain values: digests of teachers, tables and images."""
-    config = plan.config
-    if not isinstance(config, SelfTraining):
-        return {}
-    found: Report = {}
-    for name in filter(None, {config.pseudo and config.teacher, config.soft_labels}):
-        if name.endswith(".parquet"):
-            found[f"sha256 of {name}"] = _sha(_file(plan, name).read_bytes())
-        else:
-            found[f"folds of {name}"] = _sha("".join(sorted(export.digest for export in _exports(plan, name))).encode())
-    if config.pseudo:
-        stats = [(path.name, path.stat().st_size) for path in render.find(_folder(plan))]
-        found["pseudo images"] = _sha(repr(stats).encode())
-    return found
+    def source_digests(self, plan: TrainingPlan) -> Report:
+        """What decides the targets beside the settings themselves, as plain values: digests of teachers, tables and images."""
+        digests: Report = {}
+        for name in filter(None, {self.pseudo and self.teacher, self.soft_labels}):
+            if name.endswith(".parquet"):
+                digests[f"sha256 of {name}"] = _sha(_file(plan, name).read_bytes())
+            else:
+                digests[f"folds of {name}"] = _sha("".join(sorted(export.digest for export in _exports(plan, name))).encode())
+        if self.pseudo:
+            stats = [(path.name, path.stat().st_size) for path in render.find(_folder(plan))]
+            digests["pseudo images"] = _sha(repr(stats).encode())
+        return digests
 
 
-def taught(plan: Plan, fold: int | None, rows: Rows, device: str) -> tuple[Rows, Report]:
+def taught(plan: TrainingPlan, fold: int | None, rows: Rows, device: str) -> tuple[Rows, Report]:
     """The training rows of a fold with soft targets and pseudo-labelled images as the settings ask, and a report of it.
 
     Targets become float32 [n, C]. Unlabelled images that are byte for byte a labelled one are left out. Settings without
@@ -98,12 +92,12 @@ def taught(plan: Plan, fold: int | None, rows: Rows, device: str) -> tuple[Rows,
     return rows, report
 
 
-def selected(plan: Plan, how: str) -> str:
+def selected(plan: TrainingPlan, how: str) -> str:
     """How a model was chosen, as its card says it: `how`, or "soft-oof" where its targets knew the held-out labels."""
     return "soft-oof" if leaks(plan) else how
 
 
-def leaks(plan: Plan) -> str:
+def leaks(plan: TrainingPlan) -> str:
     """Why scores of this plan are too good, in a sentence; empty where nothing leaks."""
     config = plan.config
     if isinstance(config, SelfTraining) and config.soft_labels.endswith(".parquet"):
@@ -114,7 +108,7 @@ def leaks(plan: Plan) -> str:
     return ""
 
 
-def _soften(plan: Plan, fold: int | None, rows: Rows, device: str) -> tuple[Rows, Report]:
+def _soften(plan: TrainingPlan, fold: int | None, rows: Rows, device: str) -> tuple[Rows, Report]:
     """Targets between the given label and what the teacher says; rows of which it says nothing keep their label."""
     name, weight = plan.config.soft_labels, plan.config.soft_weight
     ids = [rows.samples.ids[place] for place in rows.places]
@@ -141,7 +135,7 @@ def _soften(plan: Plan, fold: int | None, rows: Rows, device: str) -> tuple[Rows
     return rows.softened(targets.astype(np.float32)), {"teachers": teachers, "rows": len(there), "weight": weight}
 
 
-def _label(plan: Plan, fold: int | None, device: str) -> tuple[Rows, Report]:
+def _label(plan: TrainingPlan, fold: int | None, device: str) -> tuple[Rows, Report]:
     """The unlabelled images that the teacher is sure of, as rows with its probabilities for targets."""
     config = plan.config
     exports = _teachers(plan, config.teacher, fold)
@@ -168,7 +162,7 @@ def _label(plan: Plan, fold: int | None, device: str) -> tuple[Rows, Report]:
     return Rows(samples, np.arange(len(kept))), report
 
 
-def _predict(plan: Plan, exports: Sequence[Export], items: Sequence[Item], device: str) -> tuple[list[Item], F64, int]:
+def _predict(plan: TrainingPlan, exports: Sequence[Export], items: Sequence[Item], device: str) -> tuple[list[Item], F64, int]:
     """The usable items, the exports' mean probabilities of them (n, C) in the target's class order, and the number unusable."""
     store = Store(plan.competition.path("store"))
     views, boxes = {export.digest: ("id",) for export in exports}, plan.competition.boxes
@@ -181,7 +175,7 @@ def _predict(plan: Plan, exports: Sequence[Export], items: Sequence[Item], devic
     return list(outcome.items), np.mean(found, axis=0), len(outcome.bad)
 
 
-def _teachers(plan: Plan, member: str, fold: int | None) -> list[Export]:
+def _teachers(plan: TrainingPlan, member: str, fold: int | None) -> list[Export]:
     """The teacher's models that may teach a fold: its own of that number, or all where nothing will be scored."""
     exports = _exports(plan, member)
     if fold is None:
@@ -201,7 +195,7 @@ def _teachers(plan: Plan, member: str, fold: int | None) -> list[Export]:
     return fitting
 
 
-def _exports(plan: Plan, member: str) -> list[Export]:
+def _exports(plan: TrainingPlan, member: str) -> list[Export]:
     if member == plan.member:
         raise TrainingError(f"{member!r} cannot teach itself", hint="Give this one another --member.")
     folder = plan.competition.path("folds")
@@ -211,20 +205,20 @@ def _exports(plan: Plan, member: str) -> list[Export]:
     return members.read_exports(paths, plan.competition, members=[member])
 
 
-def _given(plan: Plan, rows: Rows) -> F64:
+def _given(plan: TrainingPlan, rows: Rows) -> F64:
     """The given labels as probabilities (n, C)."""
     labels = rows.samples.labels[rows.places]
     return np.asarray(labels if labels.ndim == 2 else labels[:, None] == np.arange(len(plan.target.classes)), dtype=np.float64)
 
 
-def _folder(plan: Plan) -> Path:
+def _folder(plan: TrainingPlan) -> Path:
     folder: Path = plan.competition.path(plan.config.pseudo)
     if not folder.is_dir() or not render.find(folder):
         raise TrainingError(f"--pseudo {folder} is no folder with images", hint="Paths begin at the workspace.")
     return folder
 
 
-def _file(plan: Plan, name: str) -> Path:
+def _file(plan: TrainingPlan, name: str) -> Path:
     path: Path = plan.competition.path(name)
     if not path.is_file():
         raise TrainingError(f"--soft-labels {path} does not exist", hint="Name a member, or its table: oof/MEMBER.parquet.")
