@@ -6,8 +6,9 @@ import importlib
 import sys
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
@@ -41,6 +42,9 @@ MOVED = {
     "toolkit.training.schedules": "toolkit.training.parts.schedules",
 }
 
+# Modules of 0.1.0 whose name is a folder now: names that the folder hands on, and the module that has them.
+HANDED_ON = {"toolkit.submissions": {"submit": "toolkit.submissions.submission"}}
+
 
 class _Alias(MetaPathFinder, Loader):
     """Finds the names in MOVED; the module found is the new one itself, so classes and registries stay the same objects."""
@@ -54,10 +58,35 @@ class _Alias(MetaPathFinder, Loader):
         sys.modules[old] = importlib.import_module(MOVED[old])  # the import system takes what stands here from now on
 
 
+class _Folders(MetaPathFinder):
+    """Finds the folders in HANDED_ON where they are, and lets them hand on what the module of that name had."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path, target) if fullname in HANDED_ON else None
+        if spec and spec.loader:
+            load = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                load(module)
+                module.__dict__["__getattr__"] = partial(_handed_on, fullname)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _handed_on(folder: str, name: str) -> Any:
+    home = HANDED_ON[folder].get(name)
+    if home is None:
+        raise AttributeError(f"module {folder!r} has no attribute {name!r}")
+    warnings.warn(f"{folder}.{name} is now {home}.{name}: see CHANGELOG.md", DeprecationWarning, stacklevel=2)
+    return getattr(importlib.import_module(home), name)
+
+
 def install() -> None:
     """Make the old paths importable; once, however often it is called."""
     if not any(isinstance(finder, _Alias) for finder in sys.meta_path):
         sys.meta_path.append(_Alias())
+        sys.meta_path.insert(0, _Folders())
 
 
 def public_name(package: str, name: str, homes: Mapping[str, str]) -> Any:

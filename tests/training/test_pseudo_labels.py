@@ -269,12 +269,12 @@ def test_multilabel_needs_every_class_to_be_sure(taught_root, monkeypatch):
 def test_mistakes_are_said(taught_root):
     (taught_root / "empty").mkdir()
     for asked, error, text in (
-        ({"pseudo": "more"}, TrainingError, "--pseudo needs a teacher"),
+        ({"pseudo": "more"}, TrainingError, "pseudo-labels need a teacher"),
         ({"pseudo": "empty", "teacher": "teacher"}, TrainingError, "no folder with images"),
         ({"pseudo": "more", "teacher": "nobody"}, ModelError, r"nobody\.\*\.onnx matches no"),
         ({"pseudo": "more", "teacher": "student"}, TrainingError, "cannot teach itself"),
-        ({"pseudo": "more", "teacher": "teacher", "floor": 1.5}, TrainingError, "--floor is between 0 and 1"),
-        ({"soft_labels": "teacher", "soft_weight": -0.1}, TrainingError, "--soft-weight is between 0 and 1"),
+        ({"pseudo": "more", "teacher": "teacher", "floor": 1.5}, TrainingError, "floor is between 0 and 1"),
+        ({"soft_labels": "teacher", "soft_weight": -0.1}, TrainingError, "soft_weight is between 0 and 1"),
         ({"soft_labels": "oof/nobody.parquet"}, TrainingError, "does not exist"),
     ):
         with pytest.raises(error, match=text):

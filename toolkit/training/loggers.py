@@ -128,21 +128,18 @@ class _TensorBoard:
         run.folder.mkdir(parents=True, exist_ok=True)
         self.writer = SummaryWriter(str(run.folder))
         rows = [f"| {name} | {str(value).replace('|', ' ')} |" for name, value in run.settings.items()]
-        self._call("add_text", "settings", "\n".join(["| setting | value |", "|---|---|", *rows]))
+        self.writer.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *rows]))
 
     def scalars(self, epoch: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._call("add_scalar", name, value, epoch)
-        self._call("flush")
+            self.writer.add_scalar(name, value, epoch)
+        self.writer.flush()
 
     def picture(self, name: str, pixels: U8) -> None:
-        self._call("add_image", name, pixels, dataformats="HWC")
+        self.writer.add_image(name, pixels, dataformats="HWC")
 
     def close(self) -> None:
-        self._call("close")
-
-    def _call(self, name: str, *arguments: Any, **options: Any) -> None:
-        getattr(self.writer, name)(*arguments, **options)
+        self.writer.close()
 
 
 class _Wandb:
@@ -152,7 +149,7 @@ class _Wandb:
         try:
             import wandb
         except ImportError as error:
-            raise TrainingError("--logger wandb needs the package wandb", hint='pip install "toolkit[wandb]"') from error
+            raise TrainingError("the logger wandb needs the package wandb", hint='pip install "toolkit[wandb]"') from error
         run.folder.mkdir(parents=True, exist_ok=True)
         self.wandb = wandb
         with quiet("wandb"):

@@ -77,10 +77,10 @@ def taught(plan: TrainingPlan, fold: int | None, rows: Rows, device: str) -> tup
     if not isinstance(config, SelfTraining) or not (config.pseudo or config.soft_labels):
         return rows, {}
     if config.pseudo and not config.teacher:
-        raise TrainingError("--pseudo needs a teacher", hint="Name a member that is trained on this split: --teacher NAME.")
-    for name, value in (("floor", config.floor), ("soft-weight", config.soft_weight)):
+        raise TrainingError("pseudo-labels need a teacher", hint="Name a member that is trained on this split.", code="teacher")
+    for name, value in (("floor", config.floor), ("soft_weight", config.soft_weight)):
         if not 0 <= value <= 1:
-            raise TrainingError(f"--{name} is between 0 and 1, not {value:g}")
+            raise TrainingError(f"{name} is between 0 and 1, not {value:g}", code="share")
     report: Report = {}
     if config.soft_labels:
         rows, report["soft_labels"] = _soften(plan, fold, rows, device)
@@ -184,7 +184,8 @@ def _teachers(plan: TrainingPlan, member: str, fold: int | None) -> list[Export]
     if not fitting:
         raise TrainingError(
             f"{member!r} has no model of fold {fold}, and its other folds have seen the labels that score it",
-            hint=f"Train it first: --member {member} --fold {fold}",
+            hint=f"Train fold {fold} of {member} first.",
+            code="train-teacher",
         )
     if other := [export for export in fitting if export.card.split != plan.split.digest]:
         raise TrainingError(
@@ -197,7 +198,7 @@ def _teachers(plan: TrainingPlan, member: str, fold: int | None) -> list[Export]
 
 def _exports(plan: TrainingPlan, member: str) -> list[Export]:
     if member == plan.member:
-        raise TrainingError(f"{member!r} cannot teach itself", hint="Give this one another --member.")
+        raise TrainingError(f"{member!r} cannot teach itself", hint="Give this one another name.", code="another-member")
     folder = plan.competition.path("folds")
     paths = members.find_exports([f"folds/{member}.*.onnx"], base=plan.competition.root) if folder.is_dir() else []
     if not paths:
@@ -214,14 +215,15 @@ def _given(plan: TrainingPlan, rows: Rows) -> F64:
 def _folder(plan: TrainingPlan) -> Path:
     folder: Path = plan.competition.path(plan.config.pseudo)
     if not folder.is_dir() or not render.find(folder):
-        raise TrainingError(f"--pseudo {folder} is no folder with images", hint="Paths begin at the workspace.")
+        raise TrainingError(f"{folder} is no folder with images", hint="Paths begin at the workspace.", code="pseudo-folder")
     return folder
 
 
 def _file(plan: TrainingPlan, name: str) -> Path:
     path: Path = plan.competition.path(name)
     if not path.is_file():
-        raise TrainingError(f"--soft-labels {path} does not exist", hint="Name a member, or its table: oof/MEMBER.parquet.")
+        hint = "Soft labels are a member, or its table: oof/MEMBER.parquet."
+        raise TrainingError(f"{path} does not exist", hint=hint, code="soft-labels")
     return path
 
 

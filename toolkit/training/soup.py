@@ -96,7 +96,7 @@ def cook(
     card = replace(first, member=member or f"{first.member}-{how}", recipe=f"{how} soup of {', '.join(names)}", score=None)
     export = competition.path("folds", f"{card.title}.onnx")
     if export.exists() and not force:
-        raise ModelError(f"{export} exists", hint="Use --force to replace it, or --member to name another.")
+        raise ModelError(f"{export} exists", hint="Replace it, or name another member.", code="replace-soup")
     kitchen = _Kitchen.of(competition, every[0], choose_device(device), len(every) + 1 + len(every), progress)
     said = {name: kitchen.judge(one.state, fresh=False) for name, one in zip(names, every, strict=True)}
     order = sorted(range(len(every)), key=lambda i: -kitchen.gain(said[names[i]]))

@@ -126,8 +126,6 @@ def fit(
     trainer = FoldTrainer(fold, parts, Hyperparameters(epochs, batches, ema, clip, select, patience, interval, plateau))
     trainer.micro = _micro(trainer, micro)
     trainer.restore()
-    for module in (model, *([trainer.average.module] if trainer.average else [])):
-        fold.team.align(module)
     if trainer.epoch < epochs and not trainer.stopped:
         _train(trainer, arithmetic, compiled=compiled)
     fold.outcome.report |= {"micro_batch": trainer.micro, "effective_batch": trainer.effective, "epochs": trainer.epoch}

@@ -228,7 +228,15 @@ class FoldTrainer:
         return model.eval()
 
     def restore(self) -> None:
-        """Go on from what an earlier run of the same settings saved, if it did; all of a team read the same file."""
+        """Go on from what an earlier run of the same settings saved, if it did; all of a team read the same file.
+
+        Then all of a team begin with the weights of its first process.
+        """
+        self._go_on()
+        for module in (self.parts.model, *([self.average.module] if self.average else [])):
+            self.team.align(module)
+
+    def _go_on(self) -> None:
         state = state_file.load(self.fold.folder, self.fold.key) if self.fold.key else None
         if state is None:
             return
