@@ -57,15 +57,11 @@ def common(
 
     `spread` is what several processes can share: a recipe with a loop of its own has no "batches".
     """
-
-    def keep(context: click.Context, parameter: click.Parameter, said: Any) -> None:
-        context.meta.setdefault(PROCESSES, {})[parameter.name] = said
-
     options = (
         click.option(
             "--workspace",
             type=click.Path(path_type=Path),
-            callback=lambda _context, _parameter, said: said or here(workspace),
+            callback=lambda _context, _parameter, path: path or here(workspace),
             help=f"Where the competition is.  [default: the workspace around the current folder, else {workspace}]",
         ),
         click.option(
@@ -76,6 +72,35 @@ def common(
             help="Only this fold, or all: one model on every row. May be repeated.",
         ),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+        *_process_options(spread),
+        click.option("--fresh", is_flag=True, help="Train again what is finished."),
+        click.option("--smoke", is_flag=True, help="Two batches of one fold, exported, then thrown away: does it run?"),
+        click.option(
+            "--logger",
+            type=click.Choice(["tensorboard", "wandb", "none"]),
+            default="tensorboard",
+            show_default=True,
+            expose_value=False,
+            callback=lambda context, _parameter, name: context.meta.__setitem__(LOGGER, name),
+            help="Where training can be watched: tensorboard --logdir runs; metrics.csv is written anyhow.",
+        ),
+    )
+
+    def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            body = option(body)
+        return body
+
+    return decorate
+
+
+def _process_options(spread: Sequence[str]) -> tuple[Callable[..., Any], ...]:
+    """--gpus, --processes and --spread: kept in the context, since recipes need not take them."""
+
+    def keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+        context.meta.setdefault(PROCESSES, {})[parameter.name] = value
+
+    return (
         click.option(
             "--gpus",
             type=_NumberOr(int, ["all"], 1),
@@ -99,25 +124,7 @@ def common(
             + ("  batches: all share every batch of one fold." if "batches" in spread else "")
             + "  [default: folds]",
         ),
-        click.option("--fresh", is_flag=True, help="Train again what is finished."),
-        click.option("--smoke", is_flag=True, help="Two batches of one fold, exported, then thrown away: does it run?"),
-        click.option(
-            "--logger",
-            type=click.Choice(["tensorboard", "wandb", "none"]),
-            default="tensorboard",
-            show_default=True,
-            expose_value=False,
-            callback=lambda context, _parameter, said: context.meta.__setitem__(LOGGER, said),
-            help="Where training can be watched: tensorboard --logdir runs; metrics.csv is written anyhow.",
-        ),
     )
-
-    def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            body = option(body)
-        return body
-
-    return decorate
 
 
 class _Fold(click.ParamType[Any]):
@@ -168,17 +175,17 @@ def settings(config: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def _option(known: dataclasses.Field[Any], kind: Any) -> Callable[..., Any]:
-    said, words, least, most = (known.metadata[key] for key in ("help", "choices", "minimum", "maximum"))
+    text, words, least, most = (known.metadata[key] for key in ("help", "choices", "minimum", "maximum"))
     flag = "--" + known.name.replace("_", "-")
     if kind is bool:
-        return click.option(f"{flag}/--no-{flag[2:]}", known.name, default=known.default, show_default=True, help=said)
-    numbers = [one for one in (kind, *typing.get_args(kind)) if one in (int, float)]
+        return click.option(f"{flag}/--no-{flag[2:]}", known.name, default=known.default, show_default=True, help=text)
+    numbers = [part for part in (kind, *typing.get_args(kind)) if part in (int, float)]
     if numbers:
         of: Any = _NumberOr(numbers[0], words, least, most) if words else _RANGES[numbers[0]](least, most)
     else:
         of = click.Choice(words) if words else click.STRING
     return click.option(
-        flag, known.name, type=of, default=known.default, show_default=known.default not in (None, ""), help=said
+        flag, known.name, type=of, default=known.default, show_default=known.default not in (None, ""), help=text
     )
 
 
@@ -242,17 +249,17 @@ def folds_of(competition: Competition) -> Split:
 
     path = competition.path("split.csv")
     if not path.exists():
-        made = make_split.for_competition(competition)
-        made.write(path)
-        click.echo(f"made {path.name}: {made.count} folds of {len(made.ids):,} rows", err=True)
+        split = make_split.for_competition(competition)
+        split.write(path)
+        click.echo(f"made {path.name}: {split.count} folds of {len(split.ids):,} rows", err=True)
     return make_split.load(competition)
 
 
 def here(otherwise: str) -> Path:
     """The workspace that holds the current folder; `otherwise` where there is none."""
     folder = Path.cwd()
-    found = next((parent for parent in (folder, *folder.parents) if (parent / FILE).is_file()), None)
-    return found or Path(otherwise)
+    workspace = next((parent for parent in (folder, *folder.parents) if (parent / FILE).is_file()), None)
+    return workspace or Path(otherwise)
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from toolkit.core import prediction_files
 from toolkit.errors import AlignmentError, TrainingError, few
 from toolkit.images import render
-from toolkit.inference import exports as members
 from toolkit.inference import predict
+from toolkit.inference.exports import find_exports, output_of, read_exports
 from toolkit.inference.store.prediction_store import Store
 from toolkit.runtime.graphs.onnx_file import Export
 from toolkit.training.fold.decoded_cache import decoded
@@ -87,8 +87,8 @@ def taught(plan: TrainingPlan, fold: int | None, rows: Rows, device: str) -> tup
     if config.pseudo:
         if rows.soft is None:
             rows = rows.softened(_given(plan, rows).astype(np.float32))
-        found, report["pseudo"] = _label(plan, fold, device)
-        rows = rows.joined(found) if len(found) else rows
+        labelled, report["pseudo"] = _label(plan, fold, device)
+        rows = rows.joined(labelled) if len(labelled) else rows
     return rows, report
 
 
@@ -117,18 +117,18 @@ def _soften(plan: TrainingPlan, fold: int | None, rows: Rows, device: str) -> tu
         table = prediction_files.read_table(_file(plan, name)).predictions
         if plan.target.name not in table:
             raise AlignmentError(f"{name} does not predict {plan.target.name!r}, only {few(table)}")
-        said = table[plan.target.name].with_classes(plan.target.classes)
-        known = set(said.ids)
-        there = np.array([i for i, one in enumerate(ids) if one in known], dtype=np.int64)
-        soft = said.align([ids[i] for i in there]).values
+        predictions = table[plan.target.name].with_classes(plan.target.classes)
+        known = set(predictions.ids)
+        there = np.array([i for i, name in enumerate(ids) if name in known], dtype=np.int64)
+        soft = predictions.align([ids[i] for i in there]).values
         if soft is None:
             raise AlignmentError(f"{name} holds labels, soft labels need probabilities")
         teachers = [name]
     else:
         exports = _teachers(plan, name, fold)
         paths = dict(plan.competition.images("train"))
-        items, soft, _ = _predict(plan, exports, [Item(one, paths[one]) for one in ids], device)
-        place = {one: i for i, one in enumerate(ids)}
+        items, soft, _ = _predict(plan, exports, [Item(id_, paths[id_]) for id_ in ids], device)
+        place = {id_: i for i, id_ in enumerate(ids)}
         there = np.array([place[item.id] for item in items], dtype=np.int64)
         teachers = [export.title for export in exports]
     targets[there] = (1 - weight) * targets[there] + weight * soft
@@ -142,8 +142,8 @@ def _label(plan: TrainingPlan, fold: int | None, device: str) -> tuple[Rows, Rep
     paths = render.find(_folder(plan))
     labelled = set(_digests(path for _, path in plan.competition.images("train")))
     fresh = [path for path, digest in zip(paths, _digests(paths), strict=True) if digest not in labelled]
-    items, said, bad = _predict(plan, exports, [Item(str(path), path) for path in fresh], device)
-    sure = np.maximum(said, 1 - said).min(axis=1) if plan.target.multilabel else said.max(axis=1)
+    items, probabilities, bad = _predict(plan, exports, [Item(str(path), path) for path in fresh], device)
+    sure = np.maximum(probabilities, 1 - probabilities).min(axis=1) if plan.target.multilabel else probabilities.max(axis=1)
     kept = np.flatnonzero(sure >= config.floor)
     report = {
         "teachers": [export.title for export in exports],
@@ -154,11 +154,12 @@ def _label(plan: TrainingPlan, fold: int | None, device: str) -> tuple[Rows, Rep
         "used": len(kept),
     }
     if not len(kept):
-        return Rows(Samples((), np.zeros((0, 3, 1, 1), np.uint8), np.zeros((0, said.shape[1]), np.float32)), kept), report
+        empty = np.zeros((0, probabilities.shape[1]), np.float32)
+        return Rows(Samples((), np.zeros((0, 3, 1, 1), np.uint8), empty), kept), report
     chosen = [items[i].path for i in kept]
     boxes = [plan.competition.boxes.of(plan.preprocess.box, str(path), path) for path in chosen]
     pixels = decoded(plan.competition.root, chosen, plan.preprocess, boxes, say=lambda _text: None)
-    samples = Samples(tuple(map(str, chosen)), pixels, said[kept].astype(np.float32))
+    samples = Samples(tuple(map(str, chosen)), pixels, probabilities[kept].astype(np.float32))
     return Rows(samples, np.arange(len(kept))), report
 
 
@@ -167,12 +168,12 @@ def _predict(plan: TrainingPlan, exports: Sequence[Export], items: Sequence[Item
     store = Store(plan.competition.path("store"))
     views, boxes = {export.digest: ("id",) for export in exports}, plan.competition.boxes
     outcome = predict.predict(exports, views, items, store, boxes=boxes, device=device)
-    found = []
+    every = []
     for export in exports:
-        output = members.output_of(export, plan.target.name)
+        output = output_of(export, plan.target.name)
         order = [output.classes.index(name) for name in plan.target.classes]
-        found.append(outcome.probabilities(export, output, ("id",), outcome.digests)[:, order])
-    return list(outcome.items), np.mean(found, axis=0), len(outcome.bad)
+        every.append(outcome.probabilities(export, output, ("id",), outcome.digests)[:, order])
+    return list(outcome.items), np.mean(every, axis=0), len(outcome.bad)
 
 
 def _teachers(plan: TrainingPlan, member: str, fold: int | None) -> list[Export]:
@@ -200,10 +201,10 @@ def _exports(plan: TrainingPlan, member: str) -> list[Export]:
     if member == plan.member:
         raise TrainingError(f"{member!r} cannot teach itself", hint="Give this one another name.", code="another-member")
     folder = plan.competition.path("folds")
-    paths = members.find_exports([f"folds/{member}.*.onnx"], base=plan.competition.root) if folder.is_dir() else []
+    paths = find_exports([f"folds/{member}.*.onnx"], base=plan.competition.root) if folder.is_dir() else []
     if not paths:
         raise TrainingError(f"there are no exports of {member!r} in {folder}", hint="Train it first.")
-    return members.read_exports(paths, plan.competition, members=[member])
+    return read_exports(paths, plan.competition, members=[member])
 
 
 def _given(plan: TrainingPlan, rows: Rows) -> F64:
