@@ -156,7 +156,7 @@ def test_exports_reproduce_the_out_of_fold_table_and_a_rerun_trains_nothing(path
     changed = run(path, tiny, "--member", path.stem, "--seed", "9")
     assert changed.exit_code == 1
     assert "seed was 0, is 9" in changed.output
-    assert "Hint: Use --fresh" in changed.output
+    assert "Use --fresh" in changed.output
 
 
 @every_recipe

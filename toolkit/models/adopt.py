@@ -53,7 +53,11 @@ def class_names(text: str, competition: Competition | None = None, target: str =
     path = Path(text)
     if text == "workspace":
         if competition is None:
-            raise CardError("--classes workspace: this is no workspace", hint="Name the classes, or give a file of them.")
+            raise CardError(
+                "classes of the workspace: this is no workspace",
+                hint="Name the classes, or give a file of them.",
+                code="classes",
+            )
         return _target(competition, target).classes
     if text == "imagenet":
         return export_checkpoint.imagenet_classes()
@@ -91,7 +95,7 @@ def adopt(
     card, front = _card(source, asked, taken, competition)
     path = output or (competition.path("folds") if competition else Path()) / f"{card.title}.onnx"
     if path.exists() and not force:
-        raise ModelError(f"{path} exists", hint="Use --force to replace it, or --member and --fold to name another.")
+        raise ModelError(f"{path} exists", hint="Replace it, or name another member or fold.", code="replace-export")
     rows = _labelled(competition, asked)
     pixels = _pixels(card.preprocess, rows, competition)
     original = Original(source, model, taken, given.name)
@@ -118,12 +122,15 @@ def _card(source: Path, asked: Asked, taken: Input, competition: Competition | N
     mean, std = asked.mean or (known[1] if known else None), asked.std or (known[2] if known else None)
     if taken.element == "uint8":
         if asked.mean or asked.std:
-            raise ModelError(f"{source} takes uint8 pixels: it normalises them itself", hint="Leave --mean and --std out.")
+            raise ModelError(
+                f"{source} takes uint8 pixels: it normalises them itself", hint="Leave mean and std out.", code="no-mean"
+            )
         mean, std = (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)
     if mean is None or std is None:
         raise ModelError(
             f"{source} takes {taken.element} images, and no graph says what they were normalised with",
-            hint="--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225, or --timm MODEL; for none: --mean 0 0 0 --std 1 1 1",
+            hint="Say mean and std, or the timm model that has them.",
+            code="mean-and-std",
         )
     if min(std) <= 0:
         raise CardError(f"std is above zero, not {std}")
@@ -151,7 +158,9 @@ def _cut(asked: Asked, size: tuple[int, int], known: Preprocess | None) -> Prepr
     share = asked.crop_pct or max(start.size) / (start.shorter or max(start.size))
     how = asked.resize or ("crop" if asked.crop_pct else start.resize)
     if not 0 < share <= 1:
-        raise CardError(f"--crop-pct is the share of the shorter side that the crop takes, between 0 and 1, not {share:g}")
+        raise CardError(
+            f"crop_pct is the share of the shorter side that the crop takes, between 0 and 1, not {share:g}", code="crop-pct"
+        )
     shorter = int(np.floor(max(size) / share)) if how == "crop" else None
     return Preprocess(size, how, shorter, interpolation=asked.interpolation or start.interpolation).framing(asked.box)
 
@@ -164,10 +173,12 @@ def _back(source: Path, asked: Asked, raw: NDArray[Any]) -> tuple[Back, list[str
     if width != len(classes) and not binary:
         raise CardError(
             f"{source} gives {width} numbers per image, shape {raw.shape[1:]}, and {len(classes)} classes were named",
-            hint="Mend --classes; another class set is brought to yours with --class-map.",
+            hint="Mend the names; another class set is brought to yours by a class map.",
+            code="class-map",
         )
     if len(set(classes)) != len(classes):
-        raise CardError(f"--classes names one twice: {few(sorted(n for n in set(classes) if classes.count(n) > 1))}")
+        repeated = sorted(name for name in set(classes) if classes.count(name) > 1)
+        raise CardError(f"the classes name one twice: {few(repeated)}", code="classes")
     if not np.isfinite(values).all():
         raise ModelError(f"{source} gives NaN or infinite numbers for {int((~np.isfinite(values)).any(axis=1).sum())} images")
     low, high, sums = values.min(), values.max(), values.sum(axis=1)
@@ -176,11 +187,17 @@ def _back(source: Path, asked: Asked, raw: NDArray[Any]) -> tuple[Back, list[str
     alike = within and (apart or bool(np.abs(sums - 1).max() <= SUMS))
     seen = f"lie between {low:.4g} and {high:.4g}" + ("" if apart else f", rows sum to {sums.min():.4g} to {sums.max():.4g}")
     if apart and within and asked.output is None:
-        raise ModelError(f"{source}: its numbers {seen}: logits or probabilities?", hint="--output logits|probabilities")
+        raise ModelError(f"{source}: its numbers {seen}: logits or probabilities?", hint="Say which.", code="output")
     if asked.output == "probabilities" and not alike:
-        raise ModelError(f"{source}: its numbers are no probabilities: they {seen}", hint="--output logits")
+        raise ModelError(
+            f"{source}: its numbers are no probabilities: they {seen}", hint="Say that they are logits.", code="output"
+        )
     if asked.output == "logits" and alike and not apart:
-        raise ModelError(f"{source}: its numbers are no logits but probabilities: they {seen}", hint="--output probabilities")
+        raise ModelError(
+            f"{source}: its numbers are no logits but probabilities: they {seen}",
+            hint="Say that they are probabilities.",
+            code="output",
+        )
     notes = [] if asked.output else [f"the model gives {'probabilities' if alike else 'logits'}: its numbers {seen}"]
     mapping = class_map.make(classes, asked.mapping) if asked.mapping else None
     if mapping and asked.multilabel and mapping.merges:
@@ -202,7 +219,8 @@ def _complete(card: Card, asked: Asked, back: Back, competition: Competition | N
             f"target {target.name!r} is {target.task} over {few(target.classes)}; the model says "
             f"{few(sorted(set(classes) - set(target.classes)) or classes)}"
             + (f" and lacks {few(sorted(lacking))}" if (lacking := set(target.classes) - set(classes)) else ""),
-            hint=f"Name classes as {FILE} does, or map them with --class-map; several labels per image: --multilabel.",
+            hint=f"Name classes as {FILE} does, or map them; say it where an image has several labels.",
+            code="classes-or-map",
         )
     name = target.name if target else asked.target or "label"
     independent = back.multilabel and back.probabilities
@@ -213,7 +231,7 @@ def _complete(card: Card, asked: Asked, back: Back, competition: Competition | N
 def _target(competition: Competition, name: str) -> Target:
     if not name and len(competition.targets) > 1:
         raise CardError(
-            f"{FILE} has several targets: {few(t.name for t in competition.targets)}", hint="Choose one: --target NAME"
+            f"{FILE} has several targets: {few(t.name for t in competition.targets)}", hint="Choose one.", code="target"
         )
     return competition.target(name) if name else competition.targets[0]
 

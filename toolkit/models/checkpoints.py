@@ -62,7 +62,7 @@ def build(checkpoint: Checkpoint, architecture: Mapping[str, Any] | None = None)
     """
     chosen = dict(architecture or checkpoint.architecture or {})
     if "model_name" not in chosen:
-        raise ModelError(f"{checkpoint.path} does not say which network it belongs to", hint="Name it: --model resnet18")
+        raise ModelError(f"{checkpoint.path} does not say which network it belongs to", hint="Name it.", code="network")
     model = networks.create(chosen)
     expected, found = model.state_dict(), checkpoint.state
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
@@ -72,7 +72,8 @@ def build(checkpoint: Checkpoint, architecture: Mapping[str, Any] | None = None)
         raise ModelError(
             f"{checkpoint.path} does not fit {chosen['model_name']}: {len(missing)} parameters missing ({few(missing)}), "
             f"{len(extra)} unknown ({few(extra)}), {len(shapes)} of another shape ({sizes})",
-            hint="Another --model, or another number of classes than competition.toml has?",
+            hint="Another network, or another number of classes than competition.toml has?",
+            code="network",
         )
     model.load_state_dict(dict(found))
     return model.eval()

@@ -122,7 +122,9 @@ def scratch(competition: Competition, folder: Path) -> tuple[Competition, Split]
     split = make_split.load(competition)
     kept = folder / SPLIT_FILE
     if kept.exists() and Split.read(kept).digest != split.digest:
-        raise TrainingError(f"the trials in {folder} were made on another split", hint="Choose another --study.")
+        raise TrainingError(
+            f"the trials in {folder} were made on another split", hint="Begin another study.", code="another-study"
+        )
     split.write(kept)
     root = competition.root.absolute()
     parts = {
@@ -156,7 +158,9 @@ def alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise TrainingError(f"another search works in {folder}", hint="Wait for it, or choose another --study.") from error
+            raise TrainingError(
+                f"another search works in {folder}", hint="Wait for it, or begin another.", code="another-study"
+            ) from error
         yield
 
 
@@ -183,7 +187,9 @@ def open_study(folder: Path, name: str, *, seed: int = 0) -> optuna.Study:
                 load_if_exists=True,
             )
         except Exception as error:  # SQLAlchemy's errors, which nothing else here imports
-            raise StoreError(f"{folder / 'study.db'} cannot be used: {error}", hint="Choose another --study.") from error
+            raise StoreError(
+                f"{folder / 'study.db'} cannot be used: {error}", hint="Begin another study.", code="another-study"
+            ) from error
         count = len(study.get_trials(deepcopy=False))  # or a search that goes on would draw its first trials again
         study.sampler = optuna.samplers.TPESampler(seed=seed + count, multivariate=True)
         for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
@@ -272,7 +278,7 @@ def best(study: optuna.Study, space: Space, competition: Competition) -> tuple[i
         TrainingError: no trial is complete.
     """
     if not any(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False)):
-        raise TrainingError("no trial is complete yet", hint="Run the same command again with more --trials or --minutes.")
+        raise TrainingError("no trial is complete yet", hint="Search on, for more trials or longer.", code="more-trials")
     found = study.best_trial
     assert found.value is not None
     sign = 1 if competition.score.higher_is_better else -1

@@ -23,6 +23,7 @@ from toolkit.workspace.competition import Competition
 
 SPLIT_FILE = "split.csv"
 EXTRA = -1  # the fold of rows that train in every fold and are never scored
+IMBALANCE = 5.0  # rows of the largest class for one of the smallest, from which a run says so
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,3 +291,27 @@ def _check(labels: NDArray[Any], names: Sequence[str], parts: int, groups: NDArr
 def count_members(labels: NDArray[Any], classes: int) -> NDArray[np.int64]:
     """Rows of each class, int64 [C], for labels int64 [N] or bool [N, C]."""
     return labels.sum(axis=0, dtype=np.int64) if labels.ndim == 2 else np.bincount(labels, minlength=classes)
+
+
+def limited(split: Split, rows: int | None) -> Split:
+    """The split with at most so many of its rows, every fold and class in the share that it had."""
+    if not rows or rows >= len(split.ids):
+        return split
+    order = np.lexsort((np.array(split.labels), split.folds))
+    kept = np.sort(order[np.linspace(0, len(order) - 1, rows).round().astype(np.int64)])
+    ids, labels, groups = (tuple(column[i] for i in kept) for column in (split.ids, split.labels, split.groups))
+    return Split(ids, labels, groups, split.folds[kept])
+
+
+def imbalance(labels: NDArray[Any], classes: Sequence[str], metric: str) -> list[str]:
+    """A sentence where the largest class has many times the rows of the smallest; `labels` as in `Samples`."""
+    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=len(classes))
+    if labels.dtype.kind == "f" or not counts.max(initial=0) >= IMBALANCE * max(int(counts.min()), 1):
+        return []
+    most, least = int(counts.argmax()), int(counts.argmin())
+    plain = "" if "f1" in metric else f" {metric} says little about the small ones: look at macro_f1 too (toolkit score)."
+    sentence = (
+        f"classes are imbalanced: {classes[most]!r} has {counts[most]:,} rows, {classes[least]!r} {counts[least]:,}.{plain} "
+        f"A class-weighted or focal loss or a weighted sampler gives them more say."
+    )
+    return [sentence]

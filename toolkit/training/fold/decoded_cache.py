@@ -151,7 +151,8 @@ def room(path: Path, size: int) -> None:
     if free < size * 1.02:
         raise StoreError(
             f"{path} needs {_bytes(size)}, the disk has {_bytes(free)} left",
-            hint="Free some space, use a smaller --size, or --no-cache to decode the images in every epoch.",
+            hint="Free some space, use smaller images, or decode them in every epoch.",
+            code="no-cache",
         )
 
 

@@ -315,7 +315,7 @@ class _Feed:
 def _weights(labels: NDArray[Any]) -> NDArray[np.float64]:
     """One over the size of each row's class."""
     if labels.ndim != 1:
-        raise TrainingError("a weighted sampler needs one class per row", hint="Leave --sampler weighted out.")
+        raise TrainingError("a weighted sampler needs one class per row", hint="Use a shuffled one.", code="sampler")
     weights: NDArray[np.float64] = 1 / np.bincount(labels)[labels]
     return weights
 
