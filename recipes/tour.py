@@ -32,10 +32,13 @@ from torch.nn import functional as F
 from toolkit.analysis import data_survey, scores
 from toolkit.analysis import explanation as explaining
 from toolkit.blending import oof
+from toolkit.blending.combination import Combination
 from toolkit.core.cards import Preprocess
 from toolkit.core.prediction_files import read_table
-from toolkit.ensemble import run, tta
+from toolkit.ensemble import tta
+from toolkit.ensemble.run import run_ensemble
 from toolkit.ensemble.view_selection import table as payoff_table
+from toolkit.inference.execution import Execution
 from toolkit.inference.exports import find_exports, read_exports
 from toolkit.runtime.graphs.onnx_file import read
 from toolkit.setup import digits_data
@@ -153,8 +156,9 @@ print(*payoff_table(finding), sep="\n")
 # Every fold model and view over the test images; the second time everything comes from the store.
 
 # %%
-made = run.run(competition, paths, tta=finding.chosen, device="cpu")
-again = run.run(competition, paths, tta=finding.chosen, device="cpu")
+combination, execution = Combination(tta=finding.chosen), Execution(device="cpu")
+made = run_ensemble(competition, paths, combination, execution)
+again = run_ensemble(competition, paths, combination, execution)
 print("passes:", made.outcome.passes, "then", again.outcome.passes)
 made.predictions["label"]
 

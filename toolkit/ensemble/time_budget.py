@@ -17,9 +17,10 @@ from toolkit.blending.nested import Estimate, compare, outer_folds, row_scores, 
 from toolkit.blending.oof import Rows
 from toolkit.core.metrics import Metric
 from toolkit.core.predictions import Predictions
-from toolkit.ensemble.run import out_of_fold
+from toolkit.ensemble.unseen import out_of_fold
 from toolkit.errors import DataError, ModelError, ToolkitError, few
 from toolkit.images.views import VIEW_SETS, views, written
+from toolkit.inference.execution import Execution
 from toolkit.inference.exports import read_exports
 from toolkit.inference.store import timings
 from toolkit.inference.store.timings import Timing
@@ -48,7 +49,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Line:
+class PlanLine:
     """A combination: the view set of each member, its precision, seconds, score, and whether it fits the time."""
 
     members: Mapping[str, str]
@@ -59,7 +60,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TimePlan:
     """The combinations that nothing faster beats, the best that fits, its nested score, and the command that runs it.
 
     `nested` is the score of choosing so: the combination picked on other folds, scored on the fold left out.
@@ -69,8 +70,8 @@ class Plan:
     device: str
     images: int
     rows: int
-    lines: tuple[Line, ...]
-    chosen: Line
+    lines: tuple[PlanLine, ...]
+    chosen: PlanLine
     nested: Estimate
     command: str
     notes: tuple[str, ...]
@@ -83,7 +84,7 @@ class Plan:
 
 def plan(
     competition: Competition, paths: Sequence[Path], budget: float, *, device: str = "auto", images: int | None = None
-) -> Plan:
+) -> TimePlan:
     """Find the combination of members, view sets and precision with the best score that takes at most `budget` seconds.
 
     Scores are of the mean over members, on rows that no model saw: those of oof/ without views, and with views those that the
@@ -106,7 +107,8 @@ def plan(
         least = min(seconds(one, around, images) for one in found)
         raise DataError(
             f"nothing predicts {images:,} images in {budget:,.0f} s: the fastest takes about {least:,.0f} s",
-            hint="Give it more time, another --device, or a smaller model.",
+            hint="Give it more time, another device, or a smaller model.",
+            code="device",
         )
     return _settled(competition, exports, device, images, budget, around, found, rows, notes)
 
@@ -137,7 +139,8 @@ def options_of(
     if not found:
         raise DataError(
             f"no member has both timings and held-out rows: {few(notes)}",
-            hint="Predict once with each (toolkit ensemble folds --limit 200), and train with out-of-fold tables.",
+            hint="Predict some test images once with each, and train with out-of-fold tables.",
+            code="timings",
         )
     said = {" ".join(key): table for key, (table, _) in found.items()}
     ids = oof.shared_ids(said, common=True)
@@ -197,7 +200,7 @@ def _settled(
     found: Sequence[tuple[Option, ...]],
     rows: Rows,
     notes: tuple[str, ...],
-) -> Plan:
+) -> TimePlan:
     metric, truth = competition.score, rows.truth.decided
     costs = np.array([seconds(combo, around, images) for combo in found])
     folds = outer_folds(truth, groups=rows.groups) if rows.folds is None else rows.folds
@@ -214,7 +217,7 @@ def _settled(
     widen = {"nested": widening(len(np.unique(folds)))}
     scores = compare(truth, metric, said, baseline=str(best), groups=rows.groups, widen=widen)
     lines = {
-        place: Line(
+        place: PlanLine(
             {option.member: option.tta for option in found[place]},
             found[place][0].precision,
             float(costs[place]),
@@ -225,10 +228,12 @@ def _settled(
     }
     chosen = lines[best]
     command = command_of(competition, exports, chosen, device)
-    return Plan(budget, device, images, len(rows.ids), tuple(lines[p] for p in front), chosen, scores["nested"], command, notes)
+    return TimePlan(
+        budget, device, images, len(rows.ids), tuple(lines[p] for p in front), chosen, scores["nested"], command, notes
+    )
 
 
-def command_of(competition: Competition, exports: Sequence[Export], line: Line, device: str) -> str:
+def command_of(competition: Competition, exports: Sequence[Export], line: PlanLine, device: str) -> str:
     """The `toolkit ensemble` line that runs a combination, from the workspace's folder."""
     root = competition.root.resolve()
     used = [export.path.resolve() for export in exports if export.card.member in line.members]
@@ -291,8 +296,8 @@ def _held_out(competition: Competition, own: Sequence[Export], name: str, device
     member = own[0].card.member
     try:
         split = make_split.load(competition)
-        how: dict[str, Any] = {"device": device, "precision": precision, "opener": _closed}
-        return out_of_fold(competition, own, split, tta=name, **how)[target.name]
+        stored = Execution(device=device, precision=precision, opener=_closed)
+        return out_of_fold(competition, own, split, name, stored)[target.name]
     except ToolkitError:
         path = competition.path("oof", f"{member}.parquet")
         if name != "none" or precision != AS_TRAINED or not path.is_file():

@@ -217,4 +217,4 @@ def _none(name: str) -> Found:
     raise unknown(name, ())
 
 
-NONE = Boxes(_none)
+NO_BOXES = Boxes(_none)

@@ -150,7 +150,8 @@ def smaller(batch: int, error: Exception, paths: Iterable[Path]) -> int:
     if batch == 1:
         raise DeviceError(
             f"{few(paths)}: memory does not suffice for one image at a time: {first}",
-            hint="Use fewer models at once (--members), or another --device.",
+            hint="Use fewer models at once, or another device.",
+            code="members",
         ) from error
     return batch // 2
 

@@ -62,7 +62,9 @@ def quantise(path: Path, target: Path, samples: U8) -> float:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common class of their own
         raise ModelError(
-            f"{path} cannot be quantised: {error}", hint="Use --precision fp32, bf16 (with --device openvino) or auto."
+            f"{path} cannot be quantised: {error}",
+            hint="Use fp32, bf16 (which OpenVINO computes in) or what is chosen for you.",
+            code="precision-device",
         ) from error
     return best[0]
 

@@ -246,8 +246,9 @@ def open_net(path: Path, proto: Any, options: Any, device: str, more: Mapping[st
         raise ModelError(f"onnxruntime cannot load {path}: {error}") from error
     if session.get_providers()[0] != provider.execution:  # it falls back with only a log line
         raise DeviceError(
-            f"--device {device} was asked for, but onnxruntime opened {path.name} on {session.get_providers()[0]}",
-            hint="A CUDA library it needs is missing: run `toolkit doctor`, or use --device cpu.",
+            f"{device} was asked for, but onnxruntime opened {path.name} on {session.get_providers()[0]}",
+            hint="A CUDA library it needs is missing: `toolkit doctor` says which; the CPU needs none.",
+            code="device-cpu",
         )
     return session
 

@@ -35,7 +35,9 @@ def _compiled(path: Path, proto: Any, batch: int, *, precision: str) -> _Compile
     core = _core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise DeviceError(
-            "this CPU has no bfloat16 instructions (AVX-512 BF16 or AMX)", hint="Use --precision fp32, int8 or auto."
+            "this CPU has no bfloat16 instructions (AVX-512 BF16 or AMX)",
+            hint="Use fp32, int8 or what is chosen for you.",
+            code="precision-auto",
         )
     # one stream of one thread per core: as many images at once as onnxruntime's one-thread sessions take. Streams of several
     # models pinned to cores would all be pinned to the same ones.

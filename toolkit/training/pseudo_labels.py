@@ -17,7 +17,8 @@ from toolkit.core import prediction_files
 from toolkit.errors import AlignmentError, TrainingError, few
 from toolkit.images import render
 from toolkit.inference import exports as members
-from toolkit.inference import predict
+from toolkit.inference.execution import Execution
+from toolkit.inference.predict import predict
 from toolkit.inference.store.prediction_store import Store
 from toolkit.runtime.graphs.onnx_file import Export
 from toolkit.training.fold.decoded_cache import decoded
@@ -172,7 +173,7 @@ def _predict(plan: Plan, exports: Sequence[Export], items: Sequence[Item], devic
     """The usable items, the exports' mean probabilities of them (n, C) in the target's class order, and the number unusable."""
     store = Store(plan.competition.path("store"))
     views, boxes = {export.digest: ("id",) for export in exports}, plan.competition.boxes
-    outcome = predict.predict(exports, views, items, store, boxes=boxes, device=device)
+    outcome = predict(exports, views, items, store, Execution(device=device), boxes=boxes)
     found = []
     for export in exports:
         output = members.output_of(export, plan.target.name)

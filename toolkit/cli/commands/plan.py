@@ -12,7 +12,7 @@ from toolkit.cli.completion import FILES
 from toolkit.runtime.devices import PROVIDERS
 
 if TYPE_CHECKING:
-    from toolkit.ensemble.time_budget import Line, Plan
+    from toolkit.ensemble.time_budget import PlanLine, TimePlan
     from toolkit.workspace.competition import Competition
 
 
@@ -34,24 +34,24 @@ def command(competition: Competition, models: tuple[str, ...], budget: str, devi
     from toolkit.inference.exports import find_exports
 
     paths = find_exports(models or ("folds",), base=None if models else competition.root)
-    found = time_budget.plan(competition, paths, seconds(budget), device=device, images=images)
-    return found.record, _said(found, competition.metric)
+    plan = time_budget.plan(competition, paths, seconds(budget), device=device, images=images)
+    return plan.record, _text(plan, competition.metric)
 
 
-def _said(found: Plan, metric: str) -> list[Part]:
-    head = f"{found.images:,} images on {found.device} in {_span(found.budget)}; scores of {found.rows:,} held-out rows"
+def _text(plan: TimePlan, metric: str) -> list[Part]:
+    head = f"{plan.images:,} images on {plan.device} in {_span(plan.budget)}; scores of {plan.rows:,} held-out rows"
     rows = []
-    for line in found.lines:
-        one = line.estimate
-        mark = Mark("← best that fits", "good") if line == found.chosen else "" if line.fits else Mark("(too slow)", "odd")
-        rows.append((_members(line), _span(line.seconds), f"{one.score:.5f}", interval(one.low, one.high), mark))
-    one = found.nested
-    said = [("Nested", f"{metric} {one.score:.5f} ({interval(one.low, one.high)}) when chosen so on other folds")]
-    said += [*(("Note", note) for note in found.notes), ("Run", Verbatim(found.command))]
-    return [Table(("members and views", "time", metric, INTERVAL, ""), rows, "prrrp", caption=head), facts(said)]
+    for line in plan.lines:
+        score = line.estimate
+        mark = Mark("← best that fits", "good") if line == plan.chosen else "" if line.fits else Mark("(too slow)", "odd")
+        rows.append((_members(line), _span(line.seconds), f"{score.score:.5f}", interval(score.low, score.high), mark))
+    nested = plan.nested
+    below = [("Nested", f"{metric} {nested.score:.5f} ({interval(nested.low, nested.high)}) when chosen so on other folds")]
+    below += [*(("Note", note) for note in plan.notes), ("Run", Verbatim(plan.command))]
+    return [Table(("members and views", "time", metric, INTERVAL, ""), rows, "prrrp", caption=head), facts(below)]
 
 
-def _members(line: Line) -> str:
+def _members(line: PlanLine) -> str:
     sets = ", ".join(name if views == "none" else f"{name} ({views})" for name, views in line.members.items())
     return sets if line.precision == "fp32" else f"{sets} in {line.precision}"
 

@@ -255,7 +255,8 @@ class Store:
         if size > free:
             raise StoreError(
                 f"{self.root} would grow by {size / 1e9:,.1f} GB, and the disk has {free / 1e9:,.1f} GB left",
-                hint="Use --keep folds or --keep-as float16, free some space (`toolkit store prune`), or move the workspace.",
+                hint="Keep one merged row per model or half the digits, free some space, or move the workspace.",
+                code="store-space",
             )
 
     def forget(self) -> bool:

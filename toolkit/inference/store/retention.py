@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Literal
 
@@ -91,6 +91,32 @@ def announced_size(exports: Sequence[Export], views: Mapping[str, Sequence[str]]
     folds = keeping.what == "folds"
     widths = [export.card.width for export in exports for _ in range(1 if folds else len(views[export.digest]))]
     return rows_size(items, widths, keeping.kept_as)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How many bytes the store may grow by, and by how many with less: as float16, with merged rows, with both."""
+
+    size: int
+    smaller: Mapping[tuple[str, ...], int]
+
+    def __str__(self) -> str:
+        less = ", ".join(f"{' and '.join(ways)}: {size / 1e9:,.1f}" for ways, size in self.smaller.items())
+        return f"The store may grow by {self.size / 1e9:,.1f} GB ({less or 'keeping nothing removes it in the end'})"
+
+
+HALVED, MERGED = "as float16", "merged over views"  # what takes less, in words
+
+
+def growth(exports: Sequence[Export], views: Mapping[str, Sequence[str]], items: int, keeping: Keeping) -> Growth:
+    """See `announced_size`; what is chosen already is no way to less."""
+    ways: dict[tuple[str, ...], Keeping] = {
+        (HALVED,): replace(keeping, kept_as="float16"),
+        (MERGED,): replace(keeping, what="folds"),
+        (HALVED, MERGED): replace(keeping, what="folds", kept_as="float16"),
+    }
+    smaller = {way: announced_size(exports, views, items, less) for way, less in ways.items() if less != keeping}
+    return Growth(announced_size(exports, views, items, keeping), smaller)
 
 
 def kept_views(views: Sequence[str], keeping: Keeping) -> list[str]:
