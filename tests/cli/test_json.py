@@ -85,7 +85,7 @@ BAD = {
 
 def commands():
     for name in (name for found in STAGES.values() for name in found):
-        command = importlib.import_module(f"toolkit.cli.{name}").command
+        command = importlib.import_module(f"toolkit.cli.commands.{name}").command
         yield (name,), command
         for inner, one in getattr(command, "commands", {}).items():
             yield (name, inner), one

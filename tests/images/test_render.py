@@ -597,7 +597,7 @@ def test_the_small_implementation_loads_no_torch(tmp_path: Path) -> None:
     path.write_bytes(encode(thumb(), "PNG"))
     code = (
         "import sys; \nfrom pathlib import Path; \nfrom toolkit.images import render\nfrom toolkit.core.cards import Preprocess\n"
-        f"images.load(Path({str(path)!r}), Preprocess((32, 32)), implementation='pillow')\n"
+        f"render.load(Path({str(path)!r}), Preprocess((32, 32)), implementation='pillow')\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
