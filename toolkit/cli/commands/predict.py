@@ -52,9 +52,14 @@ def command(
     combination: Combination,
     execution: Execution,
     *,
+    on: str,
+    id_column: str,
+    path_column: str,
+    limit: int | None,
+    held_out: bool,
+    in_sample: bool,
     each: bool,
     min_agreement: float,
-    **where: Any,
 ) -> options.Said:
     """Predict any images with any models and write one table, or one per model.
 
@@ -75,7 +80,7 @@ def command(
         execution, engine = options.settled_engine(competition, paths, execution, min_agreement=min_agreement)
     with bar("Predicting") as progress:
         execution = replace(execution, progress=progress)
-        source = ImageSource(**where)
+        source = ImageSource(on, id_column, path_column, limit, held_out=held_out, in_sample=in_sample)
         tables = predict_images(competition, paths, source, output, combination, execution, each=each, origin=engine)
     return _record(tables), _text(tables)
 

@@ -25,7 +25,7 @@ MERGED_BYTES = 1 << 28
 class Kept:
     """One table: what it was computed with, whose it is, how large, and when a row was last added (seconds since 1970).
 
-    It is stale where no file with that model is left, and passing where `--keep none` will remove it.
+    It is stale where no file with that model is left, and passing where a run that keeps nothing will remove it.
     """
 
     folder: Path
@@ -114,7 +114,7 @@ def prune(root: Path, tables: Sequence[Kept]) -> int:
 
 
 def useless(tables: Sequence[Kept], *, stale: bool, older: int | None) -> list[Kept]:
-    """Those whose model is gone (and what `--keep none` left), and those that got no row for so many days."""
+    """Those whose model is gone (and what runs that keep nothing left), and those that got no row for so many days."""
     old = time.time() - 86_400 * older if older is not None else 0.0
     return [kept for kept in tables if (stale and (kept.stale or kept.passing)) or kept.written < old]
 
