@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ VIEWS, SETS = _Views(single=False), _Views(single=True)
 
 
 def requests(body: Callable[..., Any]) -> Callable[..., Any]:
-    """Pass `combination` and `execution`, made of the options that the command has; `members` is parted at its commas.
+    """Pass `combination`, `execution` or both, as the body takes them, made of the options that the command has.
 
     With `--blend`, the blend is that of blend.json in the workspace, which is then the first argument.
     """
@@ -75,7 +76,8 @@ def requests(body: Callable[..., Any]) -> Callable[..., Any]:
         for kind in (Combination, Execution):
             own = {field.name: kwargs.pop(field.name) for field in fields(kind) if field.name in kwargs}
             requests[kind.__name__.lower()] = kind(**own)
-        return body(*args, **requests, **kwargs)
+        wanted = inspect.signature(body).parameters
+        return body(*args, **{name: request for name, request in requests.items() if name in wanted}, **kwargs)
 
     return wrapped
 

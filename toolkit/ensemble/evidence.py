@@ -55,10 +55,10 @@ def gather(competition: Competition, meta: Mapping[str, Any]) -> Evidence:
     if not paths or not all(path.is_file() for path in paths.values()):
         return Evidence()
     try:
-        found = {name: prediction_files.read_table(path) for name, path in paths.items()}
+        tables = {name: prediction_files.read_table(path) for name, path in paths.items()}
         truth = competition.truth()
-        joined = {target.name: _joined(target.name, found, weights, blends.get(target.name)) for target in competition.targets}
-        members = {name: _score(competition, table.predictions, truth)[0] for name, table in found.items()}
+        joined = {target.name: _joined(target.name, tables, weights, blends.get(target.name)) for target in competition.targets}
+        members = {name: _score(competition, table.predictions, truth)[0] for name, table in tables.items()}
         score, error = _score(competition, joined, truth)
     except (DataError, KeyError) as problem:
         return Evidence(doubts=(Doubt("SUB066", 1, getattr(problem, "message", str(problem))),))
@@ -69,26 +69,26 @@ def gather(competition: Competition, meta: Mapping[str, Any]) -> Evidence:
         "rows": len(next(iter(joined.values()))),
         "members": members,
     }
-    return Evidence(joined, scores, tuple(paths.values()), tuple(_mismatched(competition, meta, found, truth)))
+    return Evidence(joined, scores, tuple(paths.values()), tuple(_mismatched(competition, meta, tables, truth)))
 
 
 def _joined(
-    target: str, found: Mapping[str, prediction_files.Table], weights: Mapping[str, float], blend: Mapping[str, Any] | None
+    target: str, tables: Mapping[str, prediction_files.Table], weights: Mapping[str, float], blend: Mapping[str, Any] | None
 ) -> Predictions:
-    parts = {name: table.predictions[target] for name, table in found.items()}
+    parts = {name: table.predictions[target] for name, table in tables.items()}
     first = next(iter(parts.values()))
     shared = set(first.ids).intersection(*(table.ids for table in parts.values()))
     ids = [name for name in first.ids if name in shared]
     values = {name: table.align(ids).with_classes(first.classes).values for name, table in parts.items()}
-    if labels := [name for name, one in values.items() if one is None]:
+    if labels := [name for name, values_of in values.items() if values_of is None]:
         raise DataError(f"member {few(labels)} has out-of-fold labels, not probabilities")
     if blend is None:
         how = Blend(tuple(values), np.array([weights[name] for name in values]) / sum(weights[name] for name in values))
     else:
         how = combining.read(blend, first.classes).among(values)
     stack = np.stack([values[name] for name in how.members])  # type: ignore[misc]
-    said = how.apply(stack, multilabel=first.multilabel)
-    return replace(first, ids=tuple(ids), kind=said.kind, values=said.values, labels=said.labels)
+    joined = how.apply(stack, multilabel=first.multilabel)
+    return replace(first, ids=tuple(ids), kind=joined.kind, values=joined.values, labels=joined.labels)
 
 
 def _score(
@@ -109,7 +109,7 @@ def _score(
 def _mismatched(
     competition: Competition,
     meta: Mapping[str, Any],
-    found: Mapping[str, prediction_files.Table],
+    tables: Mapping[str, prediction_files.Table],
     truth: Mapping[str, Predictions],
 ) -> Sequence[Doubt]:
     """Exports whose score is not what their held-out rows give: another checkpoint, class order or split."""
@@ -117,9 +117,9 @@ def _mismatched(
     split = Split.read(path) if path.is_file() else None
     wrong = []
     for model in meta.get("models", ()):
-        table = found.get(model["member"])
-        said, fold = model.get("score"), model.get("fold")
-        if table is None or split is None or said is None or fold is None or table.meta.get("split") != split.digest:
+        table = tables.get(model["member"])
+        claimed, fold = model.get("score"), model.get("fold")
+        if table is None or split is None or claimed is None or fold is None or table.meta.get("split") != split.digest:
             continue
         metric = METRICS.get(model.get("metric") or table.meta.get("metric") or competition.metric)
         ids = split.held_out(fold)
@@ -127,6 +127,6 @@ def _mismatched(
             continue
         names = [target.name for target in competition.targets if target.name in table.predictions]
         score = np.mean([table.predictions[name].score(metric, truth[name].align(ids)) for name in names])
-        if abs(score - said) > MISMATCH * max(1.0, abs(said)):
-            wrong.append(f"{model['path']} says {said:.4f}, its rows give {score:.4f}")
+        if abs(score - claimed) > MISMATCH * max(1.0, abs(claimed)):
+            wrong.append(f"{model['path']} says {claimed:.4f}, its rows give {score:.4f}")
     return [Doubt("SUB065", len(wrong), few(wrong))] if wrong else []

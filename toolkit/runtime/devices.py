@@ -89,10 +89,10 @@ def check_precision(device: str, precision: str) -> None:
 
 def available() -> list[str]:
     """The devices that can be used here, of those that "auto" chooses from (TensorRT builds engines for minutes)."""
-    found = ["cpu"]
+    devices = ["cpu"]
     with contextlib.suppress(DeviceError):
-        found.append(choose_device("openvino"))
-    return found + (["cuda"] if gpu_count() else [])
+        devices.append(choose_device("openvino"))
+    return devices + (["cuda"] if gpu_count() else [])
 
 
 def gpu_count() -> int:

@@ -15,7 +15,6 @@ from toolkit.cli.completion import FILES, MEMBERS, VIEWS
 if TYPE_CHECKING:
     from toolkit.blending.combination import Combination
     from toolkit.ensemble.fuse import Fused
-    from toolkit.inference.execution import Execution
     from toolkit.workspace.competition import Competition
 
 
@@ -44,7 +43,6 @@ def command(
     models: tuple[str, ...],
     output: Path,
     combination: Combination,
-    execution: Execution,  # noqa: ARG001 - made for every command
     *,
     force: bool,
 ) -> options.Said:

@@ -62,7 +62,7 @@ def survey(root: Path, folds: Path) -> list[Kept]:
     index = ExportIndex(root / "exports.json")
     index.look_again(folds)
     here = index.here()
-    found = []
+    tables = []
     for folder in [*sorted((root / "tables").glob("*")), *sorted((root / "passing").glob("*"))]:
         if not (folder / "key.json").exists():
             continue
@@ -72,8 +72,8 @@ def survey(root: Path, folds: Path) -> list[Kept]:
         stats = [path.stat() for path in [*paths, folder / "key.json"]]
         size, written = sum(stat.st_size for stat in stats), max(stat.st_mtime for stat in stats)
         passing = folder.parent.name == "passing"
-        found.append(Kept(folder, table.key, title, path is None, passing, len(table), len(paths), size, written))
-    return sorted(found, key=lambda kept: (kept.title, kept.key.view, kept.key.engine, kept.key.kept_as))
+        tables.append(Kept(folder, table.key, title, path is None, passing, len(table), len(paths), size, written))
+    return sorted(tables, key=lambda kept: (kept.title, kept.key.view, kept.key.engine, kept.key.kept_as))
 
 
 def compact(root: Path) -> Compacted:

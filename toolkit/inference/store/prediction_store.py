@@ -41,10 +41,10 @@ class TableKey:
     @property
     def digest(self) -> str:
         """The folder's name."""
-        said = asdict(self)
+        fields = asdict(self)
         if self.kept_as == "float32":  # tables of float32 had their names before there was another way
-            del said["kept_as"]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
+            del fields["kept_as"]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +62,8 @@ class Segment:
         first, count = int(rows[0]), len(rows)
         step = self.width * self.dtype.itemsize
         if np.array_equal(rows, np.arange(first, first + count)):
-            found = np.fromfile(self.path, self.dtype, count * self.width, offset=self.offset + first * step)
-            return found.reshape(count, self.width)
+            values = np.fromfile(self.path, self.dtype, count * self.width, offset=self.offset + first * step)
+            return values.reshape(count, self.width)
         mapped = np.memmap(self.path, self.dtype, "r", self.offset, (len(self.keys), self.width))
         return np.array(mapped[rows])
 
@@ -140,12 +140,12 @@ class Table:
             place = self._lookup.find(digests)
         if (place < 0).any():
             raise StoreError(f"{int((place < 0).sum()):,} rows are not in the store", hint="Run the same command again.")
-        found = np.empty((len(digests), self.segments[0].width if self.segments else 0), dtype=np.float32)
+        rows = np.empty((len(digests), self.segments[0].width if self.segments else 0), dtype=np.float32)
         home = np.searchsorted(self._starts, place, side="right") - 1
         for number in np.unique(home):
             here = np.flatnonzero(home == number)
-            found[here] = self.segments[number].values(place[here] - self._starts[number])
-        return found
+            rows[here] = self.segments[number].values(place[here] - self._starts[number])
+        return rows
 
     def add(self, digests: Digests, values: F32) -> None:
         """Keep rows for good: they are on disk when this returns. Rows that are already there are left out.

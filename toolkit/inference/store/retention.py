@@ -54,10 +54,10 @@ class Identities:
             ImageError: no row of a table of boxes says anything of it.
             CompetitionError: there is no such table, or it cannot be read.
         """
-        found = self.boxes.key(content, self.names, key, file)
+        identity = self.boxes.key(content, self.names, key, file)
         for box, rows in self._rows.items():
-            rows[found.rstrip(b"\0")] = self.boxes.key(content, [box], key, file)  # numpy's bytes end before their zeros
-        return found
+            rows[identity.rstrip(b"\0")] = self.boxes.key(content, [box], key, file)  # numpy's bytes end before their zeros
+        return identity
 
     def table(self, export: Export, table: Table) -> Table | Renamed:
         """The model's table, to be asked with what `of` gave."""
@@ -81,9 +81,9 @@ def merged_name(views: Sequence[str]) -> str:
 def merge(logits: Sequence[F32], output: Output) -> NDArray[np.float64]:
     """The mean probability over views, float64 (N, C), of their logits (N, width)."""
     stack = np.stack([probabilities(view, output) for view in logits])
-    found = voting.vote(stack, how="soft", multilabel=output.multilabel).values
-    assert found is not None
-    return found
+    merged = voting.vote(stack, how="soft", multilabel=output.multilabel).values
+    assert merged is not None
+    return merged
 
 
 def announced_size(exports: Sequence[Export], views: Mapping[str, Sequence[str]], items: int, keeping: Keeping) -> int:
@@ -135,26 +135,26 @@ def complete(export: Export, views: Sequence[str], digests: Digests, tables: Tab
 
 def shifted(values: F32, outputs: Sequence[Output]) -> F32:
     """Logits less the largest of each softmax, which changes no probability and puts the finest steps where they count."""
-    found = values.copy()
+    logits = values.copy()
     for output in outputs:
         if output.activation == "softmax":
             part = values[:, output.start : output.stop]
-            found[:, output.start : output.stop] = part - part.max(axis=1, keepdims=True)
-    return found
+            logits[:, output.start : output.stop] = part - part.max(axis=1, keepdims=True)
+    return logits
 
 
 def as_logits(views: Sequence[F32], outputs: Sequence[Output]) -> F32:
     """Logits (N, width) whose probabilities are the mean over the views'."""
-    found = np.zeros_like(views[0])
+    logits = np.zeros_like(views[0])
     for output in outputs:
         p = merge(views, output)
         if output.activation == "sigmoid":
             p = p[:, 1:] if output.one_logit else p
             with np.errstate(divide="ignore"):
                 odds = np.log(p) - np.log1p(-p)
-            found[:, output.start : output.stop] = odds.clip(-700, 700)
+            logits[:, output.start : output.stop] = odds.clip(-700, 700)
         elif output.activation == "softmax":
-            found[:, output.start : output.stop] = np.log(np.maximum(p, 1e-300))
+            logits[:, output.start : output.stop] = np.log(np.maximum(p, 1e-300))
         else:
-            found[:, output.start : output.stop] = p
-    return found
+            logits[:, output.start : output.stop] = p
+    return logits
