@@ -17,7 +17,7 @@ from toolkit.inference import passes
 from toolkit.inference.exports import WeightedModels, output_of
 from toolkit.inference.passes import Everything, RunModels
 from toolkit.inference.store.file_index import Digests
-from toolkit.inference.store.retention import Tables, merge
+from toolkit.inference.store.retention import StoreTables, merge
 from toolkit.runtime.graphs import onnx_file, shared_trunks
 from toolkit.runtime.graphs.onnx_file import Export
 from toolkit.workspace.competition import Target
@@ -191,7 +191,7 @@ class EarlyStopping:
         labels, ties = self._labels[target][self._done], self._ties[target][self._done]
         return [self.question.ids[i] for i in np.flatnonzero(self._done).tolist()], Vote(None, labels, ties, "labels")
 
-    def blocks(self, digests: Digests, known: Bools, tables: Tables) -> Sequence[ItemNumbers]:
+    def blocks(self, digests: Digests, known: Bools, tables: StoreTables) -> Sequence[ItemNumbers]:
         """Windows of whole rows, or everything that is missing where stopping brings nothing."""
         missing = self._everything.blocks(digests, known, tables)
         self.off = "" if missing else "every row was in the store"
@@ -207,7 +207,7 @@ class EarlyStopping:
                 cuts.append(start)
         return [np.sort(order[a:b]) for a, b in zip(cuts, [*cuts[1:], len(order)], strict=True)]
 
-    def wanted(self, items: ItemNumbers, digests: Digests, tables: Tables) -> ItemNumbers:
+    def wanted(self, items: ItemNumbers, digests: Digests, tables: StoreTables) -> ItemNumbers:
         """The images of rows that what is stored does not settle."""
         if self.off:
             return self._everything.wanted(items, digests, tables)
@@ -220,7 +220,7 @@ class EarlyStopping:
         still = window.members(window.open)
         return np.sort(window.images[still[lacking[still]]])
 
-    def settle(self, items: ItemNumbers, pixels: ItemNumbers, digests: Digests, tables: Tables, run: RunModels) -> None:
+    def settle(self, items: ItemNumbers, pixels: ItemNumbers, digests: Digests, tables: StoreTables, run: RunModels) -> None:
         """Ballot after ballot over the rows that are open, until none is or all are counted."""
         if self.off:
             self._everything.settle(items, pixels, digests, tables, run)
@@ -245,7 +245,7 @@ class EarlyStopping:
         numbers = 8 * len(self._ballots) * sum(len(target.classes) for target in self.question.targets)
         return max(passes.BLOCK, min(WINDOW, WINDOW_BYTES // max(pixels, numbers)))
 
-    def _opened(self, items: ItemNumbers, digests: Digests, tables: Tables) -> _Window:
+    def _opened(self, items: ItemNumbers, digests: Digests, tables: StoreTables) -> _Window:
         """A window in which everything that is stored was counted as far as it was needed."""
         order = np.argsort(self._row[items], kind="stable")
         rows, starts = np.unique(self._row[items][order], return_index=True)
@@ -262,7 +262,7 @@ class EarlyStopping:
                 self._count(window, number, ready, [tables[ballot.export.digest, v].gather(asked) for v in ballot.views])
         return window
 
-    def _logits(self, window: _Window, rows: Bools, ballot: _Ballot, view: str, tables: Tables, run: RunModels) -> Any:
+    def _logits(self, window: _Window, rows: Bools, ballot: _Ballot, view: str, tables: StoreTables, run: RunModels) -> Any:
         """One view's logits for the images of some rows: stored ones where there are such, the others computed."""
         places = window.members(rows)
         table = tables[ballot.export.digest, view]

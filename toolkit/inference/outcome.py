@@ -13,7 +13,7 @@ from toolkit.core.activations import probabilities
 from toolkit.core.cards import Output
 from toolkit.errors import ImageError
 from toolkit.inference.store.file_index import Digests
-from toolkit.inference.store.retention import Tables, merge, merged_name
+from toolkit.inference.store.retention import StoreTables, merge, merged_name
 from toolkit.runtime.graphs.onnx_file import Export
 from toolkit.workspace.image_rows import Items
 
@@ -41,7 +41,7 @@ class PredictOutcome:
     items: Items
     digests: Digests
     bad: tuple[BadImage, ...]
-    tables: Tables
+    tables: StoreTables
     device: str
     pixels: str
     passes: int

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from toolkit.inference.exports import Views
 from toolkit.inference.store.file_index import Digests
-from toolkit.inference.store.retention import Tables, complete
+from toolkit.inference.store.retention import StoreTables, complete
 from toolkit.runtime.graphs.onnx_file import Export
 from toolkit.workspace.image_rows import ItemNumbers
 
@@ -26,15 +26,15 @@ RunModels = Callable[
 class PassPlan(Protocol):
     """Which items are worked on together, which of them need pixels, and what is run on those."""
 
-    def blocks(self, digests: Digests, known: NDArray[np.bool_], tables: Tables) -> Sequence[ItemNumbers]:
+    def blocks(self, digests: Digests, known: NDArray[np.bool_], tables: StoreTables) -> Sequence[ItemNumbers]:
         """Items in the order of work; `known` says whose digest stands in `digests`. Items left out cost nothing more."""
         ...
 
-    def wanted(self, items: ItemNumbers, digests: Digests, tables: Tables) -> ItemNumbers:
+    def wanted(self, items: ItemNumbers, digests: Digests, tables: StoreTables) -> ItemNumbers:
         """Those of a block's readable items that have to be decoded. Called in worker threads."""
         ...
 
-    def settle(self, items: ItemNumbers, pixels: ItemNumbers, digests: Digests, tables: Tables, run: RunModels) -> None:
+    def settle(self, items: ItemNumbers, pixels: ItemNumbers, digests: Digests, tables: StoreTables, run: RunModels) -> None:
         """Run what is missing for a block's usable items; `pixels` are those that were decoded."""
         ...
 
@@ -46,18 +46,18 @@ class Everything:
     exports: Sequence[Export]
     views: Views
 
-    def blocks(self, digests: Digests, known: NDArray[np.bool_], tables: Tables) -> list[ItemNumbers]:
+    def blocks(self, digests: Digests, known: NDArray[np.bool_], tables: StoreTables) -> list[ItemNumbers]:
         """Items that some table lacks, BLOCK at a time."""
         todo = ~known
         todo[known] = self._lacking(digests[known], tables)
         rows = np.flatnonzero(todo)
         return [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
 
-    def wanted(self, items: ItemNumbers, digests: Digests, tables: Tables) -> ItemNumbers:
+    def wanted(self, items: ItemNumbers, digests: Digests, tables: StoreTables) -> ItemNumbers:
         """Those that some table lacks."""
         return items[self._lacking(digests, tables)]
 
-    def settle(self, items: ItemNumbers, pixels: ItemNumbers, digests: Digests, tables: Tables, run: RunModels) -> None:
+    def settle(self, items: ItemNumbers, pixels: ItemNumbers, digests: Digests, tables: StoreTables, run: RunModels) -> None:
         """Models of a view that lack the same rows go together, those of one input size at a time."""
         place = np.searchsorted(items, pixels)
         for preprocess in dict.fromkeys(export.card.preprocess for export in self.exports):
@@ -65,14 +65,14 @@ class Everything:
             for view, rows, models in self._missing(group, digests[place], tables):
                 run(view, models, pixels[rows])
 
-    def _lacking(self, digests: Digests, tables: Tables) -> NDArray[np.bool_]:
+    def _lacking(self, digests: Digests, tables: StoreTables) -> NDArray[np.bool_]:
         lacking = np.zeros(len(digests), dtype=bool)
         for export in self.exports:
             lacking |= ~complete(export, self.views[export.digest], digests, tables)
         return lacking
 
     def _missing(
-        self, group: Sequence[Export], digests: Digests, tables: Tables
+        self, group: Sequence[Export], digests: Digests, tables: StoreTables
     ) -> Iterator[tuple[str, ItemNumbers, list[str]]]:
         """(view, rows, models) still to run."""
         whole = {e.digest: complete(e, self.views[e.digest], digests, tables) for e in group}

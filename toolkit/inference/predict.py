@@ -29,7 +29,7 @@ from toolkit.inference.store.file_index import DIGEST, Digests
 from toolkit.inference.store.prediction_store import Store, halved
 from toolkit.inference.store.retention import (
     Identities,
-    Tables,
+    StoreTables,
     announced_size,
     as_logits,
     kept_views,
@@ -146,7 +146,7 @@ class _Work:
     execution: Execution
     device: str
     plan: PassPlan
-    tables: Tables
+    tables: StoreTables
     identities: Identities
     digests: Digests
     known: NDArray[np.bool_]

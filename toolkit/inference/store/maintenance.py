@@ -15,7 +15,7 @@ import numpy as np
 from toolkit.base import files
 from toolkit.errors import StoreError
 from toolkit.inference.store.file_index import ExportIndex
-from toolkit.inference.store.prediction_store import Segment, Table, TableKey, exclusive, segment_paths, write_segment
+from toolkit.inference.store.prediction_store import Segment, StoreTable, TableKey, exclusive, segment_paths, write_segment
 
 MERGED_ROWS = 65_536  # a compacted segment's rows, or as many as fit MERGED_BYTES
 MERGED_BYTES = 1 << 28
@@ -119,7 +119,7 @@ def useless(tables: Sequence[Kept], *, stale: bool, older: int | None) -> list[K
     return [kept for kept in tables if (stale and (kept.stale or kept.passing)) or kept.written < old]
 
 
-def _compacted(table: Table) -> list[Path]:
+def _compacted(table: StoreTable) -> list[Path]:
     """The segments of a table after merging."""
     old = table.segments
     keys = np.concatenate([segment.keys for segment in old])
@@ -138,9 +138,9 @@ def _compacted(table: Table) -> list[Path]:
     return [segment.path for segment in new]
 
 
-def _open(folder: Path) -> Table:
+def _open(folder: Path) -> StoreTable:
     try:
         key = TableKey(**json.loads((folder / "key.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise StoreError(f"{folder / 'key.json'} cannot be read ({error})", hint=f"Remove the folder {folder}.") from error
-    return Table(folder, key)
+    return StoreTable(folder, key)

@@ -99,7 +99,7 @@ class _Lookup:
 
 
 @dataclass(eq=False)
-class Table:
+class StoreTable:
     """Raw logits of one model on one view: float32 (width,) per image digest. A key that is present is valid.
 
     `also` is a folder of further segments that are read and never written.
@@ -176,24 +176,24 @@ class Table:
 
 
 @dataclass(frozen=True, eq=False)
-class Renamed:
+class RenamedTable:
     """A table whose rows stand under other digests than those it is asked with: `names` leads from these to those.
 
     Models that look at different boxes of an image share no row of it, while the caller has one digest for the image.
     """
 
-    table: Table
+    table: StoreTable
     names: Mapping[bytes, bytes]
 
     def __len__(self) -> int:
         return len(self.table)
 
     def present(self, digests: Digests) -> NDArray[np.bool_]:
-        """See `Table.present`."""
+        """See `StoreTable.present`."""
         return self.table.present(self._named(digests))
 
     def gather(self, digests: Digests) -> F32:
-        """See `Table.gather`.
+        """See `StoreTable.gather`.
 
         Raises:
             StoreError: a digest has no row.
@@ -201,7 +201,7 @@ class Renamed:
         return self.table.gather(self._named(digests))
 
     def add(self, digests: Digests, values: F32) -> None:
-        """See `Table.add`.
+        """See `StoreTable.add`.
 
         Raises:
             StoreError: see there.
@@ -209,7 +209,7 @@ class Renamed:
         self.table.add(self._named(digests), values)
 
     def refresh(self) -> None:
-        """See `Table.refresh`."""
+        """See `StoreTable.refresh`."""
         self.table.refresh()
 
     def _named(self, digests: Digests) -> Digests:
@@ -232,7 +232,7 @@ class Store:
         self.images = ImageIndex(root / "images.npz")
         self._lookups: dict[bytes, _Lookup] = {}
 
-    def table(self, key: TableKey) -> Table:
+    def table(self, key: TableKey) -> StoreTable:
         """The table of that key, empty if nothing was computed yet.
 
         Raises:
@@ -242,7 +242,7 @@ class Store:
         folder = self.root / "passing" / key.digest if self.passing else kept
         if not (folder / "key.json").exists():
             files.write_text(folder / "key.json", json.dumps(asdict(key), indent=1))
-        return Table(folder, key, kept if self.passing else None, self._lookups)
+        return StoreTable(folder, key, kept if self.passing else None, self._lookups)
 
     def require_space(self, size: int) -> None:
         """Make sure that the disk takes `size` bytes more.

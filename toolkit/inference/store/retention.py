@@ -15,11 +15,11 @@ from toolkit.core.activations import probabilities
 from toolkit.core.cards import Output
 from toolkit.images.boxes import Boxes
 from toolkit.inference.store.file_index import Digests
-from toolkit.inference.store.prediction_store import Renamed, Table, TableKey, rows_size
+from toolkit.inference.store.prediction_store import RenamedTable, StoreTable, TableKey, rows_size
 from toolkit.runtime.devices import engine_tag
 from toolkit.runtime.graphs.onnx_file import Export
 
-Tables = Mapping[tuple[str, str], Table | Renamed]  # by model digest and view
+StoreTables = Mapping[tuple[str, str], StoreTable | RenamedTable]  # by model digest and view
 F32 = NDArray[np.float32]
 
 
@@ -59,12 +59,12 @@ class Identities:
             rows[identity.rstrip(b"\0")] = self.boxes.key(content, [box], key, file)  # numpy's bytes end before their zeros
         return identity
 
-    def table(self, export: Export, table: Table) -> Table | Renamed:
+    def table(self, export: Export, table: StoreTable) -> StoreTable | RenamedTable:
         """The model's table, to be asked with what `of` gave."""
         box = export.card.preprocess.box
         if self.names in ([], [box]):
             return table
-        return Renamed(table, self._rows.setdefault(box, {}))
+        return RenamedTable(table, self._rows.setdefault(box, {}))
 
 
 def table_key(export: Export, view: str, pixels: str, device: str, precision: str, kept_as: str = "float32") -> TableKey:
@@ -124,7 +124,7 @@ def kept_views(views: Sequence[str], keeping: Keeping) -> list[str]:
     return [*views, merged_name(views)] if keeping.what == "folds" and len(views) > 1 else list(views)
 
 
-def complete(export: Export, views: Sequence[str], digests: Digests, tables: Tables) -> NDArray[np.bool_]:
+def complete(export: Export, views: Sequence[str], digests: Digests, tables: StoreTables) -> NDArray[np.bool_]:
     """Whether nothing of a model is missing: every view is there, or its merged row where such are kept."""
     there = np.ones(len(digests), dtype=bool)
     for view in views:
