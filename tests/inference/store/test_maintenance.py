@@ -157,8 +157,8 @@ def test_a_model_that_moved_or_changed_its_card_is_not_stale(predicted):
 
 def test_exports_are_read_again_only_when_their_files_change(predicted, monkeypatch):
     read = []
-    true = file_index.graphs.read
-    monkeypatch.setattr(file_index.graphs, "read", lambda path: read.append(path) or true(path))
+    true = file_index.onnx_file.read
+    monkeypatch.setattr(file_index.onnx_file, "read", lambda path: read.append(path) or true(path))
     path = predicted / "folds" / "tiny.fold0.onnx"
     index = ExportIndex(predicted / "store" / "exports.json")
     (remembered,) = index.read([path])

@@ -22,7 +22,7 @@ from toolkit.runtime.graphs.onnx_file import Export
 
 DIGEST = np.dtype("S16")  # an image's content digest; numpy compares these as padded bytes, which sixteen of them are
 RACY = 2.0  # seconds: a file modified later than this before it was read may change again within one clock tick
-RULES = 1  # raise it when what `graphs.read` refuses or how it digests changes: entries made under other rules are dropped
+RULES = 1  # raise it when what `onnx_file.read` refuses or how it digests changes: entries made under other rules are dropped
 
 Digests = NDArray[Any]  # of dtype DIGEST
 
@@ -99,7 +99,7 @@ class ImageIndex:
 
 
 class ExportIndex:
-    """path → what `graphs.read` found there, trusted while size, modification time and inode are unchanged.
+    """path → what `onnx_file.read` found there, trusted while size, modification time and inode are unchanged.
 
     Models that were read once stay listed under their digest when their file is gone, so that stored tables keep a name.
     """
@@ -117,7 +117,7 @@ class ExportIndex:
         """The exports at these paths, from memory where a file is the one that was read before.
 
         Raises:
-            ModelError, CardError: see `graphs.read`.
+            ModelError, CardError: see `onnx_file.read`.
         """
         stamps = [_stamp(path) for path in paths]
         fresh = [
