@@ -30,7 +30,7 @@ import torch
 from torch.nn import functional as F
 
 import toolkit
-from toolkit import Preprocess, digits_data
+from toolkit import Combination, Execution, Preprocess, digits_data
 from toolkit.training import TrainingPlan, fit, join, loader, normalise, train
 
 # %% [markdown]
@@ -143,8 +143,9 @@ print(*toolkit.views_table(finding), sep="\n")
 # Every fold model and view over the test images; the second time everything comes from the store.
 
 # %%
-first_run = toolkit.predict_test(competition, paths, tta=finding.chosen, device="cpu")
-second_run = toolkit.predict_test(competition, paths, tta=finding.chosen, device="cpu")
+combination, execution = Combination(tta=finding.chosen), Execution(device="cpu")
+first_run = toolkit.run_ensemble(competition, paths, combination, execution)
+second_run = toolkit.run_ensemble(competition, paths, combination, execution)
 print("passes:", first_run.outcome.passes, "then", second_run.outcome.passes)
 first_run.predictions["label"]
 

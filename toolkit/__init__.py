@@ -14,10 +14,12 @@ _HOMES = {
     "AlignmentError": "errors:AlignmentError",
     "Card": "core.cards:Card",
     "CardError": "errors:CardError",
+    "Combination": "blending.combination:Combination",
     "Competition": "workspace.competition:Competition",
     "CompetitionError": "errors:CompetitionError",
     "DataError": "errors:DataError",
     "DeviceError": "errors:DeviceError",
+    "Execution": "inference.execution:Execution",
     "FakeSession": "runtime.session:FakeSession",
     "ImageError": "errors:ImageError",
     "METRICS": "core.metrics:METRICS",
@@ -46,11 +48,11 @@ _HOMES = {
     "make_split": "workspace.split:make",
     "mask_data": "setup.mask_data",
     "overlay": "analysis.pages.explanation:overlay",
-    "predict_test": "ensemble.run:run",
     "read_export": "runtime.graphs.onnx_file:read",
     "read_exports": "inference.exports:read_exports",
     "read_oof": "blending.oof:read_members",
     "read_table": "core.prediction_files:read_table",
+    "run_ensemble": "ensemble.run:run_ensemble",
     "score_members": "analysis.scores:score",
     "submit": "submissions.submission:submit",
     "survey": "analysis.data_survey:survey",
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from toolkit.analysis.pages.explanation import overlay as overlay
     from toolkit.base import csv_text
     from toolkit.blending import oof
+    from toolkit.blending.combination import Combination as Combination
     from toolkit.core.cards import Card as Card
     from toolkit.core.cards import Output as Output
     from toolkit.core.cards import Preprocess as Preprocess
@@ -77,7 +80,8 @@ if TYPE_CHECKING:
     from toolkit.core.predictions import Predictions as Predictions
     from toolkit.core.voting import VOTES as VOTES
     from toolkit.core.voting import vote as vote
-    from toolkit.ensemble import run, tta, view_selection
+    from toolkit.ensemble import tta, view_selection
+    from toolkit.ensemble.run import run_ensemble as run_ensemble
     from toolkit.errors import AlignmentError as AlignmentError
     from toolkit.errors import CardError as CardError
     from toolkit.errors import CompetitionError as CompetitionError
@@ -93,6 +97,7 @@ if TYPE_CHECKING:
     from toolkit.errors import TrainingError as TrainingError
     from toolkit.errors import UploadError as UploadError
     from toolkit.images.views import VIEW_SETS as VIEW_SETS
+    from toolkit.inference.execution import Execution as Execution
     from toolkit.inference.exports import find_exports as find_exports
     from toolkit.inference.exports import read_exports as read_exports
     from toolkit.models.export import export as export
@@ -109,7 +114,6 @@ if TYPE_CHECKING:
     find_oof = oof.find_tables
     find_views = tta.find
     make_split = split.make
-    predict_test = run.run
     read_export = onnx_file.read
     read_oof = oof.read_members
     score_members = scores.score

@@ -17,7 +17,7 @@ MOVED = {
     "toolkit.competition": "toolkit.workspace.competition",
     "toolkit.csvs": "toolkit.base.csv_text",
     "toolkit.digits": "toolkit.setup.digits_data",
-    "toolkit.ensembling": "toolkit.ensemble.run",
+    "toolkit.ensembling": "toolkit.moved_ensembling",
     "toolkit.explaining": "toolkit.analysis.explanation",
     "toolkit.fitting": "toolkit.blending.oof",
     "toolkit.folds": "toolkit.workspace.split",

@@ -168,7 +168,8 @@ def test_what_was_never_timed_or_never_scored_is_named(workspace, folds, monkeyp
 
 
 def test_held_out_rows_come_from_the_store_and_nothing_is_computed(timed):
-    from toolkit.ensemble.run import out_of_fold
+    from toolkit.ensemble.unseen import out_of_fold
+    from toolkit.inference.execution import Execution
     from toolkit.runtime.graphs.onnx_file import read
     from toolkit.workspace.competition import Competition
     from toolkit.workspace.split import Split
@@ -178,7 +179,7 @@ def test_held_out_rows_come_from_the_store_and_nothing_is_computed(timed):
     split = Split.read(timed / "split.csv")
     assert time_budget._held_out(competition, exports, "flip", "cpu", "fp32") is None
     before = timings.read(timed / "store")
-    expected = out_of_fold(competition, exports, split, tta="flip", device="cpu")["label"]
+    expected = out_of_fold(competition, exports, split, "flip", Execution("cpu"))["label"]
     assert timings.read(timed / "store") != before
     found = time_budget._held_out(competition, exports, "flip", "cpu", "fp32")
     assert np.array_equal(found.values, expected.values)

@@ -423,12 +423,12 @@ def test_class_names_from_files(tmp_path, workspace):
 
 
 def test_an_adopted_model_takes_part_beside_ours(folds, workspace):
-    from toolkit.ensemble.run import run
+    from tests.requested import ensemble
 
     competition = Competition.read(workspace)
     adopt(keras_like(workspace / "m.onnx"), asked(), competition)
     adopt(fixed_reshape(workspace / "f.onnx", 1, mixing=True), asked(member="slow"), competition)
-    made = run(competition, sorted((workspace / "folds").glob("*.onnx")), tta="hflip")
+    made = ensemble(competition, sorted((workspace / "folds").glob("*.onnx")), tta="hflip")
     assert {model["member"] for model in made.meta["models"]} == {"tiny", "theirs", "slow"}
     assert card().mean == MEAN
 

@@ -19,7 +19,7 @@ from tests.conftest import CLASSES, draw
 from toolkit.core import prediction_files
 from toolkit.core.cards import Preprocess
 from toolkit.core.predictions import Predictions
-from toolkit.ensemble import run
+from toolkit.ensemble.unseen import out_of_fold
 from toolkit.errors import AlignmentError, ModelError, TrainingError
 from toolkit.runtime.graphs import onnx_file
 from toolkit.training import Plan, decode, fit, join, loader, normalise, train
@@ -225,7 +225,7 @@ def test_a_student_is_trained_exported_and_reproduces_its_table(taught_root):
     about = json.loads((plan.folder(1) / "config.json").read_text())
     assert about["taught"]["pseudo"]["teachers"] == ["teacher.fold1"]
     exports = [onnx_file.read(plan.export(fold)) for fold in range(2)]
-    found = run.out_of_fold(plan.competition, exports, plan.split)["label"]
+    found = out_of_fold(plan.competition, exports, plan.split)["label"]
     table = prediction_files.read_table(plan.oof).predictions["label"]
     np.testing.assert_allclose(found.align(table.ids).values, table.values, atol=1e-4)
 

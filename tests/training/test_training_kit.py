@@ -433,7 +433,7 @@ def test_choosing_an_epoch_needs_rows_to_choose_by(fold):
 
 
 def test_three_epochs_or_seeds_of_a_fold_are_one_member(workspace):
-    from toolkit.ensemble import run as ensembling
+    from toolkit.ensemble.unseen import out_of_fold
     from toolkit.inference.exports import read_exports, share
 
     best = a_plan(workspace, Config(member="best", select="top3"))
@@ -444,7 +444,7 @@ def test_three_epochs_or_seeds_of_a_fold_are_one_member(workspace):
         assert len({export.digest for export in exports}) == count
         assert {export.card.selected for export in exports} == {"best" if plan is best else "last"}
         assert share(exports, "") == pytest.approx([1 / count] * count)
-        again = ensembling.out_of_fold(plan.competition, exports, plan.split)["label"]
+        again = out_of_fold(plan.competition, exports, plan.split)["label"]
         written = prediction_files.read_table(plan.folder(0) / "oof.parquet").predictions["label"]
         np.testing.assert_allclose(again.align(written.ids).values, written.values, atol=1e-4)
     single = a_plan(workspace, Config(member="single", seed=1))

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from toolkit.base.arrays import F64, U8
+from toolkit.blending.combination import Combination
 from toolkit.core import voting
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Preprocess
-from toolkit.ensemble.run import views_for
+from toolkit.ensemble.combine import views_for
 from toolkit.errors import DataError
 from toolkit.images import render
 from toolkit.images.boxes import Box
@@ -103,11 +104,9 @@ def explain(
     competition: Competition,
     exports: Sequence[Export],
     named: str,
+    combination: Combination = Combination(),
     *,
     target: str = "",
-    tta: str = "none",
-    vote: str = "soft",
-    weights: str = "",
     device: str = "auto",
 ) -> Explanation:
     """Run every model and view on one image, then again with a patch at each place of a grid (occlusion: Zeiler & Fergus
@@ -119,13 +118,14 @@ def explain(
         ModelError, DeviceError: a session cannot be opened.
     """
     chosen = competition.target(target) if target else competition.targets[0]
+    vote = combination.vote
     if vote in voting.WHOLE_TABLE:
-        raise DataError(f"a {vote} vote ranks whole tables, one image has no rank", code="vote-of-tables")
+        raise DataError(f"vote {vote} ranks whole tables, one image has no rank", hint="Vote soft.", code="vote-soft")
     name, path = find(competition, named)
     data = render.read(path)
-    shares = share(exports, weights, higher_is_better=competition.score.higher_is_better)
+    shares = share(exports, combination.weights, higher_is_better=competition.score.higher_is_better)
     boxes = {box: competition.boxes.of(box, name, path) for box in {export.card.preprocess.box for export in exports}}
-    committee = _Committee(exports, views_for(exports, tta), shares, chosen, device, boxes)
+    committee = _Committee(exports, views_for(exports, combination.tta), shares, chosen, device, boxes)
     answers = committee.answers(data, str(path))
     first = exports[0].card.preprocess
     pixels = committee.pixels(data, str(path), first, "id")

@@ -12,11 +12,13 @@ from typing import Any
 
 from toolkit.base import arrow_csv, files
 from toolkit.blending.blend import read_blend
+from toolkit.blending.combination import Combination
 from toolkit.core import prediction_files
-from toolkit.ensemble import run
+from toolkit.ensemble.run import EnsembleRun, run_ensemble
 from toolkit.errors import ModelError, SubmissionError, few
 from toolkit.inference import engine_choice
-from toolkit.inference import exports as members
+from toolkit.inference.execution import Execution
+from toolkit.inference.exports import read_exports, share
 from toolkit.submissions import csv_problems, submission
 from toolkit.submissions import manifest as manifests
 from toolkit.workspace.competition import FILE, Competition
@@ -130,44 +132,30 @@ def _rebuilt(competition: Competition, manifest: Mapping[str, Any]) -> bytes:
         return made.read_bytes()
 
 
-def _predicted(competition: Competition, own: Competition, meta: Mapping[str, Any]) -> run.Ensemble:
+def _predicted(competition: Competition, own: Competition, meta: Mapping[str, Any]) -> EnsembleRun:
     """The ensemble run again as the predictions say it was made."""
     models = meta["models"]
     paths = [competition.path(model["path"]) for model in models]
     if lost := [model["path"] for model, path in zip(models, paths, strict=True) if not path.is_file()]:
         raise SubmissionError(f"it cannot be made again: {len(lost)} exports are not there: {few(lost)}", hint=LESS)
     given = [float(model["weight"]) for model in models]
-    said = meta.get("blend") or {}
-    blend = {name: read_blend(one, competition.target(name).classes) for name, one in said.items()} or None
-    return run.run(
-        own,
-        paths,
-        tta=meta["view_set"],
-        vote=meta["vote"],
-        weights="" if blend else _weights(competition, paths, given),
-        blend=blend,
-        limit=meta.get("limit"),
-        name=meta["name"],
-        on_bad_image=meta.get("on_bad_image", "fail"),
-        **_engine(competition, paths, meta),
-    )
-
-
-def _engine(competition: Competition, paths: Sequence[Path], meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The device and precision that the predictions were made with, where they say so."""
-    if "engine" not in meta:
-        return {}
-    engine = engine_choice.recorded(competition, paths, meta["engine"])
-    return {"device": engine.device, "precision": engine.key, "opener": engine.open}
+    records = meta.get("blend") or {}
+    blend = {name: read_blend(record, competition.target(name).classes) for name, record in records.items()} or None
+    weights = "" if blend else _weights(competition, paths, given)
+    combination = Combination(meta["view_set"], meta["vote"], weights, blend)
+    execution = Execution(on_bad_image=meta.get("on_bad_image", "fail"))
+    if "engine" in meta:  # the device and precision that the predictions were made with, where they say so
+        execution = engine_choice.recorded(competition, paths, meta["engine"]).applied(execution)
+    return run_ensemble(own, paths, combination, execution, limit=meta.get("limit"), name=meta["name"])
 
 
 def _weights(competition: Competition, paths: Sequence[Path], given: list[float]) -> str:
     """What to say to get exactly these weights: dividing numbers by their sum again may cost the last digit."""
-    exports = members.read_exports(paths, competition)
+    exports = read_exports(paths, competition)
     better = competition.score.higher_is_better
     numbers = ",".join(map(repr, given))
     for text in ("", numbers):
-        if members.share(exports, text, higher_is_better=better) == given:
+        if share(exports, text, higher_is_better=better) == given:
             return text
     return numbers
 

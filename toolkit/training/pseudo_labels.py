@@ -16,8 +16,9 @@ from toolkit.base.arrays import F64
 from toolkit.core import prediction_files
 from toolkit.errors import AlignmentError, TrainingError, few
 from toolkit.images import render
-from toolkit.inference import predict
+from toolkit.inference.execution import Execution
 from toolkit.inference.exports import find_exports, output_of, read_exports
+from toolkit.inference.predict import predict
 from toolkit.inference.store.prediction_store import Store
 from toolkit.runtime.graphs.onnx_file import Export
 from toolkit.training.fold.decoded_cache import decoded
@@ -166,7 +167,7 @@ def _predict(plan: TrainingPlan, exports: Sequence[Export], items: Sequence[Item
     """The usable items, the exports' mean probabilities of them (n, C) in the target's class order, and the number unusable."""
     store = Store(plan.competition.path("store"))
     views, boxes = {export.digest: ("id",) for export in exports}, plan.competition.boxes
-    outcome = predict.predict(exports, views, items, store, boxes=boxes, device=device)
+    outcome = predict(exports, views, items, store, Execution(device=device), boxes=boxes)
     every = []
     for export in exports:
         output = output_of(export, plan.target.name)

@@ -19,15 +19,17 @@ import pytest
 from click.testing import CliRunner
 
 from tests.conftest import draw
+from tests.requested import ensemble
 from toolkit import cli
 from toolkit.base import durations
 from toolkit.cli.commands.bundle import CUDA
 from toolkit.core import voting
 from toolkit.core.predictions import Predictions
-from toolkit.ensemble import run as ensembling
+from toolkit.ensemble.combine import combine
 from toolkit.errors import DataError, SubmissionError, ToolkitError
 from toolkit.images import views
-from toolkit.inference.exports import find_exports, output_of, read_exports
+from toolkit.inference.execution import Execution
+from toolkit.inference.exports import WeightedModels, find_exports, output_of, read_exports
 from toolkit.inference.predict import predict
 from toolkit.inference.store.prediction_store import Store
 from toolkit.submissions import formats
@@ -68,7 +70,7 @@ def probabilistic(root: Path) -> Competition:
 def packed(workspace, folds):
     """A bundle of two fold models of unequal weight with four views, without wheels, beside the workspace."""
     competition = probabilistic(workspace)
-    ensembling.run(competition, find_exports(["folds/*.onnx"]), tta=TTA, weights="0.3,0.7", device="cpu")
+    ensemble(competition, find_exports(["folds/*.onnx"]), tta=TTA, weights="0.3,0.7", device="cpu")
     made = pack.make(competition, workspace.parent / "bundle", python=HERE, cuda="cpu", wheels=False)
     (workspace.parent / "alone").mkdir()
     (workspace.parent / "alone" / "sitecustomize.py").write_text(ALONE)
@@ -109,10 +111,10 @@ def expected(workspace: Path, images: Path, ids, *, models=slice(None), weights=
     exports = read_exports(find_exports(["folds/*.onnx"], base=workspace), competition)[models]
     each = {export.digest: views.views(TTA) for export in exports}
     items = [Item(name, images / f"{name}.png") for name in ids]
-    outcome = predict(exports, each, items, Store(workspace / "other"), device="cpu", implementation="pillow")
+    outcome = predict(exports, each, items, Store(workspace / "other"), Execution("cpu", implementation="pillow"))
     share = list(weights[models])
     target = competition.targets[0]
-    return ensembling.combine(competition, target, exports, outcome, list(ids), views=each, share=share)[0].values
+    return combine(competition, target, WeightedModels(exports, each, share), outcome, list(ids))[0].values
 
 
 def test_a_bundle_says_what_the_ensemble_says(packed, workspace, tmp_path):
@@ -307,10 +309,10 @@ def test_a_bundle_that_cannot_be_made_leaves_nothing(workspace, folds, tmp_path)
     competition = probabilistic(workspace)
     with pytest.raises(SubmissionError, match="no predictions"):
         pack.make(competition, tmp_path / "b", python=HERE, cuda="cpu")
-    ensembling.run(competition, find_exports(["folds/*.onnx"]), vote="hard", device="cpu")
+    ensemble(competition, find_exports(["folds/*.onnx"]), vote="hard", device="cpu")
     with pytest.raises(DataError, match="hard vote leaves labels"):
         pack.make(competition, tmp_path / "b", python=HERE, cuda="cpu", wheels=False)
-    ensembling.run(competition, find_exports(["folds/*.onnx"]), device="cpu")
+    ensemble(competition, find_exports(["folds/*.onnx"]), device="cpu")
     for python, cuda in (("3.10", "cpu"), ("3", "cpu"), ("3.12", "11")):
         with pytest.raises(DataError, match=r"--python|--cuda"):
             pack.make(competition, tmp_path / "b", python=python, cuda=cuda)
@@ -327,7 +329,7 @@ def test_a_bundle_that_cannot_be_made_leaves_nothing(workspace, folds, tmp_path)
 
 
 def test_the_command(workspace, folds, tmp_path):
-    ensembling.run(Competition.read(workspace), find_exports(["folds/*.onnx"]), device="cpu")
+    ensemble(Competition.read(workspace), find_exports(["folds/*.onnx"]), device="cpu")
     words = ["bundle", "-o", str(tmp_path / "b"), "--python", HERE, "--cuda", "cpu", "--no-wheels", "--deadline", "1h30m"]
     done = CliRunner().invoke(cli.cli, words)
     assert done.exit_code == 0, done.output
@@ -472,7 +474,7 @@ def member_values(competition, names, workspace):
     exports = read_exports(find_exports(["folds/*.onnx"]), competition)[::-1]
     each = {export.digest: views.views(TTA) for export in exports}
     items = [Item(name, path) for name, path in competition.images("test")]
-    outcome = predict(exports, each, items, Store(workspace / "other"), device="cpu", implementation="pillow")
+    outcome = predict(exports, each, items, Store(workspace / "other"), Execution("cpu", implementation="pillow"))
     target = competition.targets[0].name
     return [outcome.probabilities(e, output_of(e, target), views.views(TTA), outcome.digests) for e in exports]
 
@@ -600,7 +602,14 @@ def test_the_loop_of_imports_ends_and_knows_type_checking():
     bundle = "toolkit.submissions.bundle"
     assert {f"{bundle}.run", f"{bundle}.worker", f"{bundle}.contents", f"{bundle}.csv_writer", bundle, "toolkit"} <= set(found)
     assert {"toolkit.core.voting", "toolkit.images.render", "toolkit.errors"} <= set(found)
-    kept_out = {"ensemble.run", "submissions.submission", "submissions.formats", "inference.predict", f"{bundle}.pack"}
+    kept_out = {
+        "ensemble.run",
+        "ensemble.combine",
+        "submissions.submission",
+        "submissions.formats",
+        "inference.predict",
+        f"{bundle}.pack",
+    }
     assert not {f"toolkit.{name}" for name in kept_out} & set(found)
 
 
@@ -636,7 +645,7 @@ def test_wheels_need_a_pip(monkeypatch, tmp_path):
 def test_an_empty_environment_with_the_network_closed(workspace, folds, tmp_path):
     """The real wheels in a virtual environment that has nothing, not even pip, and (where we may) in a network of its own."""
     competition = probabilistic(workspace)
-    ensembling.run(competition, find_exports(["folds/*.onnx"]), tta=TTA, weights="0.3,0.7", device="cpu")
+    ensemble(competition, find_exports(["folds/*.onnx"]), tta=TTA, weights="0.3,0.7", device="cpu")
     made = pack.make(competition, tmp_path / "bundle", python=HERE, cuda="cpu")
     assert {name.split("-")[0] for name in made.wheels} >= {"onnxruntime", "numpy", "pillow"}
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "empty")], check=True)
