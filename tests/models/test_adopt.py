@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy.special import softmax
 
 from tests.conftest import CLASSES, card, network
+from toolkit.core.activations import probabilities
 from toolkit.core.cards import Preprocess
 from toolkit.errors import CardError, DataError, ModelError, ParityError, ToolkitError
 from toolkit.images import render
@@ -138,7 +139,7 @@ def ours(path, pixels):
     export = onnx_file.read(path)
     session = sessions.open_session({export.digest: path}, device="cpu", batch=4)
     logits = session.run(session.place(pixels), "id")[export.digest]
-    return sessions.probabilities(logits, export.card.outputs[0])
+    return probabilities(logits, export.card.outputs[0])
 
 
 @pytest.fixture

@@ -64,8 +64,8 @@ def class_names(text: str, competition: Competition | None = None, target: str =
     if path.suffix in (".txt", ".json"):
         try:
             content = path.read_text(encoding="utf-8")
-            found: Any = json.loads(content) if path.suffix == ".json" else [n for n in content.splitlines() if n.strip()]
-            names = [found[key] for key in sorted(found, key=int)] if isinstance(found, dict) else found
+            content_: Any = json.loads(content) if path.suffix == ".json" else [n for n in content.splitlines() if n.strip()]
+            names = [content_[key] for key in sorted(content_, key=int)] if isinstance(content_, dict) else content_
             if isinstance(names, list) and names and all(isinstance(name, str | int) for name in names):
                 return tuple(str(name).strip() for name in names)
         except (OSError, ValueError, TypeError, RecursionError) as error:

@@ -146,7 +146,7 @@ class Original:
 
     def __call__(self, front: Front, pixels: U8) -> NDArray[Any]:
         """The raw output, (N, …), the last batch filled up with its last image."""
-        found = []
+        outputs = []
         for start in range(0, len(pixels), self.batch):
             part = pixels[start : start + self.batch]
             filled = np.concatenate([part, *[part[-1:]] * (self.batch - len(part))])
@@ -157,8 +157,8 @@ class Original:
                     hint="Choose another output.",
                     code="output-name",
                 )
-            found.append(rows[: len(part)])
-        return np.concatenate(found)
+            outputs.append(rows[: len(part)])
+        return np.concatenate(outputs)
 
     def _run(self, batch: NDArray[Any]) -> NDArray[Any]:
         try:

@@ -80,10 +80,10 @@ def probe(model: torch.nn.Module, name: str, size: int, classes: int) -> None:
         ) from error
     finally:
         model.train(training)
-    found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if found != (1, classes):
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != (1, classes):
         raise ModelError(
-            f"{name} gives {found} for one image, not logits (1, {classes}), one for each class",
+            f"{name} gives {shape} for one image, not logits (1, {classes}), one for each class",
             hint="Make its last layer as wide as `num_classes` says.",
         )
 
@@ -164,17 +164,17 @@ def classifier(model: torch.nn.Module) -> tuple[str, torch.nn.Module]:
 
     inner = getattr(model, "inner", model)
     own: Any = getattr(inner, "get_classifier", None)
-    said: Any = own() if own else None
-    found: list[tuple[str, torch.nn.Module]] = [(name, module) for name, module in model.named_modules() if module is said]
-    if not found:
-        found = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    if not found:
+    named: Any = own() if own else None
+    layers: list[tuple[str, torch.nn.Module]] = [(name, module) for name, module in model.named_modules() if module is named]
+    if not layers:
+        layers = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    if not layers:
         raise ModelError(
             f"{type(model).__name__} has no last Linear layer to train alone",
             hint="Train all of it, or end it in nn.Linear.",
             code="tune-all",
         )
-    return found[-1]
+    return layers[-1]
 
 
 def _classifier_names(model: torch.nn.Module) -> str:
@@ -306,11 +306,11 @@ def _cropped(models: Sequence[torch.nn.Module], boxes: Sequence[Sequence[float]]
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             high, wide = images.shape[2:]
-            found = []
+            parts = []
             for model, (top, left, bottom, right) in zip(self.models, boxes, strict=True):
                 rows = slice(round(top * high), round(bottom * high))
-                found.append(model(images[:, :, rows, round(left * wide) : round(right * wide)]))
-            return torch.cat(found, dim=1)
+                parts.append(model(images[:, :, rows, round(left * wide) : round(right * wide)]))
+            return torch.cat(parts, dim=1)
 
     return Cropped()
 

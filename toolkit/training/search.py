@@ -107,10 +107,10 @@ def _check_range(where: str, asked: Any) -> None:
 
 def words(flags: Mapping[str, Any]) -> list[str]:
     """Flags as a command line has them; true and false become --flag and --no-flag."""
-    found: list[str] = []
+    flags_: list[str] = []
     for name, value in flags.items():
-        found += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
-    return found
+        flags_ += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+    return flags_
 
 
 def scratch(competition: Competition, folder: Path) -> tuple[Competition, Split]:
@@ -302,12 +302,12 @@ def report(study: optuna.Study, competition: Competition, folder: Path) -> dict[
     if len(set(scores) - {""}) < 2:
         return {}
     with quiet("optuna"):
-        found = optuna.importance.get_param_importances(study)
-    figure = Figure(figsize=(6, 1 + 0.4 * len(found)), layout="constrained")
+        importance = optuna.importance.get_param_importances(study)
+    figure = Figure(figsize=(6, 1 + 0.4 * len(importance)), layout="constrained")
     axes = figure.add_subplot()
-    bars = axes.barh(list(found)[::-1], list(found.values())[::-1])
+    bars = axes.barh(list(importance)[::-1], list(importance.values())[::-1])
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.set_xlabel(f"share of the variation of {competition.metric} ({len(trials)} trials)")
     axes.set_xlim(0, 1.1)
     files.write(folder / "importance.png", lambda file: figure.savefig(file, format="png", dpi=120))
-    return dict(found)
+    return dict(importance)

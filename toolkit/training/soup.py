@@ -250,17 +250,17 @@ class _Kitchen:
     def soup(self, every: Sequence[Checkpoint]) -> tuple[State, F64]:
         """The mean of some checkpoints with statistics of its own, and what it says of the held-out rows."""
         mixed = average([one.state for one in every])
-        said = self.judge(mixed, fresh=True)
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}, said
+        rows = self.judge(mixed, fresh=True)
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}, rows
 
     def greedy(self, every: Sequence[Checkpoint], order: Sequence[int], alone: F64) -> tuple[list[int], State, F64]:
         """The best checkpoint, and each next one with which the score does not fall."""
-        chosen, state, said = [order[0]], every[order[0]].state, alone
+        chosen, state, best = [order[0]], every[order[0]].state, alone
         for i in order[1:]:
             mixed, values = self.soup([every[j] for j in (*chosen, i)])
-            if self.gain(values) >= self.gain(said):
-                chosen, state, said = [*chosen, i], mixed, values
-        return chosen, state, said
+            if self.gain(values) >= self.gain(best):
+                chosen, state, best = [*chosen, i], mixed, values
+        return chosen, state, best
 
     def judge(self, state: State, *, fresh: bool) -> F64:
         """Probabilities of the held-out rows [N, C]; `fresh` takes BatchNorm's statistics anew."""

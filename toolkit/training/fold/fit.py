@@ -218,8 +218,8 @@ def _said_by_workers() -> Iterator[None]:
     except ToolkitError as error:
         if not error.message.startswith("Caught "):
             raise
-        _, _, said = error.message.strip().splitlines()[-1].partition(": ")
-        raise type(error)(said) from error
+        _, _, message = error.message.strip().splitlines()[-1].partition(": ")
+        raise type(error)(message) from error
 
 
 @contextmanager

@@ -137,8 +137,8 @@ def make(
         group["lr"] = lr * float(group["lr"]) / peak
     climb = round(warmup * steps_per_epoch)
     span = Span(max(epochs * steps_per_epoch - climb, 1), steps_per_epoch, climb)
-    made = schedule.of(optimiser, span, **given)
-    return made, schedule.interval, schedule.needs_metric
+    scheduler = schedule.of(optimiser, span, **given)
+    return scheduler, schedule.interval, schedule.needs_metric
 
 
 def constant(optimiser: Any, span: Span) -> Any:
