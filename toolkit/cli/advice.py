@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from toolkit.errors import ToolkitError
 
-ADVICE: dict[str, str] = {}
+ADVICE: dict[str, str] = {
+    "predictions-name": "--name sets it.",
+    "submission-needs-numbers": "Use --vote soft.",
+    "submission-output": "Give another --output.",
+    "verify-rebuild": "Try --rebuild.",
+}
 
 
 def hint(error: ToolkitError) -> str:

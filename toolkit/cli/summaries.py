@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from toolkit.ensemble.run import Ensemble
     from toolkit.inference.store.maintenance import Kept
     from toolkit.setup.demo import Demo
+    from toolkit.submissions.difference import Diff
     from toolkit.submissions.ledger import Entry
-    from toolkit.submissions.submission import Diff, Receipt
+    from toolkit.submissions.submission import Receipt
 
 CHOSEN = "← chosen"
 WARNING = Mark("Warning", "odd")

@@ -317,7 +317,7 @@ def _several_images(key: str, train: _Source, found: tuple[Match | None, ...], w
 
 def _format(sample: pd.DataFrame, competition: Competition, wishes: Wishes, findings: Findings) -> str:
     """The submission format: named, or the only one that fits under the metric (under any, where that is still to be said)."""
-    from toolkit.submissions.formats import infer_format
+    from toolkit.submissions.layout import infer_format
 
     error = None
     for metric in [wishes.metric] if wishes.metric else METRICS:

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.base import arrow_csv, files
-from toolkit.blending import blend as combining
+from toolkit.blending import blend as blends
 from toolkit.core import prediction_files
 from toolkit.ensemble import run
 from toolkit.errors import ModelError, SubmissionError, few
 from toolkit.inference import engine_choice
-from toolkit.inference import exports as members
-from toolkit.submissions import csv_problems, submission
+from toolkit.inference.exports import read_exports, share
+from toolkit.submissions import csv_problems
 from toolkit.submissions import manifest as manifests
+from toolkit.submissions.sample import read_sample, render
 from toolkit.workspace.competition import FILE, Competition
 
 OURS = (FILE, "predictions", "submissions")  # what the temporary workspace has of its own
@@ -45,12 +46,12 @@ class Verdict:
     @property
     def changed(self) -> tuple[Input, ...]:
         """The inputs that are no longer what they were."""
-        return tuple(found for found in self.inputs if found.state in ("changed", "missing"))
+        return tuple(source for source in self.inputs if source.state in ("changed", "missing"))
 
     @property
     def record(self) -> dict[str, Any]:
         """The verdict as plain values, for machines."""
-        return {"ok": True, "sha256": self.id, "rebuilt": self.rebuilt, "inputs": [vars(found) for found in self.inputs]}
+        return {"ok": True, "sha256": self.id, "rebuilt": self.rebuilt, "inputs": [vars(source) for source in self.inputs]}
 
 
 def verify(competition: Competition, path: Path, *, rebuild: bool = False) -> Verdict:
@@ -62,19 +63,22 @@ def verify(competition: Competition, path: Path, *, rebuild: bool = False) -> Ve
         DataError: there is no manifest.
     """
     manifest = manifests.read(manifests.path_of(path))
-    said = manifest["output"]["sha256"]
-    if (found := files.sha256(path)) != said:
+    written = manifest["output"]["sha256"]
+    if (digest := files.sha256(path)) != written:
         raise SubmissionError(
-            f"{path} is not the file of its manifest: its digest is {found[:8]}, the manifest says {said[:8]}",
-            hint=f"It was edited, or belongs to another manifest; the ledger may have it: submissions/{said[:8]}.csv.",
+            f"{path} is not the file of its manifest: its digest is {digest[:8]}, the manifest says {written[:8]}",
+            hint=f"It was edited, or belongs to another manifest; the ledger may have it: submissions/{written[:8]}.csv.",
         )
     inputs = tuple(_inputs(competition, manifest))
-    verdict = Verdict(said, inputs)
+    verdict = Verdict(written, inputs)
     if not rebuild:
         if verdict.changed:
-            names = few((found.path for found in verdict.changed), limit=12)
-            hint = "Try --rebuild: it tells whether the file would change."
-            raise SubmissionError(f"of what {path.name} was made of, this changed: {names}", hint=hint)
+            names = few((source.path for source in verdict.changed), limit=12)
+            raise SubmissionError(
+                f"of what {path.name} was made of, this changed: {names}",
+                hint="Making it again tells whether the file would change.",
+                code="verify-rebuild",
+            )
         return verdict
     ours = _rebuilt(competition, manifest)
     if ours != path.read_bytes():
@@ -124,10 +128,8 @@ def _rebuilt(competition: Competition, manifest: Mapping[str, Any]) -> bytes:
         else:
             predictions = prediction_files.read_table(competition.path(manifest["predictions"]["path"])).predictions
         sample = competition.path(manifest["sample"]["path"])
-        wanted, form = submission.read_sample(competition, sample if sample.is_file() else None)
-        frame = submission.render(predictions, wanted, competition, form)
-        made = files.write(own.path("submission.csv"), lambda file: arrow_csv.write(file, frame))
-        return made.read_bytes()
+        frame = render(predictions, read_sample(competition, sample if sample.is_file() else None))
+        return files.write(own.path("submission.csv"), lambda file: arrow_csv.write(file, frame)).read_bytes()
 
 
 def _predicted(competition: Competition, own: Competition, meta: Mapping[str, Any]) -> run.Ensemble:
@@ -137,8 +139,8 @@ def _predicted(competition: Competition, own: Competition, meta: Mapping[str, An
     if lost := [model["path"] for model, path in zip(models, paths, strict=True) if not path.is_file()]:
         raise SubmissionError(f"it cannot be made again: {len(lost)} exports are not there: {few(lost)}", hint=LESS)
     given = [float(model["weight"]) for model in models]
-    said = meta.get("blend") or {}
-    blend = {name: combining.read(one, competition.target(name).classes) for name, one in said.items()} or None
+    records = meta.get("blend") or {}
+    blend = {name: blends.read(record, competition.target(name).classes) for name, record in records.items()} or None
     return run.run(
         own,
         paths,
@@ -163,11 +165,11 @@ def _engine(competition: Competition, paths: Sequence[Path], meta: Mapping[str, 
 
 def _weights(competition: Competition, paths: Sequence[Path], given: list[float]) -> str:
     """What to say to get exactly these weights: dividing numbers by their sum again may cost the last digit."""
-    exports = members.read_exports(paths, competition)
+    exports = read_exports(paths, competition)
     better = competition.score.higher_is_better
     numbers = ",".join(map(repr, given))
     for text in ("", numbers):
-        if members.share(exports, text, higher_is_better=better) == given:
+        if share(exports, text, higher_is_better=better) == given:
             return text
     return numbers
 
@@ -196,11 +198,11 @@ def _difference(competition: Competition, path: Path, ours: bytes, verdict: Verd
         every = zip(arrow_csv.text(before[key]).to_pylist(), _lines(before), strict=True)
         ids = [name for name, line in every if line not in same]
         rows = f" in {len(ids):,} of {len(before):,} rows ({few(ids)})" if ids else ""
-    names = few((f"{found.path} ({found.state})" for found in verdict.changed), limit=12)
+    names = few((f"{source.path} ({source.state})" for source in verdict.changed), limit=12)
     cause = f"what changed: {names}" if verdict.changed else "no recorded input did: test images, device or versions may have"
     return f"{path.name} made again differs{rows}; {cause}"
 
 
 def _lines(frame: Any) -> list[str]:
-    found: list[str] = arrow_csv.join(*(arrow_csv.text(frame[name]) for name in frame.columns), by="\x1f").to_pylist()
-    return found
+    lines: list[str] = arrow_csv.join(*(arrow_csv.text(frame[name]) for name in frame.columns), by="\x1f").to_pylist()
+    return lines

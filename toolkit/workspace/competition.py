@@ -229,7 +229,10 @@ class Competition:
         several = bool(self.per_id) and table != self.sample
         key = self.sample_id if part == "test" else self.id
         if table == self.sample and self.format in long_form.NAMES:
-            return long_form.once(csv_text.read(self.path(table), columns=[key]), key, self.format, self.targets[0].classes)
+            frame = csv_text.read(self.path(table), columns=[key])
+            if self.format == "joined":
+                frame = frame.assign(**{key: long_form.split(list(frame[key]), self.targets[0].classes)[0]})
+            return frame.drop_duplicates(key, ignore_index=True)
         return csv_text.read(self.path(table), columns=[key], unique="" if several else key)
 
     def to_toml(self) -> str:

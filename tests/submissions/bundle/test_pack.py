@@ -35,6 +35,8 @@ from toolkit.submissions.bundle import contents, csv_writer, pack, wheels, worke
 from toolkit.submissions.bundle import run as offline
 from toolkit.submissions.bundle.contents import Part, Recipe, Wanted, blend
 from toolkit.submissions.bundle.csv_writer import Field
+from toolkit.submissions.layout import fit
+from toolkit.submissions.sample import as_format, render
 from toolkit.workspace import long_form
 from toolkit.workspace.competition import Competition, Images, Target
 from toolkit.workspace.image_rows import Item
@@ -401,7 +403,6 @@ def test_every_format_has_a_case():
 
 @pytest.mark.parametrize(("task", "form", "header", "line", "fields"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES])
 def test_rows_are_written_as_the_library_writes_them(task, form, header, line, fields, tmp_path):
-    from toolkit.submissions import submission
 
     targets = COMPETITIONS[task]
     where = Images("test", "{id}.png", "train.csv")
@@ -427,9 +428,9 @@ def test_rows_are_written_as_the_library_writes_them(task, form, header, line, f
     path = tmp_path / "sample.csv"
     path.write_text("\n".join([header, *lines]) + "\n")
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    plan = formats.plan(form, frame, competition)
+    plan = fit(form, frame, competition)
     assert [Field(c.name, c.target.name, c.part, c.k, c.by) for c in plan.columns] == fields
-    wanted = submission.render(table, frame, competition, form)
+    wanted = render(table, as_format(frame, competition, form))
     sheet = csv_writer.sample(path, "id", header.split(","), form, fields, targets)
     csv_writer.write(tmp_path / "out.csv", sheet, form, fields, table, targets)
     found = pd.read_csv(tmp_path / "out.csv", dtype=str, keep_default_na=False)

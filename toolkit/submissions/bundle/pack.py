@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.base import csv_text, files, provenance
+from toolkit.base import files, provenance
 from toolkit.core import prediction_files
 from toolkit.ensemble.run import combine
 from toolkit.errors import DataError, SubmissionError, ToolkitError, few
@@ -20,13 +20,12 @@ from toolkit.inference.predict import Progress, predict
 from toolkit.inference.store.prediction_store import Store
 from toolkit.runtime.graphs import onnx_file
 from toolkit.runtime.graphs.onnx_file import Export
-from toolkit.submissions import formats, manifest, submission
-from toolkit.submissions.bundle import csv_writer
+from toolkit.submissions import manifest, submission
 from toolkit.submissions.bundle import wheels as wheelhouse
 from toolkit.submissions.bundle.contents import Recipe, agreement_line
 from toolkit.submissions.bundle.csv_writer import Field
 from toolkit.submissions.bundle.worker import Model
-from toolkit.workspace import long_form
+from toolkit.submissions.sample import read_sample
 from toolkit.workspace.competition import FILE, Competition
 from toolkit.workspace.image_rows import Item
 from toolkit.workspace.split import Split
@@ -135,16 +134,15 @@ def _chosen(competition: Competition, meta: Mapping[str, Any]) -> list[Chosen]:
 
 def _form(competition: Competition, meta: Mapping[str, Any]) -> tuple[str, tuple[str, ...], tuple[Field, ...]]:
     """The submission's format, header and columns, as the sample of the workspace has them."""
-    sample = csv_text.read(competition.path(competition.sample), columns=[competition.sample_id])
-    form = formats.infer_format(sample, competition)
-    plan = formats.plan(form, sample, competition)
-    base = form.partition(":")[0]
-    if base not in csv_writer.CELLS and base not in long_form.NAMES:
-        raise DataError(f"bundles cannot write format {form!r} yet")
-    if plan.format.values and meta.get("vote") == "hard":
-        raise DataError(f"format {form!r} needs numbers, a hard vote leaves labels", hint="Predict with --vote soft.")
-    fields = tuple(Field(c.name, c.target.name, c.part, c.k, c.by) for c in plan.columns)
-    return form, tuple(map(str, sample.columns)), fields
+    sample = read_sample(competition)
+    if sample.layout.format.values and meta.get("vote") == "hard":
+        raise DataError(
+            f"format {sample.form!r} needs numbers, a hard vote leaves labels",
+            hint="Predict with a soft vote.",
+            code="submission-needs-numbers",
+        )
+    fields = tuple(Field(c.name, c.target.name, c.part, c.k, c.by) for c in sample.layout.columns)
+    return sample.form, tuple(map(str, sample.frame.columns)), fields
 
 
 def _model(folder: Path, place: int, export: Export, weight: float, views: tuple[str, ...]) -> Model:
