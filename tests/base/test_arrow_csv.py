@@ -22,6 +22,7 @@ def test_the_file_is_byte_for_byte_what_pythons_csv_module_writes(tmp_path):
     raw = io.BytesIO()
     arrow_csv.write(raw, frame)
     assert raw.getvalue().decode() == expected.getvalue()
+    assert files.write_rows(tmp_path / "plain.csv", rows).read_bytes() == raw.getvalue()
 
 
 KILLED = """

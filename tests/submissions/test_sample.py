@@ -272,7 +272,7 @@ def test_hard_votes_give_labels_but_no_numbers():
     for form, sample in (("probabilities", "id,eel,cat,dog\n003,0,0,1\n"), ("topk:2", "id,animal\n003,cat\n")):
         with pytest.raises(SubmissionError) as caught:
             render({"animal": hard(ANIMAL, [0, 1, 2, 1, 0])}, as_format(table(sample), competition(ANIMAL), form))
-        assert caught.value.code == "submission-needs-numbers"
+        assert caught.value.code == "vote-soft"
 
 
 def test_missing_targets_and_other_classes_are_refused():

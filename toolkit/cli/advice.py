@@ -5,10 +5,14 @@ from __future__ import annotations
 from toolkit.errors import ToolkitError
 
 ADVICE: dict[str, str] = {
+    "bundle-output": "Remove it, or name another folder with -o.",
+    "bundle-target": "That is what --python and --cuda take.",
     "predictions-name": "--name sets it.",
-    "submission-needs-numbers": "Use --vote soft.",
     "submission-output": "Give another --output.",
+    "upload-where": "That is what --upload takes.",
     "verify-rebuild": "Try --rebuild.",
+    "vote-soft": "Use --vote soft.",
+    "wheels": "Or use --no-wheels if the target has onnxruntime, numpy and Pillow.",
 }
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import html
-from toolkit.core.metrics import Metric
 from toolkit.errors import AlignmentError, DataError, few
+
+if TYPE_CHECKING:
+    from toolkit.core.metrics import Metric
 
 Kind = Literal["probabilities", "scores", "labels"]
 _SHOWN = 10  # rows and classes of a table in a notebook

@@ -393,26 +393,15 @@ class _Work:
         for export in self.exports:
             cuts = wanted.setdefault(export.card.preprocess, {})
             cuts.update((parse(view)[0], []) for view in self.views[export.digest])
+        order = {preprocess: list(cuts) for preprocess, cuts in wanted.items()}
 
         def cut(i: int) -> list[list[NDArray[np.uint8]]] | None:
             path, boxes = self.items[i].path, self.identities.boxes
             try:
                 raw = data.pop(i, None) or render.read(path)
-                decoded = {
-                    orientation: render.decode(raw, str(path), implementation=self.implementation, exif=orientation == "exif")
-                    for orientation in {preprocess.orientation for preprocess in wanted}
-                }
-                return [
-                    render.cuts(
-                        decoded[p.orientation],
-                        p,
-                        list(cuts),
-                        box=boxes.of(p.box, self.items.ids[i], path),
-                        implementation=self.implementation,
-                        where=str(path),
-                    )
-                    for p, cuts in wanted.items()
-                ]
+                own = {p.box: boxes.of(p.box, self.items.ids[i], path) for p in wanted}
+                pixels = render.cut_all(raw, str(path), order, own, implementation=self.implementation)
+                return [[pixels[p, cut] for cut in cuts] for p, cuts in order.items()]
             except ImageError as error:
                 self.bad[i] = error.message
                 return None

@@ -52,7 +52,7 @@ class SubmissionLayout:
                 raise SubmissionError(
                     f"format {self.name!r} needs numbers, and the hard vote on {target.name!r} left only labels",
                     hint="Run `toolkit ensemble` again with a soft vote.",
-                    code="submission-needs-numbers",
+                    code="vote-soft",
                 )
             tables[target.name] = table.with_classes(target.classes)
         return tables

@@ -79,8 +79,9 @@ def address(asked: str, configured: str) -> str:
         if kept != platform or not target:
             example = _EXAMPLES[platform]
             raise UploadError(
-                f"--upload {platform} does not say where to",
-                hint=f'Write --upload {example}, or upload = "{example}" under [submission] in competition.toml.',
+                f"{platform} does not say where to",
+                hint=f'Write {example}, or upload = "{example}" under [submission] in competition.toml.',
+                code="upload-where",
             )
     return f"{platform}:{target}"
 
