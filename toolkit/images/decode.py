@@ -64,11 +64,11 @@ def find(folder: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise ImageError(f"{error.filename} cannot be listed: {error.strerror}", hint="Check the path.") from error
 
-    found = []
+    files: list[Path] = []
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, n) for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
-    return sorted(found)
+        files += [Path(parent, n) for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
+    return sorted(files)
 
 
 def read(path: Path) -> bytes:

@@ -163,14 +163,14 @@ def last_made(competition: Competition) -> Path:
         DataError: one of them cannot be read.
     """
     never = "0001-01-01T00:00:00+00:00"  # of tables made elsewhere, which do not say
-    made = {
+    created = {
         path: datetime.fromisoformat(prediction_files.read_meta(path).get("created", never)) for path in _tables(competition)
     }
-    if not made:
+    if not created:
         raise SubmissionError(
             f"there are no predictions in {competition.path('predictions')}", hint="Run `toolkit ensemble folds/*.onnx` first."
         )
-    return max(made, key=lambda path: made[path])
+    return max(created, key=lambda path: created[path])
 
 
 def inputs(competition: Competition, out_of_fold: Evidence) -> dict[str, Path]:

@@ -18,7 +18,7 @@ from toolkit.errors import ModelError, SubmissionError, few
 from toolkit.inference import engine_choice
 from toolkit.inference.exports import read_exports, share
 from toolkit.submissions import csv_problems
-from toolkit.submissions import manifest as manifests
+from toolkit.submissions.manifest import path_of, read
 from toolkit.submissions.sample import read_sample, render
 from toolkit.workspace.competition import FILE, Competition
 
@@ -62,7 +62,7 @@ def verify(competition: Competition, path: Path, *, rebuild: bool = False) -> Ve
             again differs; it says which inputs changed.
         DataError: there is no manifest.
     """
-    manifest = manifests.read(manifests.path_of(path))
+    manifest = read(path_of(path))
     written = manifest["output"]["sha256"]
     if (digest := files.sha256(path)) != written:
         raise SubmissionError(

@@ -78,7 +78,7 @@ def test_rows_are_written_as_the_library_writes_them(task, form, header, line, f
     wanted = render(table, as_format(frame, competition, form))
     sheet = request.read_sample(path, "id", header.split(","), form, plan.columns)
     assert list(sheet.ids) == plan.rows(frame)[0].to_pylist()
-    request.write(tmp_path / "out.csv", sheet, form, plan.columns, table)
+    request.write_submission(tmp_path / "out.csv", sheet, form, plan.columns, table)
     if not plan.format.values or form.startswith("topk"):
         theirs = files.write(tmp_path / "theirs.csv", lambda file: arrow_csv.write(file, wanted))
         assert (tmp_path / "out.csv").read_bytes() == theirs.read_bytes()
@@ -102,7 +102,7 @@ def test_cells_with_commas_and_quotes_survive(tmp_path):
     target = Target("t", "multiclass", ('a,"b"', "c\nd"))
     table = {"t": Predictions("t", "labels", ("x,1", "2"), target.classes, labels=np.array([0, 1]))}
     sheet = request.of_ids(["2", "x,1"], "id", ["id", "t"], "labels")
-    request.write(tmp_path / "out.csv", sheet, "labels", [Column("t", target)], table)
+    request.write_submission(tmp_path / "out.csv", sheet, "labels", [Column("t", target)], table)
     assert list(pd.read_csv(tmp_path / "out.csv")["t"]) == ["c\nd", 'a,"b"']
 
 

@@ -33,7 +33,7 @@ def test_a_worker_goes_on_where_another_died(done, packed, monkeypatch):
     np.save(out / f"{key}.part.npy", half)
     before = (out / f"{recipe.models[1].key}.npy").stat().st_mtime_ns
     job.write(out / "job.json")
-    assert worker.main(out / "job.json") == 0
+    assert worker.work_on(out / "job.json") == 0
     found = np.load(out / f"{key}.npy")
     np.testing.assert_array_equal(found[:6], 0.25)
     np.testing.assert_array_equal(found[6:], whole[6:])

@@ -21,8 +21,8 @@ from toolkit.runtime.graphs import onnx_file
 from toolkit.runtime.graphs.onnx_file import Export
 from toolkit.submissions import manifest, submission
 from toolkit.submissions.bundle import program
-from toolkit.submissions.bundle import wheels as wheelhouse
 from toolkit.submissions.bundle.contents import Field, Model, Recipe, agreement_line
+from toolkit.submissions.bundle.wheels import check_target, fetch
 from toolkit.submissions.sample import read_sample
 from toolkit.workspace.competition import FILE, Competition
 from toolkit.workspace.image_rows import Item
@@ -67,7 +67,7 @@ def make(
         SubmissionError: no such predictions, or exports that changed since; lists them.
         ToolkitError: pip is missing or cannot get the wheels.
     """
-    wheelhouse.check_target(python, cuda)
+    check_target(python, cuda)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError(f"{output} exists", code="bundle-output")
     predictions = competition.path("predictions", f"{name}.parquet") if name else submission.last_made(competition)
@@ -82,7 +82,7 @@ def make(
             shutil.copyfile(competition.path(FILE), part / FILE)
             program.copy(part)
         if wheels:
-            wheelhouse.fetch(part / "wheels", python, cuda)
+            fetch(part / "wheels", python, cuda)
         recipe = Recipe(
             name=str(meta.get("name", predictions.stem)),
             created=provenance.now(),
@@ -153,12 +153,12 @@ def priors(competition: Competition) -> dict[str, list[float]]:
     Raises:
         CompetitionError: the training table cannot be read.
     """
-    found = {}
+    shares = {}
     for target in competition.targets:
         truth = competition.truth()[target.name].with_classes(target.classes).decided
         counts = truth.sum(axis=0) if target.multilabel else np.bincount(truth, minlength=len(target.classes))
-        found[target.name] = (counts / len(truth)).tolist()
-    return found
+        shares[target.name] = (counts / len(truth)).tolist()
+    return shares
 
 
 def agreement(competition: Competition, chosen: Sequence[Chosen], *, progress: Progress | None = None) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class Request:
     output: Path
 
 
-def read(folder: Path, recipe: Recipe, asked: Asked) -> Request:
+def read_request(folder: Path, recipe: Recipe, asked: Asked) -> Request:
     """What a bundle in that folder is asked for.
 
     Raises:
@@ -116,7 +116,7 @@ def read(folder: Path, recipe: Recipe, asked: Asked) -> Request:
     return Request(folder, Wanted(recipe, competition, sheet.once, owner), sheet, columns, paths, boxes, asked.output)
 
 
-def write(path: Path, sheet: Sheet, form: str, columns: Sequence[Column], tables: Mapping[str, Predictions]) -> None:
+def write_submission(path: Path, sheet: Sheet, form: str, columns: Sequence[Column], tables: Mapping[str, Predictions]) -> None:
     """Fill the sheet's value columns with predictions, which hold its ids, and write it: the old file or the whole new one.
 
     Raises:

@@ -18,11 +18,9 @@ import numpy as np
 from toolkit.base import durations
 from toolkit.errors import DeviceError, ToolkitError
 from toolkit.runtime.devices import gpu_count
-from toolkit.submissions.bundle import request as requests
-from toolkit.submissions.bundle import worker as work
 from toolkit.submissions.bundle.contents import Blended, Model, Part, Recipe, agreement_line, blend
-from toolkit.submissions.bundle.request import Asked, NoBoxesError, Request
-from toolkit.submissions.bundle.worker import Job
+from toolkit.submissions.bundle.request import Asked, NoBoxesError, Request, read_request, write_submission
+from toolkit.submissions.bundle.worker import FAILED, Job, bad_images, work_on
 
 SPARE = 1.0  # seconds of the deadline kept beside the time that writing takes
 POLL = 0.1  # seconds between looks at the workers
@@ -61,14 +59,14 @@ def main(folder: Path, arguments: Sequence[str], say: Say, started: float) -> in
     `started` is when the program began (time.monotonic()), from which a deadline counts.
     """
     if list(arguments[:1]) == ["--worker"]:
-        return work.main(Path(arguments[1]))
+        return work_on(Path(arguments[1]))
     try:
         recipe = Recipe.read(folder)
         options = _arguments(recipe).parse_args(arguments)
         deadline = durations.seconds(options.deadline) if options.deadline else recipe.deadline
         boxes = {name: file for name, _, file in (text.partition("=") for text in options.boxes)}
         asked = Asked(options.test, options.out, options.sample, options.table, boxes)
-        return run(requests.read(folder, recipe, asked), options.device, deadline, started, say)
+        return run(read_request(folder, recipe, asked), options.device, deadline, started, say)
     except ToolkitError as error:
         hint = _hint(error)
         say(f"Error: {error.message}" + (f"\nHint: {hint}" if hint else ""))
@@ -195,7 +193,7 @@ def _write(request: Request, parts: Sequence[Part]) -> tuple[Blended, float]:
     started = time.monotonic()
     blended = blend(request.wanted, parts)
     form = request.wanted.recipe.form
-    requests.write(request.output, request.sheet, form, request.columns, blended.predictions)
+    write_submission(request.output, request.sheet, form, request.columns, blended.predictions)
     return blended, time.monotonic() - started
 
 
@@ -208,7 +206,7 @@ def _report(request: Request, workers: Sequence[_Worker], blended: Blended, *, l
     rest = [model.title for model in models if not all(worker.part.finished(model) for worker in workers)]
     if rest:
         say(f"Not finished{' before the deadline' if late else ''}: {', '.join(rest)}")
-    if bad := [why for worker in workers for why in work.bad_images(worker.part.out).values()]:
+    if bad := [why for worker in workers for why in bad_images(worker.part.out).values()]:
         say("\n  ".join([f"{len(bad):,} images cannot be used:", *bad[:10]]))
     if blended.partial:
         say(f"{blended.partial:,} rows have the word of a single model")
@@ -221,7 +219,7 @@ def _failures(models: Sequence[Model], workers: Sequence[_Worker]) -> list[str]:
     failures = [f"worker {worker.place}: {worker.error}" for worker in workers if worker.error]
     for worker in workers:
         for model in models:
-            path = worker.part.out / f"{model.key}{work.FAILED}"
+            path = worker.part.out / f"{model.key}{FAILED}"
             if path.exists():
                 failures.append(f"{model.title} cannot be used: {path.read_text(encoding='utf-8')}")
     return list(dict.fromkeys(failures))

@@ -217,7 +217,7 @@ def bad_images(out: Path) -> dict[int, str]:
     return {image["image"]: image["why"] for image in bad}
 
 
-def main(job: Path) -> int:
+def work_on(job: Path) -> int:
     """Do the job in that file; 0 if it is done, else the reason stands beside it in `error`."""
     try:
         work(Job.read(job))
