@@ -10,8 +10,9 @@ import torch
 from PIL import Image, ImageFilter
 
 from tests.conftest import draw
-from toolkit.images import duplicates, views
+from toolkit.images import duplicates, tensor_views
 from toolkit.images.duplicates import TURNS
+from toolkit.images.views import VIEW_SETS
 
 
 def scene(seed):
@@ -25,7 +26,7 @@ def scene(seed):
 
 def turned(image, turn):
     batch = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None]
-    return Image.fromarray(views.apply(batch, turn)[0].permute(1, 2, 0).contiguous().numpy())
+    return Image.fromarray(tensor_views.apply(batch, turn)[0].permute(1, 2, 0).contiguous().numpy())
 
 
 def jpeg(image, quality):
@@ -35,10 +36,10 @@ def jpeg(image, quality):
 
 
 def test_turns_are_those_of_views():
-    assert set(TURNS) == set(views.VIEW_SETS["d4"])
+    assert set(TURNS) == set(VIEW_SETS["d4"])
     thumbs = np.random.default_rng(0).integers(0, 256, (1, 32, 32), dtype=np.uint8)
     for turn in TURNS:
-        other = views.apply(torch.from_numpy(thumbs)[None], turn)[0].numpy()
+        other = tensor_views.apply(torch.from_numpy(thumbs)[None], turn)[0].numpy()
         found = duplicates._correlations(np.concatenate([thumbs, other]), np.array([0]), np.array([1]), turn)
         assert found[0] == pytest.approx(1, abs=1e-5)
 
@@ -47,7 +48,7 @@ def test_one_transform_gives_the_hashes_of_all_turns():
     thumbs = np.random.default_rng(0).integers(0, 256, (50, 32, 32), dtype=np.uint8)
     every = duplicates.hashes(thumbs)
     for number, turn in enumerate(TURNS):
-        really = views.apply(torch.from_numpy(thumbs)[None], turn)[0].contiguous().numpy()
+        really = tensor_views.apply(torch.from_numpy(thumbs)[None], turn)[0].contiguous().numpy()
         np.testing.assert_array_equal(every[number], duplicates.hashes(really)[0])
 
 

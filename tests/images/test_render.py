@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from toolkit.core.cards import Preprocess
 from toolkit.errors import ImageError
-from toolkit.images import decode, render
+from toolkit.images import decode, geometry, render
 
 ROOT = Path(__file__).parents[2]
 ROTATIONS = {2: Image.FLIP_LEFT_RIGHT, 3: Image.ROTATE_180, 4: Image.FLIP_TOP_BOTTOM, 5: Image.TRANSPOSE,
@@ -291,7 +291,7 @@ def test_resizing_is_pillows(implementation: str, resize: str, interpolation: st
                 first = Image.fromarray(image).resize((full[1], image.shape[0]) if image is noise else full[::-1], resample)
                 wanted = np.asarray(first.resize(full[::-1], resample))
             else:
-                wanted = render._pointwise(image, full, preprocess)
+                wanted = geometry._pointwise(image, full, preprocess)
                 if interpolation == "bilinear":  # one pass of Pillow's affine transform takes single points too
                     affine = Image.fromarray(image).transform(full[::-1], Image.EXTENT, (0, 0, *image.shape[1::-1]), resample)
                     assert np.abs(np.asarray(affine).astype(int) - wanted).max() <= 2
@@ -457,7 +457,7 @@ def test_unreadable_paths_are_named(tmp_path: Path) -> None:
 def test_permission_and_size_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(encode(thumb(), "JPEG"))
-    monkeypatch.setattr(render, "LIMIT_BYTES", 100)
+    monkeypatch.setattr(decode, "LIMIT_BYTES", 100)
     with pytest.raises(ImageError, match="above the limit of 100"):
         render.read(path)
     monkeypatch.undo()
@@ -587,7 +587,7 @@ def test_decoders_live_in_one_place() -> None:
             assert not any(n == "torchvision.io" or n.startswith("torchvision.io.") for n in names), path
             if any(n.split(".")[0] == "torchcodec" for n in names):
                 users.add(path.relative_to(ROOT).as_posix())
-    assert users == {"toolkit/images/decode.py"}
+    assert users == {"toolkit/images/torch_pixels.py"}
 
 
 def test_the_small_implementation_loads_no_torch(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from torchvision.transforms.v2 import functional as tv
 from tests.images.test_render import both, photo
 from toolkit.core.cards import Preprocess
 from toolkit.errors import DataError
-from toolkit.images import render
-from toolkit.images.views import CORNERS, VIEW_SETS, Cut, apply, canonical, needs_square, parse, per_member, views, written
+from toolkit.images import geometry, render
+from toolkit.images.tensor_views import apply
+from toolkit.images.views import CORNERS, VIEW_SETS, Cut, canonical, needs_square, parse, per_member, views, written
 
 SQUARE = torch.from_numpy(np.random.default_rng(0).permutation(2 * 3 * 6 * 6).astype(np.int64).reshape(2, 3, 6, 6))
 ALIASES = {"flip": ttach.aliases.flip_transform, "d4": ttach.aliases.d4_transform, "hflip": ttach.aliases.hflip_transform}
@@ -263,8 +264,8 @@ def test_the_two_implementations_agree(view, resize, interpolation, antialias):
 
 def test_cuts_share_a_resized_image_but_no_memory(monkeypatch):
     calls = []
-    true = render._torchvision
-    monkeypatch.setattr(render, "_torchvision", lambda *a: calls.append(1) or true(*a))
+    true = geometry._resize  # the only place where every implementation resizes
+    monkeypatch.setattr(geometry, "_resize", lambda *a: calls.append(1) or true(*a))
     wanted = [parse(view)[0] for view in views("ten_crop+add")]
     found = render.cuts(photo(), Preprocess((56, 56), "crop", 64), list(dict.fromkeys(wanted)))
     assert len(calls) == 1

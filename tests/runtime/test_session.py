@@ -15,7 +15,8 @@ from scipy.special import expit, softmax
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Output
 from toolkit.errors import DeviceError, ModelError
-from toolkit.images.views import VIEW_SETS, apply
+from toolkit.images.tensor_views import apply
+from toolkit.images.views import VIEW_SETS
 from toolkit.runtime.devices import PROVIDERS, choose_device, engine_tag, gpu_count
 from toolkit.runtime.session import FakeSession, open_session
 

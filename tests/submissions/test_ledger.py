@@ -179,20 +179,3 @@ def test_picking_by_the_public_board_is_warned_of_beyond_noise(two):
     lower = Competition.read(competition.root)
     object.__setattr__(lower, "metric", "log_loss")
     assert "aa is best on the public board" in ledger.warning(lower, [entry("aa", 0.9, 0.80), entry("bb", 0.85, 0.82)])
-
-
-def test_the_ledger_is_read_by_the_long_form_too(tmp_path):
-    """A row per id and class: answers are per id."""
-    from tests.submissions.test_submission import VALID, table
-    from toolkit.submissions import formats, plausibility
-
-    rules, sample, good = VALID["long"]
-    fitted = formats.plan("long", table(sample), rules)
-    (answers,) = plausibility.read(table(good), fitted, "id")
-    assert answers.ids == ("003", "010")
-    assert answers.labels.tolist() == [0, 0]
-    assert answers.confidence.tolist() == [0.5, 1.0]
-    swapped = table(good.replace("003,cat,.5\n003,dog,0.25", "003,cat,.2\n003,dog,0.55"))
-    share, changed, _ = plausibility.differing([answers], plausibility.read(swapped, fitted, "id"))
-    assert (share, changed.tolist()) == (0.5, [True, False])
-    assert plausibility.moves([answers], plausibility.read(swapped, fitted, "id")) == [("animal", "cat", "dog", 1)]

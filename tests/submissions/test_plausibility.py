@@ -8,13 +8,16 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from tests.submissions.test_submission import ANIMAL, ANIMALS, JOINT, SICK, TAGS, VALID, competition, soft, table
+from tests.submissions.cases import ANIMAL, ANIMALS, SICK, competition, table
 from tests.submissions.test_verify import out_of_fold, predicted
 from toolkit.core import prediction_files
 from toolkit.core.metrics import METRICS
 from toolkit.core.predictions import Predictions
 from toolkit.ensemble import evidence
-from toolkit.submissions import formats, plausibility, submission
+from toolkit.submissions import plausibility, submission
+from toolkit.submissions.answers import Answers, of_grid
+from toolkit.submissions.layout import fit
+from toolkit.submissions.sample import as_format, check, check_file, render
 from toolkit.workspace.competition import Competition, Images
 
 IDS = tuple(f"{i:03d}" for i in range(200))
@@ -22,7 +25,7 @@ IDS = tuple(f"{i:03d}" for i in range(200))
 
 def labelled(shares, ids=IDS, seed=0):
     rng = np.random.default_rng(seed)
-    return plausibility.Answers("animal", ANIMALS, ids, rng.choice(3, len(ids), p=shares))
+    return Answers("animal", ANIMALS, ids, rng.choice(3, len(ids), p=shares))
 
 
 def frame(words, ids=IDS):
@@ -56,7 +59,7 @@ def test_check_only_finds_the_sample(tmp_path):
     random = frame(words(labelled((0.3, 0.3, 0.4))))
     path = tmp_path / "s.csv"
     random.to_csv(path, index=False)
-    problems = submission.check_file(path, random, competition(ANIMAL), "labels")
+    problems = check_file(path, as_format(random, competition(ANIMAL), "labels"), competition(ANIMAL))
     assert codes(problems) == ["SUB070"]
 
 
@@ -70,7 +73,7 @@ def test_permuted_classes_are_found_and_named():
     (problem,) = plausibility.shifted(labelled((0.1, 0.3, 0.6)), labelled((0.6, 0.3, 0.1), seed=1))
     assert problem.code == "SUB072"
     assert problem.column == "animal"
-    ours, theirs = labelled((0.1, 0.3, 0.6)).shares / 200, labelled((0.6, 0.3, 0.1), seed=1).shares / 200
+    ours, theirs = labelled((0.1, 0.3, 0.6)).counts / 200, labelled((0.6, 0.3, 0.1), seed=1).counts / 200
     for name, place in (("cat", 0), ("eel", 2)):
         assert f"'{name}' {ours[place]:.1%} instead of {theirs[place]:.1%}" in problem.seen
     assert "p = " in problem.seen
@@ -82,7 +85,7 @@ def test_a_small_shift_among_very_many_rows_is_no_finding():
     """A p-value alone would cry at any difference."""
     ids = tuple(map(str, range(100_000)))
     ours, theirs = labelled((0.36, 0.34, 0.3), ids), labelled((0.33, 0.34, 0.33), ids, seed=1)
-    assert plausibility.homogeneity(np.stack([ours.shares, theirs.shares]).astype(float)) < 1e-6
+    assert plausibility.homogeneity(np.stack([ours.counts, theirs.counts]).astype(float)) < 1e-6
     assert codes(plausibility.shifted(ours, theirs)) == []
 
 
@@ -102,7 +105,7 @@ def test_rare_classes_are_pooled():
 def test_confidence_far_from_that_out_of_fold():
     rng = np.random.default_rng(0)
     sure, unsure = (rng.dirichlet(np.full(3, a), 200) for a in (0.05, 5.0))
-    ours, theirs = (plausibility.of_grid("animal", ANIMALS, IDS, grid, several=False) for grid in (unsure, sure))
+    ours, theirs = (of_grid("animal", ANIMALS, IDS, grid, several=False) for grid in (unsure, sure))
     (problem,) = plausibility.unsure(ours, theirs)
     assert problem.code == "SUB073"
     assert f"mean {unsure.max(axis=1).mean():.3f}" in problem.seen
@@ -116,7 +119,7 @@ def test_ties_matter_only_where_ranks_do():
     p = rng.random(200)
     rules = competition(SICK, metric="roc_auc")
     fine, coarse = (pd.DataFrame({"id": IDS, "sick": [f"{x:.{n}f}" for x in p]}, dtype="str") for n in (9, 2))
-    fitted = formats.plan("probability", fine, rules)
+    fitted = fit("probability", fine, rules)
     assert codes(plausibility.ties(fine, fitted, METRICS["roc_auc"])) == []
     (problem,) = plausibility.ties(coarse, fitted, METRICS["roc_auc"])
     assert (problem.code, problem.count, problem.column) == ("SUB036", 200 - len(set(coarse["sick"])), "sick")
@@ -129,41 +132,8 @@ def test_saturated_probabilities_are_ties_once_written():
     known = Predictions("sick", "probabilities", IDS, ("0", "1"), np.stack([1 - p, p], axis=1))
     sample = pd.DataFrame({"id": IDS, "sick": "0"}, dtype="str")
     rules = competition(SICK, metric="roc_auc")
-    written = submission.render({"sick": known}, sample, rules, "probability")
-    assert "SUB036" in codes(submission.check(written, sample, rules, "probability"))
-
-
-@pytest.mark.parametrize("case", VALID)
-def test_answers_of_a_file_are_those_of_the_predictions_it_was_made_of(case):
-    rules, sample, _ = VALID[case]
-    sample = table(sample)
-    form = submission.infer_format(sample, rules)
-    fitted = formats.plan(form, sample, rules)
-    ids = ("003", "010", "001")
-    known = {target.name: soft(target, ids=ids, seed=3) for target in rules.targets}
-    written = submission.render(known, sample, rules, form)
-    back = {answers.name: answers for answers in plausibility.read(written, fitted, "id")}
-    said = {answers.name: answers for answers in plausibility.by_question(fitted, known)}
-    assert set(back) == set(said)
-    for name, answers in back.items():
-        place = [said[name].ids.index(i) for i in answers.ids]
-        assert answers.classes == said[name].classes
-        assert np.array_equal(answers.labels, said[name].labels[place])
-        if answers.confidence is not None:
-            assert np.allclose(answers.confidence, said[name].confidence[place], atol=1e-6)
-
-
-def test_a_factor_is_a_question_of_its_own():
-    known = soft(JOINT, ids=IDS)
-    rules = competition(JOINT)
-    fitted = formats.plan("labels", table("id,age,mask\n003,old,on\n"), rules)
-    found = {answers.name: answers for answers in plausibility.by_question(fitted, {"kind": known})}
-    assert found["age"].labels.tolist() == (known.decided % 3).tolist()
-    assert found["mask"].labels.tolist() == (known.decided // 3).tolist()
-    several = plausibility.by_question(
-        formats.plan("flags", table("id,red,big,wet\n1,0,0,0\n"), competition(TAGS)), {"tags": soft(TAGS)}
-    )
-    assert several[0].said(0) == " ".join(n for n, v in zip(TAGS.classes, soft(TAGS).values[0] >= 0.5, strict=True) if v)
+    written = render({"sick": known}, as_format(sample, rules, "probability"))
+    assert "SUB036" in codes(check(written, as_format(sample, rules, "probability"), rules))
 
 
 def test_a_stale_sample_is_seen_on_disk(workspace):

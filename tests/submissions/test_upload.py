@@ -20,8 +20,7 @@ from toolkit.cli import cli
 from toolkit.core.prediction_files import write_table
 from toolkit.core.predictions import Predictions
 from toolkit.errors import UploadError
-from toolkit.submissions import ledger
-from toolkit.submissions import upload as uploading
+from toolkit.submissions import ledger, upload
 from toolkit.workspace.competition import Competition
 
 # what the real client (2.2.4) printed and how it ended, against tests/kaggle_server.py and without network or credentials
@@ -87,7 +86,7 @@ def test_a_failure_is_told_whatever_the_exit_code(name, client, csv):
     client(said["stdout"], said["stderr"], said["code"])
     message, hint = MEANT[name]
     with pytest.raises(UploadError, match=f"{csv.name} was not uploaded: .*{message}") as caught:
-        uploading.upload("kaggle:titanic", csv, "five folds")
+        upload.send("kaggle:titanic", csv, "five folds")
     assert hint in caught.value.hint
     assert "B/s" not in caught.value.message
     assert "\n" not in caught.value.message
@@ -100,7 +99,7 @@ def test_exit_code_zero_is_no_success():
 def test_success_is_what_the_client_says(client, csv):
     said = RECORDED["success"]
     words = client(said["stdout"], said["stderr"], said["code"])
-    reply = uploading.upload("kaggle:titanic", csv, "-5 fold, 밥")
+    reply = upload.send("kaggle:titanic", csv, "-5 fold, 밥")
     assert reply.splitlines() == ["4 submissions remaining today.", "Successfully submitted to Titanic"]
     assert json.loads(words.read_text()) == ["competitions", "submit", "titanic", "-f", str(csv), "--message=-5 fold, 밥"]
 
@@ -108,37 +107,37 @@ def test_success_is_what_the_client_says(client, csv):
 def test_success_needs_the_exit_code_as_well(client, csv):
     client(RECORDED["success"]["stdout"], "", 1)
     with pytest.raises(UploadError, match="did not confirm"):
-        uploading.upload("kaggle:titanic", csv, "")
+        upload.send("kaggle:titanic", csv, "")
 
 
 def test_no_client(csv, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(UploadError, match="not installed") as caught:
-        uploading.upload("kaggle:titanic", csv, "")
+        upload.send("kaggle:titanic", csv, "")
     assert "pip install" in caught.value.hint
 
 
 def test_a_client_that_hangs(client, csv, tmp_path, monkeypatch):
     client()
     program(tmp_path / "bin" / "kaggle", "import time\ntime.sleep(60)\n")
-    monkeypatch.setattr(uploading, "TIMEOUT", 0.5)
+    monkeypatch.setattr(upload, "TIMEOUT", 0.5)
     with pytest.raises(UploadError, match="no answer") as caught:
-        uploading.upload("kaggle:titanic", csv, "")
+        upload.send("kaggle:titanic", csv, "")
     assert "may have arrived" in caught.value.hint
 
 
 def test_a_client_that_cannot_be_imported(client, csv):
     client("", "Traceback (most recent call last):\n  File x\nModuleNotFoundError: No module named 'six'\n", 1)
     with pytest.raises(UploadError, match=r"broken.*No module named 'six'"):
-        uploading.upload("kaggle:titanic", csv, "")
+        upload.send("kaggle:titanic", csv, "")
 
 
 @pytest.mark.parametrize("slug", ["-h", "--version", "a b", "../x", "https://kaggle.com/c/titanic"])
 def test_a_name_cannot_become_an_option(slug, client, csv):
     words = client()
     with pytest.raises(UploadError, match="no name of a Kaggle competition"):
-        uploading.upload(f"kaggle:{slug}", csv, "")
+        upload.send(f"kaggle:{slug}", csv, "")
     assert not words.exists()
 
 
@@ -152,13 +151,13 @@ def test_a_name_cannot_become_an_option(slug, client, csv):
     ],
 )
 def test_the_address_is_completed_from_competition_toml(asked, configured, found):
-    assert uploading.address(asked, configured) == found
+    assert upload.address(asked, configured) == found
 
 
 @pytest.mark.parametrize(("asked", "configured"), [("kaggle", ""), ("kaggle", "command:x {file}"), ("dacon:x", ""), ("", "")])
 def test_an_address_without_a_target_is_refused(asked, configured):
     with pytest.raises(UploadError, match=r"does not say where|unknown platform"):
-        uploading.address(asked, configured)
+        upload.address(asked, configured)
 
 
 def test_a_command_of_the_users_gets_words_and_no_shell(tmp_path, csv):
@@ -166,7 +165,7 @@ def test_a_command_of_the_users_gets_words_and_no_shell(tmp_path, csv):
     tool = program(
         tmp_path / "send", f"import json, sys\nopen({str(seen)!r}, 'w').write(json.dumps(sys.argv[1:]))\nprint('ok')"
     )
-    reply = uploading.upload(f"command:{tool} 'to={{file}}' -m {{message}}", csv, "$(rm x); {file} `y`")
+    reply = upload.send(f"command:{tool} 'to={{file}}' -m {{message}}", csv, "$(rm x); {file} `y`")
     assert reply == "ok"
     assert json.loads(seen.read_text()) == [f"to={csv}", "-m", "$(rm x); {file} `y`"]
 
@@ -183,7 +182,7 @@ def test_a_command_of_the_users_gets_words_and_no_shell(tmp_path, csv):
 )
 def test_a_command_that_fails(line, match, csv):
     with pytest.raises(UploadError, match=match):
-        uploading.upload(f"command:{line}", csv, "")
+        upload.send(f"command:{line}", csv, "")
 
 
 @pytest.fixture
@@ -261,7 +260,7 @@ def test_nothing_is_uploaded_unless_asked(ready, client):
 
 def test_a_token_in_the_upload_command_is_not_kept():
     words = ["toolkit", "submit", "--upload", "command:send --token 123 {file}", "--upload=command:x\n123", "-m", "kaggle:a"]
-    assert uploading.recorded(words) == ["toolkit", "submit", "--upload", "command", "--upload=command", "-m", "kaggle:a"]
+    assert upload.recorded(words) == ["toolkit", "submit", "--upload", "command", "--upload=command", "-m", "kaggle:a"]
 
 
 def test_a_token_does_not_reach_the_manifest(ready, monkeypatch):
@@ -289,15 +288,15 @@ def test_the_real_client_against_a_local_server(csv, tmp_path, monkeypatch):
     monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")
     with serving() as server:
         with pytest.raises(UploadError, match="does not know who you are"):
-            uploading.upload("kaggle:titanic", csv, "")
+            upload.send("kaggle:titanic", csv, "")
         monkeypatch.setenv("KAGGLE_USERNAME", "somebody")
         monkeypatch.setenv("KAGGLE_KEY", "0")
-        assert "Successfully submitted" in uploading.upload("kaggle:titanic", csv, "-m five folds")
+        assert "Successfully submitted" in upload.send("kaggle:titanic", csv, "-m five folds")
         assert (server.files, server.messages) == ([csv.read_bytes()], ["-m five folds"])
         for name in MEANT:
             if name not in ("no_credentials", "no_network", "no_dns"):
                 server.scenario = name
                 with pytest.raises(UploadError, match=MEANT[name][0]):
-                    uploading.upload("kaggle:titanic", csv, "")
+                    upload.send("kaggle:titanic", csv, "")
     with pytest.raises(UploadError, match="cannot be reached"):
-        uploading.upload("kaggle:titanic", csv, "")
+        upload.send("kaggle:titanic", csv, "")

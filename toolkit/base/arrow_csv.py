@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,6 +69,18 @@ def text(series: pd.Series[Any]) -> Any:
     cells = pa.array(series.astype("str"), pa.large_string())
     cells = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
     return cells.fill_null("")
+
+
+def places(cells: Any, names: Sequence[str]) -> NDArray[np.int64]:
+    """The place of each cell of an Arrow column among `names`, int64 [N], -1 where it is none of them.
+
+    Arrow's hashing takes a fifth of a dictionary's time.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    place = pc.index_in(cells, value_set=pa.array(names, pa.large_string()))
+    return np.asarray(place.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
 def join(*cells: Any, by: str) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -52,9 +50,7 @@ def write(path: Path, columns: Sequence[str], rows: Iterable[Iterable[object]]) 
     Raises:
         StoreError: the file cannot be written.
     """
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-    return files.write_text(path, text.getvalue())
+    return files.write_rows(path, [columns, *rows])
 
 
 def _check_bytes(path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
+import io
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -47,6 +49,17 @@ def write_text(path: Path, text: str) -> Path:
         StoreError: the folder cannot be written or the disk is full.
     """
     return write(path, lambda file: file.write(text.encode()))
+
+
+def write_rows(path: Path, rows: Iterable[Iterable[object]]) -> Path:
+    """Make the CSV file `path`, whole or not at all: UTF-8, \\n, cells quoted where they have to be.
+
+    Raises:
+        StoreError: the folder cannot be written or the disk is full.
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return write_text(path, text.getvalue())
 
 
 def sweep(folder: Path, *, age: float = 3600) -> int:

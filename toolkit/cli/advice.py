@@ -106,6 +106,14 @@ ADVICE: dict[str, str] = {
     "views-oblong": "Use --tta flip or hflip.",
     "vote-soft": "Use --vote soft.",
     "model-weights": "That is what --weights takes: 0.2,0.8, or b4=0.7,vit=0.3, or score.",
+    # submissions and bundles
+    "bundle-output": "Remove it, or name another folder with -o.",
+    "bundle-target": "That is what --python and --cuda take.",
+    "predictions-name": "--name sets it.",
+    "submission-output": "Give another --output.",
+    "upload-where": "That is what --upload takes.",
+    "verify-rebuild": "Try --rebuild.",
+    "wheels": "Or use --no-wheels if the target has onnxruntime, numpy and Pillow.",
 }
 
 

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from toolkit.ensemble.run import EnsembleRun
     from toolkit.inference.store.maintenance import Kept
     from toolkit.setup.demo import Demo
+    from toolkit.submissions.difference import Diff
     from toolkit.submissions.ledger import Entry
-    from toolkit.submissions.submission import Diff, Receipt
+    from toolkit.submissions.submission import Receipt
 
 CHOSEN = "← chosen"
 WARNING = Mark("Warning", "odd")
@@ -194,13 +195,15 @@ def kept(entries: Sequence[Entry], link: float | None, warning: str) -> list[Par
     return [*lines, *([Mark(warning, "odd")] if warning else [])]
 
 
-def diff(found: Diff, first: str, second: str) -> list[Part]:
+def diff(changes: Diff, first: str, second: str) -> list[Part]:
     """How many rows two submissions answer otherwise, and from which class to which."""
-    lines: list[Part] = [f"{found.changed:,} of {found.rows:,} rows differ ({found.share:.1%}) between {first} and {second}"]
-    if found.moves:
-        moves = [(f"{move.count:,}", f"{move.question}: {move.before} → {move.after}") for move in found.moves]
+    lines: list[Part] = [
+        f"{changes.changed:,} of {changes.rows:,} rows differ ({changes.share:.1%}) between {first} and {second}"
+    ]
+    if changes.moves:
+        moves = [(f"{move.count:,}", f"{move.question}: {move.before} → {move.after}") for move in changes.moves]
         lines.append(Table(("rows", "answer"), moves, "rp"))
-    return lines + ([f"ids: {few(found.ids)}"] if found.ids else [])
+    return lines + ([f"ids: {few(changes.ids)}"] if changes.ids else [])
 
 
 def explanation(found: Explanation, path: Path) -> list[Part]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import html
 from toolkit.base.arrays import Labels
-from toolkit.core.metrics import Metric
 from toolkit.errors import AlignmentError, DataError, few
+
+if TYPE_CHECKING:
+    from toolkit.core.metrics import Metric
 
 Kind = Literal["probabilities", "scores", "labels"]
 _SHOWN = 10  # rows and classes of a table in a notebook

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,8 +14,19 @@ from toolkit.core.cards import Task
 from toolkit.core.predictions import Predictions
 from toolkit.errors import CompetitionError, few
 
-if TYPE_CHECKING:
-    import pandas as pd
+
+class Frame(Protocol):
+    """A table of text by columns: a pandas DataFrame, or what looks like one."""
+
+    @property
+    def columns(self) -> Any:
+        """The names of its columns."""
+        ...
+
+    def __getitem__(self, name: str, /) -> Any:
+        """The cells of one column."""
+        ...
+
 
 YES_NO = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}  # the cells of a column that belongs to one class
 
@@ -63,7 +74,7 @@ class Target:
         """Whether each class is a yes or no of its own."""
         return self.task == "multilabel"
 
-    def truth(self, frame: pd.DataFrame, ids: Iterable[str], where: str) -> Predictions:
+    def truth(self, frame: Frame, ids: Iterable[str], where: str) -> Predictions:
         """The labels that the rows of a table carry, as predictions of kind "labels".
 
         Raises:
@@ -92,7 +103,7 @@ class Target:
 class _Cells:
     """The columns of one table as class numbers; `where` names the table in messages."""
 
-    frame: pd.DataFrame
+    frame: Frame
     ids: tuple[str, ...]
     where: str
 

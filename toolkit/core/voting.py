@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.arrays import F64
-from toolkit.core.activations import sigmoid, softmax
+from toolkit.core.activations import probabilities, sigmoid, softmax
+from toolkit.core.cards import Output
 from toolkit.core.predictions import Kind, Predictions
+from toolkit.core.targets import Target
 from toolkit.errors import DataError
 
 Reduction = Callable[[F64, F64], F64]  # [M, N, C] and shares [M, 1, 1 or C] that sum to 1 over the members → [N, C]
@@ -84,6 +86,30 @@ def per_row(stack: F64, starts: NDArray[np.int64], how: str, *, multilabel: bool
         return merged if multilabel else np.asarray(merged / merged.sum(axis=2, keepdims=True))
     counts = np.diff([*starts.tolist(), stack.shape[1]])
     return np.asarray(np.add.reduceat(stack, starts, axis=1) / counts[None, :, None])
+
+
+def merge_views(logits: Sequence[NDArray[Any]], output: Output) -> F64:
+    """The mean probability over views, float64 [N, C], of one model's logits [N, width].
+
+    Raises:
+        ModelError: NaN or infinite logits.
+    """
+    merged = vote(np.stack([probabilities(view, output) for view in logits]), multilabel=output.multilabel).values
+    assert merged is not None
+    return merged
+
+
+def as_predictions(votes: Sequence[Vote], target: Target, ids: Sequence[str]) -> Predictions:
+    """Votes over the rows of one target, part after part, as predictions for `ids` in that order.
+
+    Raises:
+        DataError: more or fewer rows than ids.
+    """
+    kind = votes[0].kind if votes else "probabilities"
+    parts = [vote.labels if kind == "labels" else vote.values for vote in votes]
+    rows = np.concatenate([part for part in parts if part is not None]) if parts else np.zeros((0, len(target.classes)))
+    content: dict[str, Any] = {"labels" if kind == "labels" else "values": rows}
+    return Predictions(target.name, kind, tuple(ids), target.classes, multilabel=target.multilabel, **content)
 
 
 def soft(stack: F64, share: F64, multilabel: bool) -> Vote:

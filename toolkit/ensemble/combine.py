@@ -20,7 +20,6 @@ from toolkit.inference.exports import WeightedModels, output_of, share
 from toolkit.inference.outcome import PredictOutcome
 from toolkit.inference.store.file_index import Digests
 from toolkit.runtime.graphs.onnx_file import Export
-from toolkit.workspace.class_prior import class_prior
 from toolkit.workspace.competition import Competition, Target
 
 ROWS = 4096  # rows combined at a time, so that memory does not grow with members × views × images
@@ -135,7 +134,7 @@ def with_prior(
                 hint="Vote soft.",
                 code="vote-soft",
             )
-        prior: Any = class_prior(competition, target)
+        prior: Any = competition.prior(target)
         if hard:
             prior = prior >= 0.5 if target.multilabel else prior.argmax()
         parts.append(np.stack([prior] * len(missing)))

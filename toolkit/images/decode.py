@@ -1,13 +1,18 @@
-"""From the bytes of an image file to its RGB pixels: header checks, decoders, colour models, orientation."""
+"""From image files to RGB pixels: found, read, checked by their headers, decoded by Pillow, turned upright."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import io
+import os
 import re
+import stat
 import struct
 import sys
+from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +25,11 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 
-IMPLEMENTATIONS = ("fast", "pillow")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+LIMIT_BYTES = 1 << 30
 LIMIT_PIXELS = 100_000_000  # a header that claims more is refused before a pixel is allocated
 DAMAGED = "The file is damaged or was cut short: copy or download it again."
 
@@ -38,15 +47,67 @@ _PLUGINS = {
 }
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # looked for because decoders fill what is missing with grey
 _SCAN, _APP1, _APP15 = 0xDA, 0xE1, 0xEF  # markers of JPEG; EXIF is in APP1, and APP15 is passed over
-_EXIF_CHUNK = {"PNG": b"eXIf", "WEBP": b"EXIF"}
 _DEPTH, _PHOTOMETRIC, _ORIENTATION, _PLANES = 258, 262, 274, 284  # tags of TIFF and EXIF
 _INVERSE = {6: 8, 8: 6}
 _WIDE = re.compile(r"(?:RGB|RGBA|RGBX);16[LBN]|LA;16B")
+_LFS = b"version https://git-lfs.github.com/spec/"
 _OTHER_BYTE = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 
 
-def decode(data: bytes, where: str, *, implementation: str = "fast", exif: bool = True) -> Pixels:
-    """Decode the bytes of an image file to RGB; both implementations give the same pixels.
+def find(folder: Path) -> list[Path]:
+    """The image files below `folder`, by suffix in any case, sorted; hidden files and folders are left out.
+
+    Raises:
+        ImageError: the folder does not exist or cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise ImageError(f"{error.filename} cannot be listed: {error.strerror}", hint="Check the path.") from error
+
+    files: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(parent, n) for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
+    return sorted(files)
+
+
+def read(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        ImageError: missing, a folder or device, not permitted, empty, above LIMIT_BYTES, or a Git-LFS pointer.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise ImageError(f"{path} is {kind}, not an image", hint="Check the image folder and the file pattern.")
+        if status.st_size > LIMIT_BYTES:
+            too_large = f"{path} has {status.st_size:,} bytes, above the limit of {LIMIT_BYTES:,}"
+            raise ImageError(too_large, hint="Shrink it, or leave it out.")
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError(f"{path} does not exist", hint="Check the image folder and the file pattern.") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ImageError(f"{path} cannot be read: {reason}", hint="Check the path and its permissions.") from error
+    if not data:
+        raise ImageError(f"{path} is empty", hint=DAMAGED)
+    if data.startswith(_LFS):
+        raise ImageError(f"{path} is a Git LFS pointer, not the image", hint="Run `git lfs pull` in its repository.")
+    return data
+
+
+def digest(data: bytes) -> bytes:
+    """The 16 bytes that name an image by its content, whatever its file is called."""
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+Decoder = Callable[[bytearray, Any], "Pixels | None"]  # (the file, its PIL.ImageFile) → RGB, None to leave it to Pillow
+
+
+def decode(data: bytes, where: str, *, exif: bool = True, first: Decoder | None = None) -> Pixels:
+    """Decode the bytes of an image file to RGB, by `first` where it can, else by Pillow; both give the same pixels.
 
     Returns uint8 (height, width, 3), C-contiguous, owned by the caller. `exif=False` keeps the stored orientation.
 
@@ -58,16 +119,11 @@ def decode(data: bytes, where: str, *, implementation: str = "fast", exif: bool 
     colour profiles, gamma     ignored
     EXIF orientation 1 to 8    applied; anything else counts as 1; TIFF's own orientation tag likewise
     animations, many pages     the first frame or page
-    BMP, TIFF, PPM, GIF,       Pillow in both implementations, as are animations and PNG or WebP with EXIF;
-    AVIF, JPEG 2000            "fast" decodes JPEG, PNG and WebP with TorchCodec
     =========================  ==========================================================================
-
-    What TorchCodec refuses is tried again with Pillow: "fast" reads whatever "pillow" reads (and a few damaged WebP more).
 
     Raises:
         ImageError: not an image, cut short, damaged, above LIMIT_PIXELS, or a colour depth without a settled meaning.
     """
-    known(implementation)
     own = bytearray(data)  # from a bytes object TorchCodec would read under changed warning filters of the process
     try:
         block, scan = _conceal_exif(own) if own.startswith(b"\xff\xd8") else (b"", 0)
@@ -75,7 +131,7 @@ def decode(data: bytes, where: str, *, implementation: str = "fast", exif: bool 
         if own.rfind(_ENDS.get(header.format or "", b""), scan) < 0:  # from the end, where it usually is: 26 µs less
             raise ImageError(f"{where} is cut short: its end marker is missing", hint=DAMAGED)
         upright = _upright(header)
-        pixels = _torchcodec(own, header) if implementation == "fast" else None
+        pixels = first(own, header) if first else None
         if pixels is None:
             pixels = _pillow(own, header, where)
         if exif:
@@ -99,16 +155,6 @@ def describe(data: bytes, where: str) -> tuple[str, str, tuple[int, int]]:
     if data.rfind(_ENDS.get(header.format or "", b"")) < 0:
         raise ImageError(f"{where} is cut short: its end marker is missing", hint=DAMAGED)
     return header.format or "", header.mode, header.size
-
-
-def known(implementation: str) -> None:
-    """Refuse the name of an implementation that does not exist.
-
-    Raises:
-        ValueError: lists those that do.
-    """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, not {implementation!r}")
 
 
 @cache
@@ -170,23 +216,6 @@ def _conceal_exif(jpeg: bytearray) -> tuple[bytes, int]:
         alone = marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8
         at += 1 if marker == 0xFF else 2 if alone else 2 + length
     return block, len(jpeg)
-
-
-def _torchcodec(data: bytearray, header: ImageFile) -> Pixels | None:
-    """Decode with TorchCodec, which would decode every frame and read EXIF in its own way; None leaves it to Pillow."""
-    if header.format not in ("JPEG", "PNG", "WEBP") or getattr(header, "n_frames", 1) > 1:
-        return None
-    if header.format != "JPEG" and _EXIF_CHUNK[header.format] in data:
-        return None
-    import torch
-    from torchcodec.decoders import decode_image
-
-    try:
-        pixels: Pixels = decode_image(torch.frombuffer(data, dtype=torch.uint8)).permute(1, 2, 0).numpy()
-    except Exception:  # noqa: BLE001 - whatever it raises, Pillow is asked next
-        return None
-    width, height = header.size
-    return pixels if pixels.shape == (height, width, 3) else None
 
 
 def _pillow(data: bytearray, header: ImageFile, where: str) -> Pixels:

@@ -7,12 +7,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from toolkit.errors import DataError, few
-
-if TYPE_CHECKING:
-    import torch
 
 # A view is "id" or a chain of steps joined by "+". Identity first; no two views of a set alike; each by its canonical name.
 VIEW_SETS: dict[str, tuple[str, ...]] = {
@@ -144,29 +141,16 @@ def needs_square(view: str) -> bool:
     return _TURNS[parse(view)[1]][1] % 2 == 1
 
 
-def apply(batch: torch.Tensor, view: str) -> torch.Tensor:
-    """How a view turns a batch (N, C, H, W) of any dtype, on the batch's own device, made by ttach's transforms.
+def turn_of(view: str) -> str:
+    """The canonical name of how a view turns a batch, for views that do no more.
 
     Raises:
-        DataError: an unknown step, a view that is cut from the decoded image, or a quarter turn of images that are not square.
+        DataError: an unknown step, or a view that is cut from the decoded image.
     """
-    import ttach
-
-    if needs_square(view) and batch.shape[-1] != batch.shape[-2]:
-        raise DataError(f"view {view!r} needs square images, these are {batch.shape[-2]}×{batch.shape[-1]}")
     cut, turn = parse(view)
     if cut != Cut():
         raise DataError(f"view {view!r} is cut from the decoded image, a batch can only be turned")
-    steps: dict[str, tuple[Any, dict[str, Any]]] = {
-        "id": (ttach.HorizontalFlip(), {"apply": False}),
-        "hflip": (ttach.HorizontalFlip(), {"apply": True}),
-        "vflip": (ttach.VerticalFlip(), {"apply": True}),
-        **{f"rot{angle}": (ttach.Rotate90([angle]), {"angle": angle}) for angle in (90, 180, 270)},
-    }
-    for step in turn.split("+"):
-        transform, parameters = steps[step]
-        batch = transform.apply_aug_image(batch, **parameters)
-    return batch
+    return turn
 
 
 def _factor(part: str, whole: str) -> tuple[str, ...]:

@@ -300,23 +300,11 @@ class _Work:
 
     def _cut(self, i: int, data: bytes | None, wanted: Mapping[Preprocess, list[Cut]]) -> list[list[U8]]:
         """One item decoded and cut, per Preprocess and in its order of cuts."""
-        path, boxes, implementation = self.items[i].path, self.identities.boxes, self.execution.implementation
-        raw = data or render.read(path)
-        decoded = {
-            orientation: render.decode(raw, str(path), implementation=implementation, exif=orientation == "exif")
-            for orientation in {preprocess.orientation for preprocess in wanted}
-        }
-        return [
-            render.cuts(
-                decoded[preprocess.orientation],
-                preprocess,
-                cuts,
-                box=boxes.of(preprocess.box, self.items.ids[i], path),
-                implementation=implementation,
-                where=str(path),
-            )
-            for preprocess, cuts in wanted.items()
-        ]
+        path, boxes = self.items[i].path, self.identities.boxes
+        own = {preprocess.box: boxes.of(preprocess.box, self.items.ids[i], path) for preprocess in wanted}
+        implementation = self.execution.implementation
+        pixels = render.cut_all(data or render.read(path), str(path), wanted, own, implementation=implementation)
+        return [[pixels[preprocess, cut] for cut in cuts] for preprocess, cuts in wanted.items()]
 
     def _session(self, preprocess: Preprocess) -> Session:
         if preprocess not in self._sessions:

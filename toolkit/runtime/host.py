@@ -13,7 +13,7 @@ import numpy as np
 
 from toolkit.base.arrays import F32, U8
 from toolkit.errors import DeviceError, ModelError, ToolkitError, few
-from toolkit.images import views
+from toolkit.images import geometry
 from toolkit.runtime.devices import cores
 
 # how onnxruntime, OpenVINO, oneDNN, CUDA and torch say that memory is used up
@@ -170,11 +170,7 @@ def joined(parts: Iterable[dict[str, F32]], count: int) -> dict[str, F32]:
 
 def seen(pixels: U8, view: str) -> U8:
     """The view of a batch in main memory."""
-    if view == "id":
-        return pixels
-    import torch
-
-    return np.ascontiguousarray(views.apply(torch.from_numpy(pixels), view).numpy())
+    return pixels if view == "id" else geometry.turned(pixels, view)
 
 
 def padded(pixels: U8, size: int) -> U8:

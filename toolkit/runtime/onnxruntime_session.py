@@ -11,7 +11,7 @@ import numpy as np
 
 from toolkit.base.arrays import F32
 from toolkit.errors import DeviceError, ModelError
-from toolkit.images import views
+from toolkit.images import tensor_views
 from toolkit.runtime.devices import PROVIDERS, engine_tag
 from toolkit.runtime.host import HostSession, joined, open_units, smaller, wanted
 
@@ -82,7 +82,7 @@ class Gpu:
         """
         while True:
             try:
-                return self._run(views.apply(batch, view), models)
+                return self._run(tensor_views.apply(batch, view), models)
             except Exception as error:  # noqa: BLE001 - the errors of onnxruntime and torch have no common class of their own
                 self.batch = smaller(self.batch, error, self._paths)
             self._pixels, self._bound = None, {}

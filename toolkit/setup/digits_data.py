@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from toolkit.base import csv_text, files
 from toolkit.errors import CompetitionError
-from toolkit.workspace import competition_file
+from toolkit.workspace import toml_update
 from toolkit.workspace.competition import FILE, Competition, Images, Target
 from toolkit.workspace.make_split import load_or_make
 from toolkit.workspace.split import Split
@@ -126,7 +126,7 @@ def _describe(root: Path, name: str, metric: str, target: Target) -> None:
         train=Images("data/train", "{id}.png", "data/train.csv"),
         test=Images("data/test", "{id}.png"),
     )
-    competition_file.write(competition)
+    toml_update.write(competition)
 
 
 def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:

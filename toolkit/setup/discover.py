@@ -19,7 +19,7 @@ from toolkit.images import boxes
 from toolkit.setup import find_images, infer_targets
 from toolkit.setup.find_images import Index, Match, Part
 from toolkit.setup.infer_targets import Findings, Tables, Wishes
-from toolkit.workspace import competition_file, path_patterns
+from toolkit.workspace import path_patterns, toml_update
 from toolkit.workspace.competition import FILE, Competition, Images
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Discovery:
             refuse_existing(root / name, force=force)
         if self.train_csv:
             files.write_text(root / MADE, self.train_csv)
-        return competition_file.write(self.competition)
+        return toml_update.write(self.competition)
 
 
 @dataclass(frozen=True)
@@ -314,7 +314,7 @@ def _several_images(key: str, train: _Source, matches: tuple[Match | None, ...],
 
 def _format(sample: pd.DataFrame, competition: Competition, wishes: Wishes, findings: Findings) -> str:
     """The submission format: named, or the only one that fits under the metric (under any, where that is still to be said)."""
-    from toolkit.submissions.formats import infer_format
+    from toolkit.submissions.layout import infer_format
 
     error = None
     for metric in [wishes.metric] if wishes.metric else METRICS:

@@ -13,7 +13,7 @@ import numpy as np
 
 from toolkit.base import csv_text, files
 from toolkit.errors import CompetitionError, few
-from toolkit.workspace import competition_file
+from toolkit.workspace import toml_update
 from toolkit.workspace.competition import FILE, Competition, Images, Target
 from toolkit.workspace.make_split import load_or_make
 from toolkit.workspace.split import Split
@@ -67,7 +67,7 @@ def make_workspace(root: Path, data: Path | None = None, *, by_person: bool = Tr
         sample_id="ImageID",
         format="indices",
     )
-    competition_file.write(competition)
+    toml_update.write(competition)
     return Competition.read(root)
 
 

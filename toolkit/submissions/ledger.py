@@ -17,7 +17,7 @@ import numpy as np
 
 from toolkit.base import files, provenance
 from toolkit.errors import DataError, SubmissionError, few
-from toolkit.submissions import manifest as manifests
+from toolkit.submissions.manifest import path_of, read, text
 from toolkit.workspace.competition import Competition
 
 FOLDER = "submissions"
@@ -56,8 +56,8 @@ class Entry:
     @property
     def out_of_fold(self) -> float | None:
         """Its score out of fold, if its members left out-of-fold tables."""
-        found = self.manifest.get("scores", {}).get("out_of_fold")
-        return None if found is None else float(found)
+        score = self.manifest.get("scores", {}).get("out_of_fold")
+        return None if score is None else float(score)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -81,12 +81,12 @@ def entries(competition: Competition) -> list[Entry]:
     """
     folder = competition.path(FOLDER)
     scores, uploads = _scores(folder), _uploads(folder)
-    known = [path for path in sorted(folder.glob("*.csv")) if manifests.path_of(path).is_file()]
-    found = [
-        Entry(name, path, manifests.read(manifests.path_of(path)), **scores.get(name, {}), uploads=tuple(uploads.get(name, ())))
+    known = [path for path in sorted(folder.glob("*.csv")) if path_of(path).is_file()]
+    kept = [
+        Entry(name, path, read(path_of(path)), **scores.get(name, {}), uploads=tuple(uploads.get(name, ())))
         for name, path in ((path.stem, path) for path in known)
     ]
-    return sorted(found, key=lambda entry: (entry.created, entry.id))
+    return sorted(kept, key=lambda entry: (entry.created, entry.id))
 
 
 def keep(competition: Competition, path: Path, manifest: Mapping[str, Any]) -> str:
@@ -102,18 +102,18 @@ def keep(competition: Competition, path: Path, manifest: Mapping[str, Any]) -> s
     folder = competition.path(FOLDER)
     name: str = next(digest[:n] for n in range(SHORT, 65) if not _taken(folder / f"{digest[:n]}.csv", digest))
     kept = folder / f"{name}.csv"
-    if not manifests.path_of(kept).is_file():
+    if not path_of(kept).is_file():
         files.write(kept, lambda file: _copy(path, file))
     elif manifest.get("from"):
         return name
-    files.write_text(manifests.path_of(kept), manifests.text(manifest))
+    files.write_text(path_of(kept), text(manifest))
     return name
 
 
 def _taken(kept: Path, digest: str) -> bool:
     """Whether another submission has that name."""
-    manifest = manifests.path_of(kept)
-    return manifest.is_file() and bool(manifests.read(manifest)["output"]["sha256"] != digest)
+    manifest = path_of(kept)
+    return manifest.is_file() and bool(read(manifest)["output"]["sha256"] != digest)
 
 
 def _copy(path: Path, file: IO[bytes]) -> None:
@@ -139,15 +139,14 @@ def find(competition: Competition, name: str) -> Entry:
     every = entries(competition)
     if name == "last" and every:
         return every[-1]
-    found = [entry for entry in every if name and entry.id.startswith(name)]
-    if len(found) != 1:
+    matches = [entry for entry in every if name and entry.id.startswith(name)]
+    if len(matches) != 1:
+        named = f"{'several submissions are' if matches else 'no submission is'} named {name!r}"
         raise SubmissionError(
-            f"{'several submissions are' if found else 'no submission is'} named {name!r}; there are {few(e.id for e in every)}"
-            if every
-            else f"no submission is named {name!r}: none was written yet",
+            f"{named}; there are {few(entry.id for entry in every)}" if every else f"{named}: none was written yet",
             hint="`toolkit submissions` lists them.",
         )
-    return found[0]
+    return matches[0]
 
 
 def score(competition: Competition, name: str, value: float, board: Board) -> Entry:
@@ -183,7 +182,10 @@ def sent(competition: Competition, name: str, where: str, reply: str) -> None:
 def _uploads(folder: Path) -> dict[str, list[dict[str, str]]]:
     raw = _notes(folder / UPLOADS, "Mend it, or delete it: it only says what was uploaded when.")
     try:
-        return {name: [{key: str(one[key]) for key in ("to", "at", "reply")} for one in found] for name, found in raw.items()}
+        return {
+            name: [{key: str(upload[key]) for key in ("to", "at", "reply")} for upload in uploads]
+            for name, uploads in raw.items()
+        }
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / UPLOADS} cannot be read: {error!r}", hint="Mend it, or delete it.") from error
 
@@ -191,7 +193,7 @@ def _uploads(folder: Path) -> dict[str, list[dict[str, str]]]:
 def _scores(folder: Path) -> dict[str, dict[str, float]]:
     raw = _notes(folder / SCORES, "Mend it, or delete it and note the scores again.")
     try:
-        return {name: {b: float(found[b]) for b in ("public", "private") if b in found} for name, found in raw.items()}
+        return {name: {b: float(boards[b]) for b in ("public", "private") if b in boards} for name, boards in raw.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / SCORES} cannot be read: {error}", hint="Mend it, or delete it.") from error
 

@@ -102,23 +102,23 @@ def read(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is not a readable manifest: {error}") from error
     if schema > SCHEMA:
         raise DataError(f"{path} has schema {schema}, this version reads up to {SCHEMA}", hint="Upgrade toolkit.")
-    found: dict[str, Any] = document
-    return found
+    read_document: dict[str, Any] = document
+    return read_document
 
 
 def stale(root: Path, meta: Mapping[str, Any]) -> Iterator[Problem]:
     """Find exports that are no longer those which the predictions were made by; a rewritten card is not a change."""
-    found: dict[str, list[str]] = {"SUB060": [], "SUB061": [], "SUB064": []}
+    paths_of: dict[str, list[str]] = {"SUB060": [], "SUB061": [], "SUB064": []}
     for model in meta.get("models", ()):
         if not model.get("path"):
             continue  # a table made elsewhere has no export
         path = root / model["path"]
         if not path.is_file():
             # of a file outside the workspace only the name is known
-            found["SUB061" if "/" in model["path"] else "SUB064"].append(model["path"])
+            paths_of["SUB061" if "/" in model["path"] else "SUB064"].append(model["path"])
         elif files.sha256(path) != model["sha256"] and _graph(path) != model["digest"]:
-            found["SUB060"].append(model["path"])
-    yield from (Problem(code, len(paths), seen=few(paths)) for code, paths in found.items() if paths)
+            paths_of["SUB060"].append(model["path"])
+    yield from (Problem(code, len(paths), seen=few(paths)) for code, paths in paths_of.items() if paths)
 
 
 def _graph(path: Path) -> str:
@@ -133,10 +133,10 @@ def _graph(path: Path) -> str:
 def summary(meta: Mapping[str, Any]) -> list[str]:
     """A few lines for people: when, how combined, and per member its folds and views."""
     models = meta.get("models", ())
-    made = str(meta.get("created", ""))[:16].replace("T", " ")
+    created = str(meta.get("created", ""))[:16].replace("T", " ")
     count = f"{len(models)} models" if models else f"{len(meta.get('sources', ()))} tables made elsewhere"
     how = f"{count}, vote {meta.get('vote', 'soft')}, views {meta.get('view_set', 'none')}"
-    lines = [f"Predictions {meta.get('name', '')!r} of {made}: {how}"]
+    lines = [f"Predictions {meta.get('name', '')!r} of {created}: {how}"]
     for member in dict.fromkeys(model["member"] for model in models):
         folds = [model["fold"] for model in models if model["member"] == member]
         names = " ".join("all" if fold is None else str(fold) for fold in folds)

@@ -79,8 +79,9 @@ def address(asked: str, configured: str) -> str:
         if kept != platform or not target:
             example = _EXAMPLES[platform]
             raise UploadError(
-                f"--upload {platform} does not say where to",
-                hint=f'Write --upload {example}, or upload = "{example}" under [submission] in competition.toml.',
+                f"{platform} does not say where to",
+                hint=f'Write {example}, or upload = "{example}" under [submission] in competition.toml.',
+                code="upload-where",
             )
     return f"{platform}:{target}"
 
@@ -90,7 +91,7 @@ def recorded(words: Sequence[str]) -> list[str]:
     return [re.sub(r"^(--upload=)?command:.*", r"\1command", word, flags=re.DOTALL) for word in words]
 
 
-def upload(where: str, path: Path, message: str) -> str:
+def send(where: str, path: Path, message: str) -> str:
     """Send a file to `platform:target` with a description; what the platform answered, in its own words.
 
     Raises:
@@ -117,14 +118,14 @@ def kaggle(slug: str, path: Path, message: str) -> str:
         raise UploadError("the kaggle client is not installed", hint=_INSTALL)
     done = _run([client, "competitions", "submit", slug, "-f", str(path), f"--message={message}"], path)
     if done.returncode == 0 and _SUCCESS.search(done.stdout):
-        return _said(done.stdout)
-    said = f"{done.stdout}\n{done.stderr}"
+        return _shown(done.stdout)
+    output = f"{done.stdout}\n{done.stderr}"
     why, hint = "the client did not confirm the upload", "Look at your submissions on the site before trying again."
     for pattern, sentence, cure in _REASONS:
-        if re.search(pattern, said):
+        if re.search(pattern, output):
             why, hint = sentence.format(slug=slug), cure.format(slug=slug)
             break
-    words = _said(f"{done.stdout}\n{done.stderr}").splitlines()[-1:]
+    words = _shown(output).splitlines()[-1:]
     quoted = f" (the client: {words[0][:300]})" if words and "~/.kaggle" not in words[0] else ""
     raise UploadError(f"{path} was not uploaded: {why}{quoted}", hint=hint)
 
@@ -143,16 +144,16 @@ def command(line: str, path: Path, message: str) -> str:
         ) from error
     if not any("{file}" in word for word in words[1:]):
         raise UploadError(f"the upload command {line!r} does not say {{file}}", hint=f"For example {_EXAMPLES['command']}")
-    filled = [re.sub(r"\{(file|message)\}", lambda found: {"file": str(path), "message": message}[found[1]], w) for w in words]
+    filled = [re.sub(r"\{(file|message)\}", lambda field: {"file": str(path), "message": message}[field[1]], w) for w in words]
     done = _run(filled, path)
     if done.returncode:
-        last = _said(f"{done.stdout}\n{done.stderr}").splitlines()[-1:]
+        last = _shown(f"{done.stdout}\n{done.stderr}").splitlines()[-1:]
         quoted = f" ({last[0][:300]})" if last else ""
         raise UploadError(
             f"{path} was not uploaded: {words[0]} ended with exit code {done.returncode}{quoted}",
             hint="Run the command by hand to see more.",
         )
-    return _said(done.stdout)
+    return _shown(done.stdout)
 
 
 def _run(words: Sequence[str], path: Path) -> subprocess.CompletedProcess[str]:
@@ -179,7 +180,7 @@ def _run(words: Sequence[str], path: Path) -> subprocess.CompletedProcess[str]:
         ) from error
 
 
-def _said(text: str) -> str:
+def _shown(text: str) -> str:
     """The lines that a person should see: without progress bars and empty lines."""
     return "\n".join(line.strip() for line in text.splitlines() if not _PROGRESS.match(line))
 

@@ -19,8 +19,9 @@ from toolkit.errors import ModelError, SubmissionError, few
 from toolkit.inference import engine_choice
 from toolkit.inference.execution import Execution
 from toolkit.inference.exports import read_exports, share
-from toolkit.submissions import csv_problems, submission
-from toolkit.submissions import manifest as manifests
+from toolkit.submissions import csv_problems
+from toolkit.submissions.manifest import path_of, read
+from toolkit.submissions.sample import read_sample, render
 from toolkit.workspace.competition import FILE, Competition
 
 OURS = (FILE, "predictions", "submissions")  # what the temporary workspace has of its own
@@ -47,12 +48,12 @@ class Verdict:
     @property
     def changed(self) -> tuple[Input, ...]:
         """The inputs that are no longer what they were."""
-        return tuple(found for found in self.inputs if found.state in ("changed", "missing"))
+        return tuple(source for source in self.inputs if source.state in ("changed", "missing"))
 
     @property
     def record(self) -> dict[str, Any]:
         """The verdict as plain values, for machines."""
-        return {"ok": True, "sha256": self.id, "rebuilt": self.rebuilt, "inputs": [vars(found) for found in self.inputs]}
+        return {"ok": True, "sha256": self.id, "rebuilt": self.rebuilt, "inputs": [vars(source) for source in self.inputs]}
 
 
 def verify(competition: Competition, path: Path, *, rebuild: bool = False) -> Verdict:
@@ -63,20 +64,23 @@ def verify(competition: Competition, path: Path, *, rebuild: bool = False) -> Ve
             again differs; it says which inputs changed.
         DataError: there is no manifest.
     """
-    manifest = manifests.read(manifests.path_of(path))
-    said = manifest["output"]["sha256"]
-    if (found := files.sha256(path)) != said:
+    manifest = read(path_of(path))
+    written = manifest["output"]["sha256"]
+    if (digest := files.sha256(path)) != written:
         raise SubmissionError(
-            f"{path} is not the file of its manifest: its digest is {found[:8]}, the manifest says {said[:8]}",
-            hint=f"It was edited, or belongs to another manifest; the ledger may have it: submissions/{said[:8]}.csv.",
+            f"{path} is not the file of its manifest: its digest is {digest[:8]}, the manifest says {written[:8]}",
+            hint=f"It was edited, or belongs to another manifest; the ledger may have it: submissions/{written[:8]}.csv.",
         )
     inputs = tuple(_inputs(competition, manifest))
-    verdict = Verdict(said, inputs)
+    verdict = Verdict(written, inputs)
     if not rebuild:
         if verdict.changed:
-            names = few((found.path for found in verdict.changed), limit=12)
-            hint = "Try --rebuild: it tells whether the file would change."
-            raise SubmissionError(f"of what {path.name} was made of, this changed: {names}", hint=hint)
+            names = few((source.path for source in verdict.changed), limit=12)
+            raise SubmissionError(
+                f"of what {path.name} was made of, this changed: {names}",
+                hint="Making it again tells whether the file would change.",
+                code="verify-rebuild",
+            )
         return verdict
     ours = _rebuilt(competition, manifest)
     if ours != path.read_bytes():
@@ -126,10 +130,8 @@ def _rebuilt(competition: Competition, manifest: Mapping[str, Any]) -> bytes:
         else:
             predictions = prediction_files.read_table(competition.path(manifest["predictions"]["path"])).predictions
         sample = competition.path(manifest["sample"]["path"])
-        wanted, form = submission.read_sample(competition, sample if sample.is_file() else None)
-        frame = submission.render(predictions, wanted, competition, form)
-        made = files.write(own.path("submission.csv"), lambda file: arrow_csv.write(file, frame))
-        return made.read_bytes()
+        frame = render(predictions, read_sample(competition, sample if sample.is_file() else None))
+        return files.write(own.path("submission.csv"), lambda file: arrow_csv.write(file, frame)).read_bytes()
 
 
 def _predicted(competition: Competition, own: Competition, meta: Mapping[str, Any]) -> EnsembleRun:
@@ -184,11 +186,11 @@ def _difference(competition: Competition, path: Path, ours: bytes, verdict: Verd
         every = zip(arrow_csv.text(before[key]).to_pylist(), _lines(before), strict=True)
         ids = [name for name, line in every if line not in same]
         rows = f" in {len(ids):,} of {len(before):,} rows ({few(ids)})" if ids else ""
-    names = few((f"{found.path} ({found.state})" for found in verdict.changed), limit=12)
+    names = few((f"{source.path} ({source.state})" for source in verdict.changed), limit=12)
     cause = f"what changed: {names}" if verdict.changed else "no recorded input did: test images, device or versions may have"
     return f"{path.name} made again differs{rows}; {cause}"
 
 
 def _lines(frame: Any) -> list[str]:
-    found: list[str] = arrow_csv.join(*(arrow_csv.text(frame[name]) for name in frame.columns), by="\x1f").to_pylist()
-    return found
+    lines: list[str] = arrow_csv.join(*(arrow_csv.text(frame[name]) for name in frame.columns), by="\x1f").to_pylist()
+    return lines

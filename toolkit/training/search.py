@@ -16,7 +16,7 @@ import numpy as np
 from toolkit.base import csv_text, files
 from toolkit.base.quiet import quiet
 from toolkit.errors import StoreError, TrainingError, few
-from toolkit.workspace import competition_file, make_split
+from toolkit.workspace import make_split, toml_update
 from toolkit.workspace.competition import Competition
 from toolkit.workspace.split import SPLIT_FILE, Split
 
@@ -137,7 +137,7 @@ def scratch(competition: Competition, folder: Path) -> tuple[Competition, Split]
     }
     sample = root.joinpath(competition.sample).as_posix()
     inside = replace(competition, root=folder, train=parts["train"], test=parts["test"], sample=sample)
-    competition_file.write(inside)
+    toml_update.write(inside)
     if not (folder / "cache").exists():
         root.joinpath("cache").mkdir(exist_ok=True)
         (folder / "cache").symlink_to(root / "cache")  # decoded images are the same whoever asks

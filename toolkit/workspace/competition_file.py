@@ -1,49 +1,177 @@
-"""Writing competition.toml: a new file as it is described, one that is there with its comments and order kept."""
+"""competition.toml: what is predicted, from which files, scored how, written where; read and checked without any table."""
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
-from toolkit.base import files
-from toolkit.workspace.competition import FILE, Competition
+from toolkit.core.targets import Target
+from toolkit.errors import CompetitionError, few
+from toolkit.images.boxes import BoxTable
+
+FILE = "competition.toml"
+SCHEMA = 1
 
 
-def write(competition: Competition) -> Path:
-    """Write the competition's file; comments, blank lines and order of one that is there survive, its values do not.
+@dataclass(frozen=True)
+class Images:
+    """Where one part's rows and pictures are: a CSV (may be absent for test), a folder, and how a row names its file.
 
-    Raises:
-        StoreError: the file cannot be written.
+    `pattern` is filled from the row's columns: `{id}.png`, `{patient_id}/{image_id}.png`, `{path}`; with a `*` it may match
+    several files, which all belong to the row.
     """
-    path = competition.path(FILE)
-    text = competition.to_toml()
-    try:
-        before = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return files.write_text(path, text)
-    return files.write_text(path, rewritten(before, text))
+
+    folder: str
+    pattern: str
+    table: str = ""
 
 
-def rewritten(before: str, text: str) -> str:
-    """The TOML text `before` with the values of `text`; `text` itself where `before` is no TOML."""
-    import tomlkit
-    from tomlkit.exceptions import TOMLKitError
+@dataclass(frozen=True)
+class CompetitionFile:
+    """The workspace file: frozen, checked at birth, with `root` the folder it stands in. Relative paths start there.
 
-    try:
-        document = tomlkit.parse(before)
-    except TOMLKitError:
-        return text
-    _take_over(document, tomlkit.parse(text))
-    return tomlkit.dumps(document)
+    `sample_id` is the id column of the sample submission and the test table, where it has another name than in train.csv;
+    `boxes_of` has the tables of bounding boxes by name; `max_mb` is the largest submission that the platform takes (10⁶ bytes;
+    0: not said);
+    `upload` where it goes, as in `kaggle:titanic`; `labels_fix` a table of corrected labels that training uses (see `fixes`).
+    """
+
+    root: Path
+    name: str
+    metric: str
+    targets: tuple[Target, ...]
+    train: Images
+    test: Images
+    id: str = "id"
+    group: str = ""
+    extra: str = ""
+    per_id: Literal["", "mean", "max"] = ""
+    sample: str = "sample_submission.csv"
+    format: str = ""
+    sample_id: str = ""
+    max_mb: float = 0.0
+    upload: str = ""
+    labels_fix: str = ""
+    boxes_of: Mapping[str, BoxTable] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sample_id", self.sample_id or self.id)
+        names = [target.name for target in self.targets]
+        if not names or len(set(names)) != len(names):
+            raise CompetitionError(f"{FILE}: targets must be present and have different names, got {few(names)}")
+        if not 0 <= self.max_mb < float("inf"):
+            raise CompetitionError(f"{FILE}: max_mb is a number of megabytes, not {self.max_mb}")
+        if strange := [name for name in self.boxes_of if not name.isidentifier()]:
+            raise CompetitionError(f"{FILE}: boxes are named by letters, digits and _, not {few(strange)}")
+        if self.per_id not in ("", "mean", "max"):
+            raise CompetitionError(f'{FILE}: per_id is "mean" or "max", not {self.per_id!r}')
+
+    def target(self, name: str) -> Target:
+        """The target of that name.
+
+        Raises:
+            CompetitionError: there is none.
+        """
+        for target in self.targets:
+            if target.name == name:
+                return target
+        raise CompetitionError(f"{FILE} has no target {name!r}, only {few(t.name for t in self.targets)}")
+
+    def path(self, *parts: str) -> Path:
+        """A path inside the workspace (or wherever an absolute part points)."""
+        return self.root.joinpath(*parts)
+
+    @classmethod
+    def read(cls, root: Path) -> Self:
+        """Read `root`/competition.toml.
+
+        Raises:
+            CompetitionError: missing, not TOML, a key that is unknown, missing or of the wrong type.
+        """
+        path = root / FILE
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CompetitionError(f"{path} does not exist", hint="Run `toolkit init` there.") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise CompetitionError(f"{path} cannot be read: {error}") from error
+        if (schema := raw.get("schema", SCHEMA)) != SCHEMA:
+            raise CompetitionError(f"{path} has schema {schema!r}, this version reads {SCHEMA}", hint="Upgrade toolkit.")
+        try:
+            return cls(root=root, **_fields(raw))
+        except CompetitionError as error:
+            raise CompetitionError(f"{path}: {error.message}", hint=error.hint) from error
+        except KeyError as error:
+            raise CompetitionError(f"{path}: the key {error.args[0]!r} is missing", hint=_COMPARE) from error
+        except (TypeError, AttributeError, ValueError) as error:
+            raise CompetitionError(f"{path}: {error}", hint=_COMPARE) from error
 
 
-def _take_over(table: MutableMapping[str, Any], wanted: MutableMapping[str, Any]) -> None:
-    """Give a table the keys and values of another; what is equal already is not touched, so that it keeps its form."""
-    for key in [key for key in table if key not in wanted]:
-        del table[key]
-    for key, value in wanted.items():
-        if isinstance(value, MutableMapping) and isinstance(table.get(key), MutableMapping):
-            _take_over(table[key], value)
-        elif key not in table or table[key] != value:
-            table[key] = value
+def _fields(raw: dict[str, Any]) -> dict[str, Any]:
+    """The TOML tables as constructor arguments; what is not known is refused, so that a typo cannot be silent."""
+    _check_keys(raw, _KEYS)
+    for name, keys in raw["targets"].items():
+        _check_keys(keys, _TARGET_KEYS, f" in [targets.{name}]")
+        for listed in (keys.get("classes", []), *keys.get("factors", {}).values()):
+            if not isinstance(listed, list):
+                raise CompetitionError(f'[targets.{name}]: classes are a list, as in ["cat", "dog"], not {listed!r}')
+    images = {
+        part: Images(folder=raw[part]["images"], pattern=raw[part]["pattern"], table=raw[part].get("table", ""))
+        for part in ("train", "test")
+    }
+    targets = tuple(Target(name=name, **{"classes": (), **keys}) for name, keys in raw["targets"].items())
+    asked = {"sample_id" if key == "id" else key: value for key, value in raw.get("submission", {}).items()}
+    asked |= {"labels_fix": raw["train"].get("labels_fix", "")}
+    for name, keys in raw.get("boxes", {}).items():
+        _check_keys(keys, _BOX_KEYS, f" in [boxes.{name}]")
+    asked |= {"boxes_of": {name: BoxTable(**keys) for name, keys in raw.get("boxes", {}).items()}}
+    return {"name": raw["name"], "metric": raw["metric"], "targets": targets, **images, **raw.get("columns", {}), **asked}
+
+
+def _check_keys(raw: Any, known: dict[str, Any], where: str = "") -> None:
+    """Keys that are unknown and values of another type, at any depth."""
+    if not isinstance(raw, dict):
+        raise CompetitionError(f"a table is needed{where}, not {raw!r}")
+    if unknown := sorted(set(raw) - set(known)):
+        raise CompetitionError(f"unknown key {few(unknown)}{where}", hint=f"There may be: {', '.join(known)}.")
+    for key, value in raw.items():
+        kind = known[key]
+        if isinstance(kind, dict):
+            _check_keys(value, kind, f" in [{key}]")
+        elif not isinstance(value, kind):
+            raise CompetitionError(f"{key} must be {_KINDS[kind]}{where}, not {value!r}")
+
+
+_COMPARE = "Compare it with the README, or run `toolkit init` again."
+_NUMBER = (int, float)
+_KINDS: dict[Any, str] = {
+    _NUMBER: "a number",
+    str: "text in quotes",
+    int: "a whole number",
+    list: "a list",
+    dict: "a table",
+}
+_IMAGES = {"table": str, "images": str, "pattern": str}
+_KEYS: dict[str, Any] = {
+    "schema": int,
+    "name": str,
+    "metric": str,
+    "columns": {"id": str, "group": str, "extra": str},
+    "train": _IMAGES | {"labels_fix": str},
+    "test": _IMAGES,
+    "submission": {"sample": str, "id": str, "format": str, "per_id": str, "max_mb": _NUMBER, "upload": str},
+    "boxes": dict,
+    "targets": dict,
+}
+_BOX_KEYS: dict[str, Any] = {"columns": list, "form": str, "unit": str, "train": str, "test": str}
+_TARGET_KEYS: dict[str, Any] = {
+    "task": str,
+    "column": str,
+    "classes": list,
+    "positive": str,
+    "factors": dict,
+    "separator": str,
+}

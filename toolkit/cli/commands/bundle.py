@@ -38,8 +38,8 @@ def command(competition: Any, name: str, output: Path, deadline: str, *, no_whee
 
     limit = durations.seconds(deadline) if deadline else 0.0
     with bar("Comparing pixels") as progress:
-        made = pack.make(competition, output, name=name, wheels=not no_wheels, deadline=limit, progress=progress, **target)
-    run = f"python {made.path}/run.py --test DIR --sample FILE --out submission.csv"
-    size = f"{len(made.recipe.models)} models, {len(made.wheels)} wheels, {made.size / 1e6:,.0f} MB"
-    record = {"ok": True, "path": str(made.path), "bytes": made.size, "wheels": list(made.wheels), "run": run}
-    return record, [f"Made {made.path}: {size}", made.agreement, Verbatim(f"Run it as: {run}")]
+        bundle = pack.make(competition, output, name=name, wheels=not no_wheels, deadline=limit, progress=progress, **target)
+    run = f"python {bundle.path}/run.py --test DIR --sample FILE --out submission.csv"
+    size = f"{len(bundle.recipe.models)} models, {len(bundle.wheels)} wheels, {bundle.size / 1e6:,.0f} MB"
+    record = {"ok": True, "path": str(bundle.path), "bytes": bundle.size, "wheels": list(bundle.wheels), "run": run}
+    return record, [f"Made {bundle.path}: {size}", bundle.agreement, Verbatim(f"Run it as: {run}")]

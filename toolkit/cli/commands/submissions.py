@@ -63,10 +63,10 @@ def score(competition: Competition, name: str, value: float, board: Any) -> opti
 @options.workspace
 def diff(competition: Competition, first: str, second: str) -> options.Said:
     """Show how many rows two submissions answer otherwise, by class."""
-    from toolkit.submissions import submission
+    from toolkit.submissions import difference
 
-    found = submission.diff(competition, first, second)
-    return found.record, summaries.diff(found, first, second)
+    changes = difference.diff(competition, first, second)
+    return changes.record, summaries.diff(changes, first, second)
 
 
 @command.command()

@@ -38,7 +38,7 @@ def command(
 ) -> Iterator[options.Said]:
     """Check the predictions against the sample submission and write submission.csv."""
     from toolkit.submissions import ledger, submission
-    from toolkit.submissions import upload as uploading
+    from toolkit.submissions.upload import address, recorded, send
 
     if foreign:
         if name or output or upload:
@@ -49,11 +49,11 @@ def command(
         record = {"ok": True, "format": form, "problems": [problem.record for problem in problems]}
         yield record, [f"Checked {foreign} as format {form}", *map(str, problems), "No errors: it can be submitted."]
         return
-    where = uploading.address(upload, competition.upload) if upload else ""
-    words = uploading.recorded(["toolkit", *sys.argv[1:]])
+    where = address(upload, competition.upload) if upload else ""
+    words = recorded(["toolkit", *sys.argv[1:]])
     done = submission.submit(competition, name=name, output=output, sample=sample, command=words)
     yield done.record | {"upload": ""}, summaries.submission(done)
     if where:
-        reply = uploading.upload(where, done.path, message or str(done.meta.get("name", "")))
-        ledger.sent(competition, done.id, uploading.recorded([where])[0], reply)
+        reply = send(where, done.path, message or str(done.meta.get("name", "")))
+        ledger.sent(competition, done.id, recorded([where])[0], reply)
         yield {"upload": reply}, ["Uploaded:", *reply.splitlines()]

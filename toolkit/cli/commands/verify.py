@@ -35,7 +35,7 @@ def command(competition: Competition, file: Path | None, *, rebuild: bool) -> op
     from toolkit.submissions import verify
 
     path = file or competition.path("submission.csv")
-    found = verify.verify(competition, path, rebuild=rebuild)
-    tail = f"{path.name} made again: the same bytes" if found.rebuilt else f"{path.name} is the file of its manifest"
-    rows = [(MARKS.get(one.state, one.state), one.what, one.path) for one in found.inputs]
-    return found.record, [Table((), rows, "llp"), tail]
+    verdict = verify.verify(competition, path, rebuild=rebuild)
+    tail = f"{path.name} made again: the same bytes" if verdict.rebuilt else f"{path.name} is the file of its manifest"
+    rows = [(MARKS.get(source.state, source.state), source.what, source.path) for source in verdict.inputs]
+    return verdict.record, [Table((), rows, "llp"), tail]

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from toolkit.base.arrays import F32
 from toolkit.core import voting
-from toolkit.core.activations import probabilities
 from toolkit.core.cards import Output
 from toolkit.images.boxes import Boxes
 from toolkit.inference.store.file_index import Digests
@@ -80,10 +79,7 @@ def merged_name(views: Sequence[str]) -> str:
 
 def merge(logits: Sequence[F32], output: Output) -> NDArray[np.float64]:
     """The mean probability over views, float64 (N, C), of their logits (N, width)."""
-    stack = np.stack([probabilities(view, output) for view in logits])
-    merged = voting.vote(stack, how="soft", multilabel=output.multilabel).values
-    assert merged is not None
-    return merged
+    return voting.merge_views(logits, output)
 
 
 def announced_size(exports: Sequence[Export], views: Mapping[str, Sequence[str]], items: int, keeping: Keeping) -> int:

@@ -6,24 +6,91 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from toolkit.base import files
-from toolkit.base.arrays import F64
+from toolkit.base.arrays import F64, Ints
 from toolkit.core import voting
+from toolkit.core.cards import Card
 from toolkit.core.predictions import Predictions
+from toolkit.core.targets import Target
 from toolkit.errors import DataError
-from toolkit.submissions.bundle import worker
-from toolkit.submissions.bundle.csv_writer import Field
-from toolkit.submissions.bundle.worker import Model
-from toolkit.workspace.competition import Competition, Target
+from toolkit.submissions.cells import Column
+from toolkit.workspace.competition_file import CompetitionFile
 
 FILE = "bundle.json"
 SCHEMA = 1
 ROWS = 4096  # rows combined at a time
+PRIOR, ONE, WHOLE = range(3)  # what a row's numbers are from: the training labels, a single model, all models
+DONE, PART = ".npy", ".part.npy"  # the ends of a model's tables: of all images, of those so far
+
+
+@dataclass(frozen=True)
+class Field:
+    """What one column of a submission holds: a `Column` with its target by name."""
+
+    name: str
+    target: str
+    part: str = ""
+    k: int = 0
+    by: str = ""
+
+    @classmethod
+    def of(cls, column: Column) -> Field:
+        """As bundle.json has it."""
+        return cls(column.name, column.target.name, column.part, column.k, column.by)
+
+    def column(self, competition: CompetitionFile) -> Column:
+        """The column itself.
+
+        Raises:
+            CompetitionError: the competition has no such target.
+        """
+        return Column(self.name, competition.target(self.target), self.part, self.k, self.by)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A fold model inside a bundle: its file there, its share of the vote, its views and its card (as JSON)."""
+
+    file: str
+    title: str
+    weight: float
+    views: tuple[str, ...]
+    card: str
+    sha256: str
+
+    @property
+    def key(self) -> str:
+        """What its results are called: titles may repeat, files cannot."""
+        return Path(self.file).stem
+
+    @cached_property
+    def read_card(self) -> Card:
+        """The card itself."""
+        return Card.from_json(self.card, where=self.file)
+
+    @property
+    def classes(self) -> int:
+        """Number of probabilities it gives per image, over all its outputs."""
+        return sum(len(output.classes) for output in self.read_card.outputs)
+
+    def of_target(self, target: Target, values: F64) -> F64:
+        """Its probabilities of one target, classes in the competition's order, out of those of all its outputs.
+
+        Raises:
+            DataError: it does not predict that target.
+        """
+        start = 0
+        for output in self.read_card.outputs:
+            if output.target == target.name:
+                return values[:, [start + output.classes.index(name) for name in target.classes]]
+            start += len(output.classes)
+        raise DataError(f"{self.title} does not predict target {target.name!r}")
 
 
 @dataclass(frozen=True)
@@ -65,7 +132,7 @@ class Recipe:
             if raw["schema"] > SCHEMA:
                 raise DataError(f"{folder / FILE} has schema {raw['schema']}, this version reads up to {SCHEMA}")
             raw["models"] = tuple(Model(**(model | {"views": tuple(model["views"])})) for model in raw["models"])
-            raw["fields"] = tuple(Field(**said) for said in raw["fields"])
+            raw["fields"] = tuple(Field(**values) for values in raw["fields"])
             return cls(**(raw | {"header": tuple(raw["header"])}))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder / FILE} cannot be read: {error}", hint="Make the bundle again.") from error
@@ -81,11 +148,11 @@ class Part:
 
     def finished(self, model: Model) -> bool:
         """Whether a model has seen all of it."""
-        return (self.out / f"{model.key}{worker.DONE}").exists()
+        return (self.out / f"{model.key}{DONE}").exists()
 
     def table(self, model: Model) -> Any:
         """Probabilities so far, float64 (images, classes), NaN where there are none; None before the first."""
-        for end in (worker.DONE, worker.PART, worker.DONE):  # the last again, as it may be finished in between
+        for end in (DONE, PART, DONE):  # the last again, as it may be finished in between
             with suppress(FileNotFoundError):
                 return np.load(self.out / f"{model.key}{end}", mmap_mode="r")
         return None
@@ -96,13 +163,13 @@ class Wanted:
     """What to predict: the rows' ids, and of each image the row it belongs to (int64 [images], ascending)."""
 
     recipe: Recipe
-    competition: Competition
+    competition: CompetitionFile
     ids: tuple[str, ...]
-    owner: Any
+    owner: Ints
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class Blended:
     """Predictions per target, the titles of the models that are in them, and how many rows have them all, one, or the prior."""
 
     predictions: Mapping[str, Predictions]
@@ -112,26 +179,31 @@ class Outcome:
     prior: int
 
 
-def blend(wanted: Wanted, parts: Sequence[Part]) -> Outcome:
+def blend(wanted: Wanted, parts: Sequence[Part]) -> Blended:
     """Combine what there is: the models that every part with a finished model has finished; else one model; else the prior."""
     recipe, count = wanted.recipe, len(wanted.ids)
     begun = [part for part in parts if any(part.finished(model) for model in recipe.models)]
     common = [model for model in recipe.models if begun and all(part.finished(model) for part in begun)]
     tables = {model.key: [(part, part.table(model)) for part in parts] for model in recipe.models}
     step = max(count, 1) if recipe.vote in voting.WHOLE_TABLE else ROWS
-    found: dict[str, list[voting.Vote]] = {target.name: [] for target in wanted.competition.targets}
-    source = np.zeros(count, dtype=np.int8)  # 2 whole, 1 partial, 0 prior
+    votes: dict[str, list[voting.Vote]] = {target.name: [] for target in wanted.competition.targets}
+    source = np.zeros(count, dtype=np.int8)
     for first in range(0, count, step):
         last = min(first + step, count)
         low, high = np.searchsorted(wanted.owner, [first, last]).tolist()
-        values = {model.key: _slice(tables[model.key], low, high, model.classes) for model in recipe.models}
+        images = {model.key: _slice(tables[model.key], low, high, model.classes) for model in recipe.models}
+        owner = wanted.owner[low:high] - first
         for target in wanted.competition.targets:
-            rows = _Rows(target, wanted.competition.per_id, wanted.owner[low:high] - first, last - first)
-            vote, source[first:last] = _combine(recipe, rows, common, values)
-            found[target.name].append(vote)
-    predictions = {target.name: _joined(target, wanted.ids, found[target.name]) for target in wanted.competition.targets}
+            rows = {
+                m.key: _rows(m.of_target(target, images[m.key]), owner, last - first, wanted, target) for m in recipe.models
+            }
+            vote, source[first:last] = _vote(recipe, target, common, rows)
+            votes[target.name].append(vote)
+    predictions = {
+        target.name: voting.as_predictions(votes[target.name], target, wanted.ids) for target in wanted.competition.targets
+    }
     counts = np.bincount(source, minlength=3).tolist()
-    return Outcome(predictions, tuple(model.title for model in common), counts[2], counts[1], counts[0])
+    return Blended(predictions, tuple(model.title for model in common), counts[WHOLE], counts[ONE], counts[PRIOR])
 
 
 def _slice(tables: Sequence[tuple[Part, Any]], low: int, high: int, classes: int) -> F64:
@@ -144,69 +216,40 @@ def _slice(tables: Sequence[tuple[Part, Any]], low: int, high: int, classes: int
     return out
 
 
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """Some rows of one target: which of them each image belongs to, and how the images of a row are merged."""
-
-    target: Target
-    per_id: str
-    owner: Any
-    count: int
-
-    def of(self, model: Model, values: F64) -> F64:
-        """A model's images as rows (float64 [count, C], the competition's order of classes), NaN where no image is usable."""
-        values = _columns(model, self.target, values)
-        usable = np.isfinite(values).all(axis=1)
-        values, owner = values[usable], self.owner[usable]
-        number = np.bincount(owner, minlength=self.count)[:, None]
-        if self.per_id == "max":
-            out = np.full((self.count, values.shape[1]), -np.inf)
-            np.maximum.at(out, owner, values)
-            out = np.where(number > 0, out, np.nan)
-            return out if self.target.multilabel else out / out.sum(axis=1, keepdims=True)
-        sums = np.zeros((self.count, values.shape[1]))
-        np.add.at(sums, owner, values)
-        return np.where(number > 0, sums / np.maximum(number, 1), np.nan)
+def _rows(values: F64, owner: Ints, count: int, wanted: Wanted, target: Target) -> F64:
+    """A model's images as rows, float64 (count, C), NaN where no image is usable; `owner` has the row of each image."""
+    usable = np.isfinite(values).all(axis=1)
+    rows, starts = np.unique(owner[usable], return_index=True)
+    merged = values[usable]
+    if len(merged) > len(rows):
+        merged = voting.per_row(merged[None], starts, wanted.competition.per_id, multilabel=target.multilabel)[0]
+    out = np.full((count, values.shape[1]), np.nan)
+    out[rows] = merged
+    return out
 
 
-def _columns(model: Model, target: Target, values: F64) -> F64:
-    start = 0
-    for output in model.read_card.outputs:
-        if output.target == target.name:
-            return values[:, [start + output.classes.index(name) for name in target.classes]]
-        start += len(output.classes)
-    raise DataError(f"{model.title} does not predict target {target.name!r}")
-
-
-def _combine(recipe: Recipe, rows: _Rows, common: Sequence[Model], values: Mapping[str, F64]) -> tuple[voting.Vote, Any]:
-    """The vote over some rows, and for each whether it is whole (2), of one model (1) or the prior (0)."""
-    found = {model.key: rows.of(model, values[model.key]) for model in recipe.models}
-    whole = np.full(rows.count, fill_value=bool(common))
+def _vote(recipe: Recipe, target: Target, common: Sequence[Model], rows: Mapping[str, F64]) -> tuple[voting.Vote, Any]:
+    """The vote over some rows, and what each is from: all models in common, else one of them, else the prior."""
+    there = {key: np.asarray(np.isfinite(values).all(axis=1)) for key, values in rows.items()}
+    count = len(next(iter(there.values())))
+    whole = np.full(count, fill_value=bool(common))
     for model in common:
-        whole &= np.isfinite(found[model.key]).all(axis=1)
-    final = np.tile(np.asarray(recipe.priors[rows.target.name], dtype=np.float64), (1, rows.count, 1))
-    kinds = np.zeros(rows.count, dtype=np.int8)
+        whole &= there[model.key]
+    final = np.tile(np.asarray(recipe.priors[target.name], dtype=np.float64), (1, count, 1))
+    source = np.full(count, PRIOR, dtype=np.int8)
     for model in reversed(recipe.models):  # the first in the order has the last word
-        some = np.isfinite(found[model.key]).all(axis=1)
-        final[0, some], kinds[some] = found[model.key][some], 1
-    kinds[whole] = 2
-    multilabel = rows.target.multilabel
-    vote = voting.vote(final, how=recipe.vote, multilabel=multilabel)
+        some = there[model.key]
+        final[0, some], source[some] = rows[model.key][some], ONE
+    source[whole] = WHOLE
+    vote = voting.vote(final, how=recipe.vote, multilabel=target.multilabel)
     if whole.any():
-        stack = np.stack([found[model.key][whole] for model in common])
-        merged = voting.vote(stack, how=recipe.vote, weights=[model.weight for model in common], multilabel=multilabel)
+        stack = np.stack([rows[model.key][whole] for model in common])
+        weights = [model.weight for model in common]
+        merged = voting.vote(stack, how=recipe.vote, weights=weights, multilabel=target.multilabel)
         for ours, theirs in ((vote.values, merged.values), (vote.labels, merged.labels)):
             if ours is not None and theirs is not None:
                 ours[whole] = theirs
-    return vote, kinds
-
-
-def _joined(target: Target, ids: tuple[str, ...], found: Sequence[voting.Vote]) -> Predictions:
-    kind = found[0].kind if found else "probabilities"
-    parts = [vote.labels if kind == "labels" else vote.values for vote in found]
-    every = np.concatenate([part for part in parts if part is not None]) if found else np.zeros((0, len(target.classes)))
-    said: dict[str, Any] = {"labels" if kind == "labels" else "values": every}
-    return Predictions(target.name, kind, ids, target.classes, multilabel=target.multilabel, **said)
+    return vote, source
 
 
 def agreement_line(agreement: Mapping[str, Any]) -> str:

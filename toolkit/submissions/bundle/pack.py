@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.base import csv_text, files, provenance
+from toolkit.base import files, provenance
 from toolkit.core import prediction_files
 from toolkit.ensemble.combine import combine
 from toolkit.errors import DataError, SubmissionError, ToolkitError, few
@@ -22,20 +21,15 @@ from toolkit.inference.predict import predict
 from toolkit.inference.store.prediction_store import Store
 from toolkit.runtime.graphs import onnx_file
 from toolkit.runtime.graphs.onnx_file import Export
-from toolkit.submissions import formats, manifest, submission
-from toolkit.submissions.bundle import csv_writer
-from toolkit.submissions.bundle import wheels as wheelhouse
-from toolkit.submissions.bundle.contents import Recipe, agreement_line
-from toolkit.submissions.bundle.csv_writer import Field
-from toolkit.submissions.bundle.worker import Model
-from toolkit.workspace import long_form
-from toolkit.workspace.class_prior import class_prior
+from toolkit.submissions import manifest, submission
+from toolkit.submissions.bundle import program
+from toolkit.submissions.bundle.contents import Field, Model, Recipe, agreement_line
+from toolkit.submissions.bundle.wheels import check_target, fetch
+from toolkit.submissions.sample import read_sample
 from toolkit.workspace.competition import FILE, Competition
 from toolkit.workspace.image_rows import Item
 from toolkit.workspace.split import Split
 
-_STARTS = ("toolkit.submissions.bundle.run",)  # the modules that a bundle runs; what they import goes with them
-PACKAGE = Path(__file__).parents[2]
 COMPARED = 1000  # images on which the two ways of making pixels are compared
 _BEYOND = ("temperature", "temperatures", "thresholds", "calibration")  # steps after the vote, which bundles do not take
 
@@ -75,11 +69,11 @@ def make(
         SubmissionError: no such predictions, or exports that changed since; lists them.
         ToolkitError: pip is missing or cannot get the wheels.
     """
-    wheelhouse.check_target(python, cuda)
+    check_target(python, cuda)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise DataError(f"{output} exists", hint="Remove it, or name another folder with -o.")
-    made = competition.path("predictions", f"{name}.parquet") if name else submission.last_made(competition)
-    meta = prediction_files.read_meta(made)
+        raise DataError(f"{output} exists", code="bundle-output")
+    predictions = competition.path("predictions", f"{name}.parquet") if name else submission.last_made(competition)
+    meta = prediction_files.read_meta(predictions)
     chosen = _chosen(competition, meta)
     form, header, fields = _form(competition, meta)
     part = output.with_name(f"{output.name}{files.PART}{secrets.token_hex(4)}")
@@ -88,18 +82,18 @@ def make(
             (part / "models").mkdir(parents=True)
             models = [_model(part, place, *entry) for place, entry in enumerate(chosen)]
             shutil.copyfile(competition.path(FILE), part / FILE)
-            _program(part)
+            program.copy(part)
         if wheels:
-            wheelhouse.fetch(part / "wheels", python, cuda)
+            fetch(part / "wheels", python, cuda)
         recipe = Recipe(
-            name=str(meta.get("name", made.stem)),
+            name=str(meta.get("name", predictions.stem)),
             created=provenance.now(),
             vote=str(meta.get("vote", "soft")),
             form=form,
             header=header,
             fields=fields,
             models=tuple(models),
-            priors={target.name: class_prior(competition, target).tolist() for target in competition.targets},
+            priors={target.name: competition.prior(target).tolist() for target in competition.targets},
             agreement=agreement(competition, chosen, progress=progress),
             python=python,
             cuda=cuda,
@@ -138,16 +132,15 @@ def _chosen(competition: Competition, meta: Mapping[str, Any]) -> list[Chosen]:
 
 def _form(competition: Competition, meta: Mapping[str, Any]) -> tuple[str, tuple[str, ...], tuple[Field, ...]]:
     """The submission's format, header and columns, as the sample of the workspace has them."""
-    sample = csv_text.read(competition.path(competition.sample), columns=[competition.sample_id])
-    form = formats.infer_format(sample, competition)
-    plan = formats.plan(form, sample, competition)
-    base = form.partition(":")[0]
-    if base not in csv_writer.CELLS and base not in long_form.NAMES:
-        raise DataError(f"bundles cannot write format {form!r} yet")
-    if plan.format.values and meta.get("vote") == "hard":
-        raise DataError(f"format {form!r} needs numbers, a hard vote leaves labels", hint="Predict with --vote soft.")
-    fields = tuple(Field(c.name, c.target.name, c.part, c.k, c.by) for c in plan.columns)
-    return form, tuple(map(str, sample.columns)), fields
+    sample = read_sample(competition)
+    if sample.layout.format.values and meta.get("vote") == "hard":
+        raise DataError(
+            f"format {sample.form!r} needs numbers, a hard vote leaves labels",
+            hint="Predict with a soft vote.",
+            code="vote-soft",
+        )
+    fields = tuple(map(Field.of, sample.layout.columns))
+    return sample.form, tuple(map(str, sample.frame.columns)), fields
 
 
 def _model(folder: Path, place: int, export: Export, weight: float, views: tuple[str, ...]) -> Model:
@@ -204,48 +197,6 @@ def _split(competition: Competition) -> Split | None:
         return None
 
 
-def _program(folder: Path) -> None:
-    """run.py and the modules behind it, as they are here."""
-    for name in modules():
-        copy = folder / source(name).relative_to(PACKAGE.parent)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source(name), copy)
-    (folder / "run.py").write_text(RUN, encoding="utf-8")
-
-
-def modules() -> list[str]:
-    """The modules of this package that a bundle needs, dotted: what it starts with, what that imports, and their packages."""
-    found: set[str] = set()
-    waiting = list(_STARTS)
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting += [*_imported(source(name)), *filter(None, [name.rpartition(".")[0]])]
-    return sorted(found)
-
-
-def source(name: str) -> Path:
-    """The file of a module or package of ours by its dotted name."""
-    path = PACKAGE.parent.joinpath(*name.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
-def _imported(path: Path) -> list[str]:
-    """Our modules that a file imports, also inside functions; names that only type checkers see do not count."""
-    names = []
-    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            continue
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "toolkit":
-            home = node.module or ""
-            names += [home, *(f"{home}.{alias.name}" for alias in node.names if source(f"{home}.{alias.name}").exists())]
-        waiting += ast.iter_child_nodes(node)
-    return names
-
-
 def _readme(recipe: Recipe, *, wheels: bool) -> str:
     target = f"Python {recipe.python}, {'no GPU' if recipe.cuda == 'cpu' else f'CUDA {recipe.cuda}'}"
     needs = "nothing else: its wheels are unpacked for each run" if wheels else "onnxruntime, numpy and Pillow installed"
@@ -262,61 +213,3 @@ at the deadline it is left as it is. Images that cannot be used get the class pr
 Vote {recipe.vote}, in this order:
 {models}
 """
-
-
-RUN = '''"""Predict a hidden test set without network: python run.py --test DIR --sample FILE --out submission.csv."""
-
-import functools
-import json
-import os
-import shutil
-import sys
-import tempfile
-import time
-import zipfile
-from pathlib import Path
-
-STARTED = time.monotonic()
-FOLDER = Path(__file__).resolve().parent
-
-
-def unpack(where: Path) -> None:
-    """Wheels are zip files: unpacked aside they serve this run and leave the environment as it is."""
-    for wheel in sorted((FOLDER / "wheels").glob("*.whl")):
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(where)
-    for folder in map(Path, sys.path):  # onnxruntime looks for the CUDA libraries of other packages beside itself
-        if (folder / "nvidia").is_dir() and not (where / "nvidia").exists():
-            (where / "nvidia").symlink_to(folder / "nvidia")
-    sys.path.insert(0, str(where))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(where), os.environ.get("PYTHONPATH", "")]))
-
-
-def fits() -> bool:
-    """Whether there are wheels, and this is the Python that they are for."""
-    wanted = json.loads((FOLDER / "bundle.json").read_text(encoding="utf-8"))["python"]
-    ours = "{}.{}".format(*sys.version_info)
-    if any((FOLDER / "wheels").glob("*.whl")) and ours != wanted:
-        print(f"Warning: the wheels are for Python {wanted}, this is {ours}: using what is installed", flush=True)
-        return False
-    return True
-
-
-def main() -> int:
-    arguments = sys.argv[1:]
-    aside = Path(tempfile.mkdtemp(prefix="wheels-"))
-    try:
-        if arguments[:1] != ["--worker"] and fits():
-            unpack(aside)
-        try:
-            from toolkit.submissions.bundle.run import main as run
-        except ModuleNotFoundError as error:
-            print(f"Error: {error.name} is missing\\nHint: pip install onnxruntime numpy pillow, or bundle with wheels.")
-            return 1
-        return run(FOLDER, arguments, functools.partial(print, flush=True), STARTED)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-sys.exit(main())
-'''

@@ -27,11 +27,13 @@ def check_target(python: str, cuda: str) -> None:
     Raises:
         DataError: says what may be asked for.
     """
-    found = re.fullmatch(r"3\.(\d+)", python)
-    if not found or int(found[1]) < 11:
-        raise DataError(f"--python {python!r} is no Python that bundles run on", hint="It is 3.11 or later, as in 3.12.")
+    version = re.fullmatch(r"3\.(\d+)", python)
+    if not version or int(version[1]) < 11:
+        raise DataError(
+            f"{python!r} is no Python that bundles run on", hint="It is 3.11 or later, as in 3.12.", code="bundle-target"
+        )
     if cuda not in ENGINES:
-        raise DataError(f"--cuda {cuda!r} is unknown", hint=f"Use one of: {', '.join(ENGINES)}.")
+        raise DataError(f"CUDA {cuda!r} is unknown", hint=f"Use one of: {', '.join(ENGINES)}.", code="bundle-target")
 
 
 def fetch(folder: Path, python: str, cuda: str) -> None:
@@ -49,7 +51,8 @@ def fetch(folder: Path, python: str, cuda: str) -> None:
         last = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
         raise ToolkitError(
             f"pip cannot get the wheels for Python {python}, CUDA {cuda}: {last[-1] if last else 'it does not say why'}",
-            hint="Check the network and the target, or use --no-wheels if the target has onnxruntime, numpy and Pillow.",
+            hint="Check the network and the target.",
+            code="wheels",
         )
 
 
@@ -60,4 +63,4 @@ def _pip() -> list[str]:
     for name in ("pip", "pip3"):
         if path := shutil.which(name):
             return [path]
-    raise ToolkitError("pip is not installed, which gets the wheels", hint="Install pip, or use --no-wheels.")
+    raise ToolkitError("pip is not installed, which gets the wheels", hint="Install pip.", code="wheels")

@@ -8,74 +8,25 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.base import files
-from toolkit.base.arrays import F32, U8
+from toolkit.base.arrays import F32, U8, Ints
 from toolkit.core import voting
-from toolkit.core.activations import probabilities
-from toolkit.core.cards import Card, Preprocess
+from toolkit.core.cards import Preprocess
 from toolkit.errors import DeviceError, ImageError, ModelError, ToolkitError
-from toolkit.images import render
+from toolkit.images import decode, geometry
 from toolkit.images.boxes import Box
 from toolkit.images.views import Cut, parse
 from toolkit.runtime.devices import PROVIDERS
+from toolkit.submissions.bundle.contents import DONE, PART, Model
 
 BLOCK = 64  # images decoded and run together
 SPARE = 1 << 30  # bytes of temporary space that the pixel cache leaves free
-DONE, PART, FAILED, BAD = ".npy", ".part.npy", ".failed", "bad.jsonl"
-
-
-_AXES = (-2, -1)  # height, width
-_TURNS = {"rot90": 1, "rot180": 2, "rot270": 3}
-_FLIPS = {"hflip": -1, "vflip": -2}
-
-
-def turned(pixels: U8, view: str) -> U8:
-    """A batch (N, C, H, W) turned as a view wants it, by indexing alone: the same pixels as `views.apply` gives through ttach.
-
-    Raises:
-        DataError: see `views.parse`.
-    """
-    out = pixels
-    for step in parse(view)[1].split("+"):
-        if step in _TURNS:
-            out = np.rot90(out, _TURNS[step], axes=_AXES)
-        elif step in _FLIPS:
-            out = np.flip(out, _FLIPS[step])
-    return np.ascontiguousarray(out)
-
-
-@dataclass(frozen=True)
-class Model:
-    """A fold model inside a bundle: its file there, its share of the vote, its views and its card (as JSON)."""
-
-    file: str
-    title: str
-    weight: float
-    views: tuple[str, ...]
-    card: str
-    sha256: str
-
-    @property
-    def key(self) -> str:
-        """What its results are called: titles may repeat, files cannot."""
-        return Path(self.file).stem
-
-    @cached_property
-    def read_card(self) -> Card:
-        """The card itself."""
-        return Card.from_json(self.card, where=self.file)
-
-    @property
-    def classes(self) -> int:
-        """Number of probabilities it gives per image, over all its outputs."""
-        return sum(len(output.classes) for output in self.read_card.outputs)
+FAILED, BAD = ".failed", "bad.jsonl"
 
 
 @dataclass(frozen=True)
@@ -147,12 +98,8 @@ def _fill(job: Job, model: Model, table: Any, source: _Pixels) -> None:
     run = _runner(path, job.device)
     todo = np.flatnonzero(np.isnan(table).any(axis=1))
     for rows, pixels in source.blocks(card.preprocess, _cuts([model])[card.preprocess], todo):
-        views = [run(turned(pixels[parse(view)[0]], view)) for view in model.views]
-        parts = []
-        for output in card.outputs:
-            stack = np.stack([probabilities(logits, output) for logits in views])
-            parts.append(voting.vote(stack, how="soft", multilabel=output.multilabel).values)
-        table[rows] = np.concatenate([part for part in parts if part is not None], axis=1)
+        views = [run(geometry.turned(pixels[cut], turn)) for cut, turn in map(parse, model.views)]
+        table[rows] = np.concatenate([voting.merge_views(views, output) for output in card.outputs], axis=1)
 
 
 def _runner(path: Path, device: str) -> Callable[[U8], F32]:
@@ -180,13 +127,13 @@ def _runner(path: Path, device: str) -> Callable[[U8], F32]:
     workers = ThreadPoolExecutor((os.cpu_count() or 1) if device == "cpu" else 1)
     name, size = session.get_inputs()[0].name, provider.batch
 
-    def one(part: U8) -> F32:
+    def padded(part: U8) -> F32:
         whole = np.zeros((size, *part.shape[1:]), dtype=np.uint8)  # one shape only: GPUs tune each new one, and rows
         whole[: len(part)] = part  # must not depend on how many others there are
         logits: F32 = session.run(None, {name: whole})[0]
         return logits[: len(part)]
 
-    return lambda pixels: np.concatenate(list(workers.map(one, [pixels[i : i + size] for i in range(0, len(pixels), size)])))
+    return lambda pixels: np.concatenate(list(workers.map(padded, [pixels[i : i + size] for i in range(0, len(pixels), size)])))
 
 
 def _cuts(models: Sequence[Model]) -> dict[Preprocess, list[Cut]]:
@@ -203,92 +150,70 @@ class _Pixels:
     def __init__(self, job: Job, folder: Path) -> None:
         self.paths, self.boxes = job.paths, job.boxes
         self.bad = folder / BAD
-        self._known = {line["image"] for line in _bad_lines(self.bad)}
-        wanted = _cuts(job.models)
-        sizes = [3 * preprocess.size[0] * preprocess.size[1] * len(cuts) for preprocess, cuts in wanted.items()]
+        self._unusable = set(bad_images(folder))
+        self._wanted = _cuts(job.models)
         self._kept: dict[tuple[Preprocess, Cut], Any] = {}
-        self._made = np.zeros(len(self.paths), dtype=bool)
-        if len(job.models) > 1 and len(self.paths) * sum(sizes) + SPARE < shutil.disk_usage(folder).free:
-            for key in [(preprocess, cut) for preprocess, cuts in wanted.items() for cut in cuts]:
+        self._rendered = np.zeros(len(self.paths), dtype=bool)
+        keys = [(preprocess, cut) for preprocess, cuts in self._wanted.items() for cut in cuts]
+        size = sum(3 * preprocess.size[0] * preprocess.size[1] for preprocess, _ in keys)
+        if len(job.models) > 1 and len(self.paths) * size + SPARE < shutil.disk_usage(folder).free:
+            for key in keys:
                 path = folder / f"pixels.{len(self._kept)}.{os.getpid()}"
                 self._kept[key] = np.memmap(path, np.uint8, "w+", shape=(len(self.paths), 3, *key[0].size))
-        self._wanted = wanted
 
-    def blocks(
-        self, preprocess: Preprocess, cuts: Sequence[Cut], rows: NDArray[np.int64]
-    ) -> Iterator[tuple[NDArray[np.int64], dict[Cut, U8]]]:
+    def blocks(self, preprocess: Preprocess, cuts: Sequence[Cut], rows: Ints) -> Iterator[tuple[Ints, dict[Cut, U8]]]:
         """Rows that can be used with their pixels by cut, the next block being decoded while the caller computes."""
-        starts = range(0, len(rows), BLOCK)
+        parts = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
         with ThreadPoolExecutor(os.cpu_count() or 1) as decoders, ThreadPoolExecutor(1) as ahead:
-
-            def block(start: int) -> tuple[NDArray[np.int64], dict[Cut, U8]]:
-                return self._block(preprocess, cuts, rows[start : start + BLOCK], decoders)
-
-            coming = ahead.submit(block, starts[0]) if starts else None
-            for start in (*starts[1:], None):
-                if coming is None:
-                    return
-                found, pixels = coming.result()
-                coming = None if start is None else ahead.submit(block, start)
-                if len(found):
-                    yield found, pixels
+            coming = [ahead.submit(self._block, preprocess, cuts, part, decoders) for part in parts[:1]]
+            for place in range(len(parts)):
+                usable, pixels = coming.pop().result()
+                coming += [ahead.submit(self._block, preprocess, cuts, part, decoders) for part in parts[place + 1 : place + 2]]
+                if len(usable):
+                    yield usable, pixels
 
     def _block(
-        self, preprocess: Preprocess, cuts: Sequence[Cut], rows: NDArray[np.int64], decoders: ThreadPoolExecutor
-    ) -> tuple[NDArray[np.int64], dict[Cut, U8]]:
+        self, preprocess: Preprocess, cuts: Sequence[Cut], rows: Ints, decoders: ThreadPoolExecutor
+    ) -> tuple[Ints, dict[Cut, U8]]:
         wanted = self._wanted if self._kept else {preprocess: cuts}
-        fresh = [row for row in rows.tolist() if not self._made[row] and row not in self._known]
-        made = dict(zip(fresh, decoders.map(lambda row: self._render(row, wanted), fresh), strict=True))
-        for row, found in made.items():
-            if isinstance(found, str):
-                self._refuse(row, found)
+        fresh = [row for row in rows.tolist() if not self._rendered[row] and row not in self._unusable]
+        rendered = dict(zip(fresh, decoders.map(lambda row: self._render(row, wanted), fresh), strict=True))
+        for row, pixels in rendered.items():
+            if isinstance(pixels, str):
+                self._refuse(row, pixels)
             elif self._kept:
-                for key, pixels in found.items():
-                    self._kept[key][row] = pixels
-                self._made[row] = True
-        good = np.array([row for row in rows.tolist() if row not in self._known], dtype=np.int64)
+                for key, values in pixels.items():
+                    self._kept[key][row] = values
+                self._rendered[row] = True
+        usable = np.array([row for row in rows.tolist() if row not in self._unusable], dtype=np.int64)
         if self._kept:
-            return good, {cut: np.asarray(self._kept[preprocess, cut][good]) for cut in cuts}
-        parts = {cut: [made[row][preprocess, cut] for row in good.tolist()] for cut in cuts}
-        return good, {cut: np.stack(found) for cut, found in parts.items() if found}
+            return usable, {cut: np.asarray(self._kept[preprocess, cut][usable]) for cut in cuts}
+        parts = {cut: [rendered[row][preprocess, cut] for row in usable.tolist()] for cut in cuts}
+        return usable, {cut: np.stack(images) for cut, images in parts.items() if images}
 
     def _render(self, row: int, wanted: Mapping[Preprocess, Sequence[Cut]]) -> dict[tuple[Preprocess, Cut], U8] | str:
         """One image in every cut, or why it cannot be used."""
-        where = self.paths[row]
+        path = self.paths[row]
         try:
-            data = render.read(Path(where))
-            decoded = {
-                orientation: render.decode(data, where, implementation="pillow", exif=orientation == "exif")
-                for orientation in {preprocess.orientation for preprocess in wanted}
-            }
-            found = {}
-            for p, cuts in wanted.items():
-                box = self.boxes[p.box][row] if p.box else None
-                made = render.cuts(decoded[p.orientation], p, cuts, box=box, implementation="pillow", where=where)
-                found.update({(p, cut): pixels for cut, pixels in zip(cuts, made, strict=True)})
-            return found
+            return geometry.cut_all(decode.read(Path(path)), path, wanted, {name: own[row] for name, own in self.boxes.items()})
         except ImageError as error:
             return error.message
 
     def _refuse(self, row: int, why: str) -> None:
-        self._known.add(row)
+        self._unusable.add(row)
         with self.bad.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"image": row, "why": why}) + "\n")
 
 
 def bad_images(out: Path) -> dict[int, str]:
     """Places of the images of a shard that could not be used so far, and why."""
-    return {line["image"]: line["why"] for line in _bad_lines(out / BAD)}
+    path = out / BAD
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    bad = [json.loads(line) for line in lines if line.endswith("}")]  # the last may be cut short
+    return {image["image"]: image["why"] for image in bad}
 
 
-def _bad_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]  # the last may be cut short
-
-
-def main(job: Path) -> int:
+def work_on(job: Path) -> int:
     """Do the job in that file; 0 if it is done, else the reason stands beside it in `error`."""
     try:
         work(Job.read(job))

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 
 from tests.conftest import CLASSES
-from toolkit.workspace.class_prior import class_prior
 from toolkit.workspace.competition import Competition, Target
 
 
@@ -20,13 +19,13 @@ def labelled(root, labels):
 
 def test_shares_of_the_classes_in_the_order_of_the_target(workspace):
     competition = labelled(workspace, ["cat"] * 6 + ["ant"] * 3 + ["bee"])
-    assert class_prior(competition, competition.targets[0]).tolist() == [0.3, 0.1, 0.6]
+    assert competition.prior(competition.targets[0]).tolist() == [0.3, 0.1, 0.6]
     turned = replace(competition.targets[0], classes=CLASSES[::-1])
-    assert class_prior(competition, turned).tolist() == [0.6, 0.1, 0.3]
+    assert competition.prior(turned).tolist() == [0.6, 0.1, 0.3]
 
 
 def test_of_classes_that_go_together_each_counts_for_itself(workspace):
     competition = labelled(workspace, ["cat ant", "cat", "ant cat bee", "cat"])
     target = Target("label", "multilabel", CLASSES)
-    prior = class_prior(replace(competition, targets=(target,)), target)
+    prior = replace(competition, targets=(target,)).prior(target)
     np.testing.assert_array_equal(prior, [0.5, 0.25, 1.0])

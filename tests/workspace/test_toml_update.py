@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from toolkit.cli import cli
 from toolkit.core.targets import Target
-from toolkit.workspace import competition_file
+from toolkit.workspace import toml_update
 from toolkit.workspace.competition import FILE, Competition, Images
 
 COMPETITION = Competition(
@@ -62,19 +62,19 @@ def workspace(tmp_path):
 
 
 def test_a_new_file_is_the_competitions_text(workspace):
-    path = competition_file.write(workspace)
+    path = toml_update.write(workspace)
     assert path.read_text(encoding="utf-8") == workspace.to_toml()
 
 
 def test_the_owners_file_is_not_touched_where_it_says_the_same(workspace):
     (workspace.root / FILE).write_text(OWN, encoding="utf-8")
-    assert competition_file.write(Competition.read(workspace.root)).read_text(encoding="utf-8") == OWN
+    assert toml_update.write(Competition.read(workspace.root)).read_text(encoding="utf-8") == OWN
 
 
 def test_comments_and_order_survive_other_values(workspace):
     (workspace.root / FILE).write_text(OWN, encoding="utf-8")
     changed = replace(workspace, metric="log_loss", group="", upload="kaggle:cats")
-    text = competition_file.write(changed).read_text(encoding="utf-8")
+    text = toml_update.write(changed).read_text(encoding="utf-8")
     assert Competition.read(workspace.root) == changed
     kept = [line for line in OWN.splitlines() if "#" in line and "photographer" not in line]
     assert [line for line in text.splitlines() if "#" in line] == [line.replace('"accuracy"', '"log_loss"') for line in kept]
@@ -83,7 +83,7 @@ def test_comments_and_order_survive_other_values(workspace):
 
 def test_what_is_no_toml_is_written_anew(workspace):
     (workspace.root / FILE).write_text("name = cats", encoding="utf-8")
-    assert competition_file.write(workspace).read_text(encoding="utf-8") == workspace.to_toml()
+    assert toml_update.write(workspace).read_text(encoding="utf-8") == workspace.to_toml()
 
 
 def test_init_with_force_keeps_comments(tmp_path):
@@ -114,5 +114,5 @@ tables = st.dictionaries(keys, st.one_of(scalars, st.dictionaries(keys, scalars,
 def test_whatever_was_there_the_values_are_the_new_ones(before, after):
     import tomlkit
 
-    text = competition_file.rewritten(tomlkit.dumps(before), tomlkit.dumps(after))
+    text = toml_update.rewritten(tomlkit.dumps(before), tomlkit.dumps(after))
     assert tomllib.loads(text) == after

@@ -1,0 +1,88 @@
+"""What bundles hold is read back; what workers leave is blended as the library blends."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.submissions.bundle.helpers import member_values
+from toolkit.core import voting
+from toolkit.errors import DataError
+from toolkit.submissions.bundle import contents
+from toolkit.submissions.bundle.contents import Part, Recipe, Wanted, blend
+
+
+def test_a_newer_bundle_is_refused(tmp_path):
+    (tmp_path / "bundle.json").write_text(json.dumps({"schema": contents.SCHEMA + 1}))
+    with pytest.raises(DataError, match="schema"):
+        Recipe.read(tmp_path)
+    with pytest.raises(DataError, match="cannot be read"):
+        Recipe.read(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("how", list(voting.VOTES))
+def test_every_vote_is_the_librarys(done, workspace, how):
+    competition, recipe, names, out = done
+    wanted = Wanted(replace(recipe, vote=how), competition, tuple(names), np.arange(len(names)))
+    found = blend(wanted, [Part(0, len(names), out)])
+    vote = voting.vote(np.stack(member_values(competition, names, workspace)), how=how, weights=[0.7, 0.3])
+    ours = found.predictions["label"]
+    assert (found.whole, found.partial, found.prior, ours.kind) == (len(names), 0, 0, vote.kind)
+    if vote.labels is not None:
+        np.testing.assert_array_equal(ours.labels, vote.labels)
+    else:
+        np.testing.assert_allclose(ours.values, vote.values, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("per_id", ["mean", "max"])
+def test_several_images_of_a_row(done, workspace, per_id):
+    competition, recipe, names, out = done
+    owner = np.array([0, 0, 0, 1, 2, 2, 2, 2, 4, 4, 4])
+    wanted = Wanted(recipe, replace(competition, per_id=per_id), ("a", "b", "c", "none", "e"), owner)
+    found = blend(wanted, [Part(0, len(names), out)])
+    rows = []
+    for place in (0, 1, 2, 4):
+        each = [values[owner == place] for values in member_values(competition, names, workspace)]
+        merged = [v.mean(axis=0) if per_id == "mean" else v.max(axis=0) / v.max(axis=0).sum() for v in each]
+        rows.append(0.7 * merged[0] + 0.3 * merged[1])
+    ours = found.predictions["label"].values
+    np.testing.assert_allclose(ours[[0, 1, 2, 4]], rows, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(ours[3], recipe.priors["label"])
+    assert (found.whole, found.prior) == (4, 1)
+
+
+def test_what_is_there_is_blended_and_nothing_else(done, tmp_path):
+    """Three parts: finished, finished with the first model only, and cut off in the middle of the first model."""
+    competition, recipe, names, out = done
+    first, second = (np.load(out / f"{model.key}.npy") for model in recipe.models)
+    bounds = [(0, 4), (4, 8), (8, 11)]
+    parts = [Part(start, stop, tmp_path / str(start)) for start, stop in bounds]
+    for part in parts:
+        part.out.mkdir()
+    keys = [model.key for model in recipe.models]
+    np.save(parts[0].out / f"{keys[0]}.npy", first[:4])
+    np.save(parts[0].out / f"{keys[1]}.npy", second[:4])
+    np.save(parts[1].out / f"{keys[0]}.npy", first[4:8])
+    np.save(parts[1].out / f"{keys[1]}.part.npy", second[4:8])
+    begun = first[8:].copy()
+    begun[1:] = np.nan
+    np.save(parts[2].out / f"{keys[0]}.part.npy", begun)
+    found = blend(Wanted(recipe, competition, tuple(names), np.arange(11)), parts)
+    assert found.models == ("tiny.fold1",)
+    assert (found.whole, found.partial, found.prior) == (9, 0, 2)
+    ours = found.predictions["label"].values
+    np.testing.assert_allclose(ours[:9], first[:9], atol=1e-12)
+    np.testing.assert_allclose(ours[9:], [recipe.priors["label"]] * 2)
+    np.save(parts[1].out / f"{keys[1]}.npy", second[4:8])
+    found = blend(Wanted(recipe, competition, tuple(names), np.arange(11)), parts)
+    assert (found.models, found.whole, found.partial, found.prior) == (("tiny.fold1", "tiny.fold0"), 8, 1, 2)
+    ours = found.predictions["label"].values
+    np.testing.assert_allclose(ours[:8], 0.7 * first[:8] + 0.3 * second[:8], atol=1e-12)
+    np.testing.assert_allclose(ours[8], first[8], atol=1e-12)
+    np.save(parts[2].out / f"{keys[1]}.part.npy", second[8:])
+    found = blend(Wanted(recipe, competition, tuple(names[8:]), np.arange(3)), [replace(parts[2], start=0, stop=3)])
+    assert (found.models, found.whole, found.partial, found.prior) == ((), 0, 3, 0)
+    np.testing.assert_allclose(found.predictions["label"].values, [first[8], *second[9:]], atol=1e-12)

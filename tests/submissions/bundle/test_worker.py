@@ -1,0 +1,59 @@
+"""A worker does each thing once, and goes on where another died."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from toolkit.images import decode
+from toolkit.submissions.bundle import worker
+
+
+def test_a_model_alone_keeps_no_pixels_and_says_the_same(done, packed, workspace):
+    competition, recipe, _, out = done
+    paths = tuple(str(path) for _, path in competition.images("test"))
+    alone = workspace.parent / "alone-part"
+    alone.mkdir()
+    worker.work(worker.Job(str(packed.path), str(alone), "cpu", recipe.models[:1], paths))
+    assert list(out.glob("pixels.*"))
+    assert not list(alone.glob("pixels.*"))
+    key = recipe.models[0].key
+    np.testing.assert_array_equal(np.load(alone / f"{key}.npy"), np.load(out / f"{key}.npy"))
+
+
+def test_a_worker_goes_on_where_another_died(done, packed, monkeypatch):
+    competition, recipe, _names, out = done
+    paths = tuple(str(path) for _, path in competition.images("test"))
+    job = worker.Job(str(packed.path), str(out), "cpu", recipe.models, paths)
+    key = recipe.models[0].key
+    whole = np.load(out / f"{key}.npy")
+    half = whole.copy()
+    half[6:] = np.nan
+    half[:6] = 0.25
+    (out / f"{key}.npy").unlink()
+    np.save(out / f"{key}.part.npy", half)
+    before = (out / f"{recipe.models[1].key}.npy").stat().st_mtime_ns
+    job.write(out / "job.json")
+    assert worker.work_on(out / "job.json") == 0
+    found = np.load(out / f"{key}.npy")
+    np.testing.assert_array_equal(found[:6], 0.25)
+    np.testing.assert_array_equal(found[6:], whole[6:])
+    assert (out / f"{recipe.models[1].key}.npy").stat().st_mtime_ns == before
+
+
+def test_pixels_are_made_once_or_again_where_there_is_no_room(done, packed, tmp_path, monkeypatch):
+    competition, recipe, _names, out = done
+    paths = tuple(str(path) for _, path in competition.images("test"))
+    counts = {}
+    read = decode.read
+    for room in (True, False):
+        made: list[str] = []
+        monkeypatch.setattr(decode, "read", lambda path, made=made: made.append(path) or read(path))
+        if not room:
+            monkeypatch.setattr(worker, "SPARE", 1 << 60)
+        again = tmp_path / str(room)
+        again.mkdir()
+        worker.work(worker.Job(str(packed.path), str(again), "cpu", recipe.models, paths))
+        counts[room] = len(made)
+        for model in recipe.models:
+            np.testing.assert_array_equal(np.load(again / f"{model.key}.npy"), np.load(out / f"{model.key}.npy"))
+    assert counts == {True: len(paths), False: 2 * len(paths)}
