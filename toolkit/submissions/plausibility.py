@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from toolkit.base import arrow_csv
+from toolkit.base.arrays import F64
 from toolkit.core.metrics import Metric
 from toolkit.submissions import checks
 from toolkit.submissions.answers import Answers
