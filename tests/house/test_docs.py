@@ -35,7 +35,7 @@ def registries() -> str:
     from toolkit.images.views import VIEW_SETS
     from toolkit.runtime.devices import PRECISIONS, PROVIDERS
     from toolkit.submissions.checks import CODES
-    from toolkit.submissions.formats import FORMATS
+    from toolkit.submissions.form.formats import FORMATS
     from toolkit.training.parts.losses import LOSSES
     from toolkit.training.parts.schedules import SCHEDULES
 

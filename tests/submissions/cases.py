@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from toolkit.core.predictions import Predictions
-from toolkit.submissions.layout import infer_format
+from toolkit.submissions.form.layout import infer_format
 from toolkit.submissions.sample import as_format, check_file
 from toolkit.workspace.competition import Competition, Images, Target
 

@@ -5,7 +5,7 @@ import pytest
 
 from tests.submissions.cases import JOINT, TAGS, VALID, competition, soft, table
 from toolkit.submissions.answers import of_frame, of_predictions
-from toolkit.submissions.layout import fit, infer_format
+from toolkit.submissions.form.layout import fit, infer_format
 from toolkit.submissions.sample import as_format, render
 
 IDS = tuple(f"{i:03d}" for i in range(200))

@@ -3,7 +3,7 @@
 from tests.submissions.cases import VALID, table
 from toolkit.submissions.answers import of_frame
 from toolkit.submissions.difference import Move, differing, moves
-from toolkit.submissions.layout import fit
+from toolkit.submissions.form.layout import fit
 
 
 def test_the_long_form_is_compared_by_id():

@@ -16,7 +16,7 @@ from toolkit.core.predictions import Predictions
 from toolkit.ensemble import evidence
 from toolkit.submissions import plausibility, submission
 from toolkit.submissions.answers import Answers, of_grid
-from toolkit.submissions.layout import fit
+from toolkit.submissions.form.layout import fit
 from toolkit.submissions.sample import as_format, check, check_file, render
 from toolkit.workspace.competition import Competition, Images
 

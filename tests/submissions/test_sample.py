@@ -29,8 +29,8 @@ from toolkit.core.predictions import Predictions
 from toolkit.core.targets import Target
 from toolkit.errors import AlignmentError, SubmissionError
 from toolkit.submissions import checks
-from toolkit.submissions.formats import FORMATS
-from toolkit.submissions.layout import infer_format
+from toolkit.submissions.form.formats import FORMATS
+from toolkit.submissions.form.layout import infer_format
 from toolkit.submissions.sample import as_format, check, check_file, render
 
 DATA = Path(__file__).parents[1] / "data" / "valid"  # written by R's write.csv and by polars: see make.R and make_polars.py

@@ -314,7 +314,7 @@ def _several_images(key: str, train: _Source, matches: tuple[Match | None, ...],
 
 def _format(sample: pd.DataFrame, competition: Competition, wishes: Wishes, findings: Findings) -> str:
     """The submission format: named, or the only one that fits under the metric (under any, where that is still to be said)."""
-    from toolkit.submissions.layout import infer_format
+    from toolkit.submissions.form.layout import infer_format
 
     error = None
     for metric in [wishes.metric] if wishes.metric else METRICS:

@@ -14,8 +14,8 @@ from toolkit.base.arrays import F64
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import Target
 from toolkit.submissions import checks
-from toolkit.submissions.cells import Column
-from toolkit.submissions.layout import SubmissionLayout
+from toolkit.submissions.form.cells import Column
+from toolkit.submissions.form.layout import SubmissionLayout
 
 if TYPE_CHECKING:
     import pandas as pd

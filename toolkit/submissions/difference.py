@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from toolkit.errors import SubmissionError
 from toolkit.submissions import answers, csv_problems, ledger
 from toolkit.submissions.answers import Answers
-from toolkit.submissions.layout import SubmissionLayout
+from toolkit.submissions.form.layout import SubmissionLayout
 from toolkit.submissions.sample import read_sample
 from toolkit.workspace.competition import Competition
 

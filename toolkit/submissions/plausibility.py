@@ -16,7 +16,7 @@ from toolkit.core.metrics import Metric
 from toolkit.submissions import checks
 from toolkit.submissions.answers import Answers
 from toolkit.submissions.checks import Problem
-from toolkit.submissions.layout import SubmissionLayout
+from toolkit.submissions.form.layout import SubmissionLayout
 from toolkit.workspace import path_patterns
 from toolkit.workspace.competition import Competition
 

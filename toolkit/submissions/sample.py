@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from toolkit.base import arrow_csv, csv_text
 from toolkit.core.predictions import Predictions
-from toolkit.submissions import checks, csv_problems, layout, plausibility
+from toolkit.submissions import checks, csv_problems, plausibility
 from toolkit.submissions.checks import Problem
-from toolkit.submissions.layout import SubmissionLayout
+from toolkit.submissions.form import layout
+from toolkit.submissions.form.layout import SubmissionLayout
 from toolkit.workspace import long_form
 from toolkit.workspace.competition import Competition
 

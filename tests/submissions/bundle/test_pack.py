@@ -32,7 +32,7 @@ def test_what_a_bundle_holds(packed, workspace):
         "toolkit/submissions/bundle/run.py",
         "toolkit/core/voting.py",
     } <= names
-    assert not {"toolkit/submissions/formats.py", "toolkit/ensemble/run.py", "toolkit/training", "wheels"} & names
+    assert not {"toolkit/submissions/form/formats.py", "toolkit/ensemble/run.py", "toolkit/training", "wheels"} & names
     text = (packed.path / "bundle.json").read_text() + (packed.path / "README.txt").read_text()
     assert str(workspace) not in text
     recipe = packed.recipe

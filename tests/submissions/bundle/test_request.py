@@ -8,11 +8,11 @@ import pytest
 
 from toolkit.base import arrow_csv, csv_text, files
 from toolkit.core.predictions import Predictions
-from toolkit.submissions import formats
 from toolkit.submissions.bundle import request
 from toolkit.submissions.bundle.contents import Field
-from toolkit.submissions.cells import CELLS, Column
-from toolkit.submissions.layout import fit
+from toolkit.submissions.form import formats
+from toolkit.submissions.form.cells import CELLS, Column
+from toolkit.submissions.form.layout import fit
 from toolkit.submissions.sample import as_format, render
 from toolkit.workspace import long_form
 from toolkit.workspace.competition import Competition, Images, Target

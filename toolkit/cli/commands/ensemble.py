@@ -91,7 +91,7 @@ def command(
 
 def _notes(competition: Competition, combination: Combination) -> Iterator[str]:
     """Labels where the submission needs numbers."""
-    from toolkit.submissions.formats import FORMATS
+    from toolkit.submissions.form.formats import FORMATS
 
     labels = combination.labels_only
     if (labels or combination.votes == "hard") and competition.format in FORMATS and FORMATS[competition.format].values:

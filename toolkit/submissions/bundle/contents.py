@@ -19,7 +19,7 @@ from toolkit.core.cards import Card
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import Target
 from toolkit.errors import DataError
-from toolkit.submissions.cells import Column
+from toolkit.submissions.form.cells import Column
 from toolkit.workspace.competition_file import CompetitionFile
 
 FILE = "bundle.json"

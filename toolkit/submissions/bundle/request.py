@@ -18,9 +18,9 @@ from toolkit.core.predictions import Predictions
 from toolkit.errors import CompetitionError, DataError, few
 from toolkit.images import decode
 from toolkit.images.boxes import Box, BoxTable, unknown
-from toolkit.submissions import cells
 from toolkit.submissions.bundle.contents import Recipe, Wanted
-from toolkit.submissions.cells import CELLS, Column
+from toolkit.submissions.form import cells
+from toolkit.submissions.form.cells import CELLS, Column
 from toolkit.workspace import long_form, path_patterns
 from toolkit.workspace.competition_file import CompetitionFile
 

@@ -5,8 +5,8 @@ import pytest
 from tests.submissions.cases import ANIMAL, NAMED, SICK, TAGS, VALID, competition, table
 from toolkit.core.targets import Target
 from toolkit.errors import CompetitionError
-from toolkit.submissions.formats import FORMATS
-from toolkit.submissions.layout import fit, infer_format
+from toolkit.submissions.form.formats import FORMATS
+from toolkit.submissions.form.layout import fit, infer_format
 
 
 @pytest.mark.parametrize("case", VALID)

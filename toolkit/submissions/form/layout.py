@@ -11,9 +11,9 @@ import numpy as np
 from toolkit.base import arrow_csv
 from toolkit.core.predictions import Predictions
 from toolkit.errors import CompetitionError, SubmissionError, few
-from toolkit.submissions import cells
-from toolkit.submissions.cells import Cells, Columns, Lists, Numbers
-from toolkit.submissions.formats import FORMATS, Format, value_columns
+from toolkit.submissions.form import cells
+from toolkit.submissions.form.cells import Cells, Columns, Lists, Numbers
+from toolkit.submissions.form.formats import FORMATS, Format, value_columns
 from toolkit.workspace.competition import FILE, Competition
 
 if TYPE_CHECKING:

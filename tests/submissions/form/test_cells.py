@@ -4,9 +4,9 @@ import numpy as np
 
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import Target
-from toolkit.submissions import cells
-from toolkit.submissions.cells import Column
-from toolkit.submissions.layout import as_text
+from toolkit.submissions.form import cells
+from toolkit.submissions.form.cells import Column
+from toolkit.submissions.form.layout import as_text
 
 
 def test_a_multilabel_row_without_a_class_is_an_empty_cell_and_shifts_nothing():

@@ -10,9 +10,10 @@ import numpy as np
 from toolkit.base import arrow_csv
 from toolkit.core.predictions import Predictions
 from toolkit.errors import CompetitionError, few
-from toolkit.submissions import cells, checks
-from toolkit.submissions.cells import Cells, Column, Columns
+from toolkit.submissions import checks
 from toolkit.submissions.checks import Problem
+from toolkit.submissions.form import cells
+from toolkit.submissions.form.cells import Cells, Column, Columns
 from toolkit.workspace import long_form
 from toolkit.workspace.competition import FILE, Competition, Target
 

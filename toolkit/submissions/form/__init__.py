@@ -1,0 +1,1 @@
+"""What a sample asks for: the formats, what each column holds, and the text of cells."""
