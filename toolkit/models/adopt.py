@@ -178,7 +178,7 @@ def _back(source: Path, asked: Asked, raw: NDArray[Any]) -> tuple[Back, list[str
         )
     if len(set(classes)) != len(classes):
         repeated = sorted(name for name in set(classes) if classes.count(name) > 1)
-        raise CardError(f"the classes name one twice: {few(repeated)}", code="classes")
+        raise CardError(f"the list of classes names one twice: {few(repeated)}", code="classes")
     if not np.isfinite(values).all():
         raise ModelError(f"{source} gives NaN or infinite numbers for {int((~np.isfinite(values)).any(axis=1).sum())} images")
     low, high, sums = values.min(), values.max(), values.sum(axis=1)

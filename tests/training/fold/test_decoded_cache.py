@@ -34,7 +34,7 @@ def counted(monkeypatch):
         seen.append(path.name)
         return load(path, preprocess, **said)
 
-    monkeypatch.setattr(decoded_cache.images, "load", count)
+    monkeypatch.setattr(decoded_cache.render, "load", count)
     return seen
 
 
