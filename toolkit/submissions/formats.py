@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Format:
+class Format(ABC):
     """One way to write predictions, under its name in FORMATS.
 
     `values` says that hard votes, which have labels only, cannot be written so; `pairs` that a row stands for an id and a
@@ -32,25 +33,25 @@ class Format:
     values: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
 
+    @abstractmethod
     def columns(self, sample: pd.DataFrame, competition: Competition, k: int) -> Columns:
         """What each value column of the sample holds.
 
         Raises:
             CompetitionError: the sample has columns that this format cannot fill.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def suits(self, sample: pd.DataFrame, columns: Columns, competition: Competition) -> bool:
         """Whether the sample's cells and the metric speak for it."""
-        raise NotImplementedError
 
     def cells(self, column: Column, table: Predictions) -> Cells:
         """What stands in one column, a row per id of the predictions."""
         return cells.CELLS[self.name](column, table)
 
+    @abstractmethod
     def faults(self, frame: pd.DataFrame, key: str, columns: Columns) -> Iterator[Problem]:
         """What is wrong in the columns that are there."""
-        raise NotImplementedError
 
     def rows(self, frame: pd.DataFrame, key: str, _: Columns) -> tuple[Any, Any]:
         """The id (an Arrow array [N]) that each row stands for and, where `pairs`, the class number (int64 [N], -1: none)."""
@@ -150,7 +151,11 @@ class Probability(Probabilities):
     summary = "one column with the probability of the positive class"
 
     def columns(self, sample: pd.DataFrame, competition: Competition, k: int) -> Columns:
-        """A column per binary target."""
+        """A column per binary target.
+
+        Raises:
+            CompetitionError: the sample has columns that are none.
+        """
         columns = _by_target(sample, competition, k)
         if bad := [c.name for c in columns if c.target.task != "binary"]:
             raise CompetitionError(f"columns {few(bad)}: a single probability needs a binary target")
@@ -170,7 +175,11 @@ class TopK(Format):
     values = True
 
     def columns(self, sample: pd.DataFrame, competition: Competition, k: int) -> Columns:
-        """A column per target; without k, it is the longest list that the sample shows."""
+        """A column per target; without k, it is the longest list that the sample shows.
+
+        Raises:
+            CompetitionError: it shows none, or a target whose labels cannot stand in a list.
+        """
         columns = _by_target(sample, competition, k)
         if any(c.target.multilabel or any(" " in name for name in c.classes) for c in columns):
             raise CompetitionError("topk needs targets that are not multilabel, and class names without spaces")
@@ -200,7 +209,11 @@ class Long(Format):
     pairs = True
 
     def columns(self, sample: pd.DataFrame, competition: Competition, k: int) -> Columns:
-        """A column of class names and one of numbers; every id has a row for each class."""
+        """A column of class names and one of numbers; every id has a row for each class.
+
+        Raises:
+            CompetitionError: the sample has others, or not every pair once.
+        """
         names = value_columns(sample, competition)
         target = _only_target(competition)
         by = [name for name in names if set(sample[name]) == set(target.classes)]
@@ -246,7 +259,11 @@ class Joined(Long):
     summary = "a row `id_class` per id and class, with the probability"
 
     def columns(self, sample: pd.DataFrame, competition: Competition, k: int) -> Columns:
-        """One column of numbers; every id has a row `id_class` for each class."""
+        """One column of numbers; every id has a row `id_class` for each class.
+
+        Raises:
+            CompetitionError: the sample has others, or not every pair once.
+        """
         names = value_columns(sample, competition)
         target = _only_target(competition)
         if len(names) != 1:

@@ -20,9 +20,9 @@ from toolkit.core.targets import class_order as class_order  # noqa: PLC0414
 from toolkit.errors import CompetitionError, few
 from toolkit.images.boxes import Boxes, Found, unknown
 from toolkit.workspace import long_form, path_patterns
-from toolkit.workspace.competition_file import FILE as FILE  # noqa: PLC0414
-from toolkit.workspace.competition_file import SCHEMA, CompetitionFile
-from toolkit.workspace.competition_file import Images as Images  # noqa: PLC0414
+from toolkit.workspace.competition_toml import FILE as FILE  # noqa: PLC0414
+from toolkit.workspace.competition_toml import SCHEMA, CompetitionFile
+from toolkit.workspace.competition_toml import Images as Images  # noqa: PLC0414
 
 if TYPE_CHECKING:
     import pandas as pd

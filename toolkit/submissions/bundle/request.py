@@ -21,7 +21,7 @@ from toolkit.submissions import cells
 from toolkit.submissions.bundle.contents import Ints, Recipe, Wanted
 from toolkit.submissions.cells import CELLS, Column
 from toolkit.workspace import long_form, path_patterns
-from toolkit.workspace.competition_file import CompetitionFile
+from toolkit.workspace.competition_toml import CompetitionFile
 
 
 class NoBoxesError(DataError):
