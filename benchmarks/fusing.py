@@ -13,6 +13,7 @@ from typing import Any
 import click
 import numpy as np
 
+from toolkit.blending.combination import Combination
 from toolkit.core.cards import Card, Output, Preprocess
 from toolkit.ensemble import fuse
 from toolkit.images.views import views
@@ -77,7 +78,7 @@ def main(model: str, size: int, count: int, tta: str, pairs: int, *, frozen: boo
         root = Path(folder) / "digits"
         competition = make(root, model, size, count, frozen=frozen)
         paths = sorted((root / "folds").glob("*.onnx"))
-        made = fuse.fuse(competition, paths, root / "ensemble.onnx", tta=tta)
+        made = fuse.fuse(competition, paths, root / "ensemble.onnx", Combination(tta))
         gap = made.card.parity
         print(f"onnxruntime  Δp {gap['probability']:.1e}, {gap['flips']:.0f} of {made.checked} labels changed")
         pixels = samples(competition, made.card.preprocess)

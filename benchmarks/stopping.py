@@ -19,10 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 def random_cases() -> tuple[int, int]:
     """Label changes and cases over random tables made to tie, from the tests' own generator."""
-    from tests.inference.test_stop_bounds import KINDS, WEIGHTS, stopped, tables
+    from tests.inference.test_early_stopping import KINDS, WEIGHTS, stopped, tables
     from toolkit.core.voting import vote
-    from toolkit.inference.early_stopping import decided
-    from toolkit.inference.stop_bounds import STOPPING
+    from toolkit.inference.early_stopping import STOPPING, decided
 
     rng, changed, cases = np.random.default_rng(1), 0, 0
     for how in STOPPING:
@@ -98,14 +97,17 @@ def make_workspace(root: Path, name: str, count: int, size: int, folds: int) -> 
 
 def timed(root: Path, *, labels_only: bool, vote: str, tta: str) -> tuple[float, Any]:
     """Seconds of the passes (sessions opened and images decoded with them), nothing stored; and what was made."""
-    from toolkit.ensemble import run
+    from toolkit.blending.combination import Combination
+    from toolkit.ensemble.run import run_ensemble
+    from toolkit.inference.execution import Execution
     from toolkit.inference.exports import find_exports
     from toolkit.workspace.competition import Competition
 
     shutil.rmtree(root / "store", ignore_errors=True)
     paths = find_exports(["folds"], base=root)
     started = time.perf_counter()
-    made = run.run(Competition.read(root), paths, tta=tta, vote=vote, device="cpu", labels_only=labels_only)
+    combination = Combination(tta, vote, labels_only=labels_only)
+    made = run_ensemble(Competition.read(root), paths, combination, Execution(device="cpu"))
     return time.perf_counter() - started, made
 
 

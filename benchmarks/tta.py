@@ -11,8 +11,10 @@ import click
 import fashion
 
 from toolkit.base import csv_text
+from toolkit.blending.combination import Combination
 from toolkit.blending.nested import compare
-from toolkit.ensemble import run, tta
+from toolkit.ensemble import tta
+from toolkit.ensemble.run import run_ensemble
 from toolkit.ensemble.view_selection import table
 from toolkit.images.views import VIEW_SETS
 from toolkit.inference.exports import find_exports, read_exports
@@ -30,7 +32,8 @@ def held_out(competition: Competition, paths: list[Path], sets: list[str], chose
     truth = target.truth(kept, kept["id"], digits_data.TRUTH)
     said = {}
     for name in sets:
-        made = run.run(competition, paths, tta=name, name=f"tta-{name}".replace(":", "-")).predictions[target.name]
+        file = f"tta-{name}".replace(":", "-")
+        made = run_ensemble(competition, paths, Combination(name), name=file).predictions[target.name]
         said[name] = made.align(truth.ids).with_classes(target.classes).values
     found = compare(truth.with_classes(target.classes).decided, competition.score, said, baseline="none")
     print(f"\n| set | true {competition.metric} on {len(truth):,} held-out images | gain | 95 % interval |\n|---|---|---|---|")

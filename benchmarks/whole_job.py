@@ -87,15 +87,18 @@ def peer(root: Path, models: list[Any], size: int, batch: int, device: str) -> A
 
 def ours(root: Path, device: str, precision: str) -> Any:
     """The same through the library, from files to written predictions, nothing stored."""
-    from toolkit.ensemble import run
+    from toolkit.blending.combination import Combination
+    from toolkit.ensemble.run import run_ensemble
     from toolkit.inference import engine_choice
+    from toolkit.inference.execution import Execution
     from toolkit.inference.exports import find_exports
     from toolkit.workspace.competition import Competition
 
     shutil.rmtree(root / "store", ignore_errors=True)
     competition, paths = Competition.read(root), find_exports(["folds"], base=root)
     chosen = engine_choice.Engine(device, precision, precision, cache=root / "cache")
-    made = run.run(competition, paths, tta="hflip", device=device, precision=precision, opener=chosen.open, fill=chosen.fill)
+    execution = chosen.applied(Execution(runner="processes"))
+    made = run_ensemble(competition, paths, Combination("hflip"), execution)
     return made.predictions["label"].values
 
 

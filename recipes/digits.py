@@ -22,10 +22,9 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
+from toolkit import Preprocess, digits_data
 from toolkit.cli.recipes import Recipe, common, follow, results
-from toolkit.core.cards import Preprocess
-from toolkit.setup import digits_data
-from toolkit.training import Fold, Plan, fit, loader, normalise
+from toolkit.training import Fold, TrainingPlan, fit, loader, normalise
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -109,7 +108,7 @@ def main(workspace: Path, folds: tuple[int | None, ...], device: str, *, fresh: 
     if smoke:
         config, folds = replace(config, epochs=1, batches=2), folds or (0,)
     with results(competition, smoke=smoke) as root:
-        plan = Plan(
+        plan = TrainingPlan(
             recipe="digits",
             config=config,
             architecture=architecture(len(competition.targets[0].classes)),

@@ -22,15 +22,11 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
+from toolkit import Preprocess, mask_data
 from toolkit.cli.recipes import Recipe, common, follow, results, settings
-from toolkit.core.cards import Preprocess
-from toolkit.models import networks
-from toolkit.setup import mask_data
-from toolkit.training import Fold, Plan, fit, loader, normalise
-from toolkit.training.parts import factor_losses, losses
-from toolkit.training.parts.by_name import described
-from toolkit.training.pseudo_labels import SelfTraining
-from toolkit.training.settings import setting
+from toolkit.training import Fold, SelfTraining, TrainingPlan, described, factor_losses, fit, loader, losses, networks
+
+from toolkit.training import normalise, setting  # isort: skip
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = {"model_name": "resnet10t", "channels": [16, 32, 64, 96], "stem_width": 16}  # 232,000 parameters
@@ -125,7 +121,8 @@ def main(
         config, folds = replace(config, epochs=1, batches=2), folds or (0,)
     with results(competition, smoke=smoke) as root:
         network, pixels = architecture(config), Preprocess((config.size, config.size * 3 // 4)).framing(config.box)
-        plan = Plan("mask_profile", config, network, pixels, MEAN, STD, competition, mask_data.make_split(competition), root)
+        split = mask_data.make_split(competition)
+        plan = TrainingPlan("mask_profile", config, network, pixels, MEAN, STD, competition, split, root)
         follow(plan, train_fold, folds=folds, device=device, fresh=fresh)
 
 

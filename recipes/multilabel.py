@@ -20,16 +20,9 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
+from toolkit import Preprocess, TrainingError, digits_data
 from toolkit.cli.recipes import Recipe, common, follow, results, settings
-from toolkit.core.cards import Preprocess
-from toolkit.errors import TrainingError
-from toolkit.models import networks
-from toolkit.setup import digits_data
-from toolkit.training import Fold, Plan, fit, loader, normalise
-from toolkit.training.parts import losses
-from toolkit.training.parts.by_name import described
-from toolkit.training.pseudo_labels import SelfTraining
-from toolkit.training.settings import setting
+from toolkit.training import Fold, SelfTraining, TrainingPlan, described, fit, loader, losses, networks, normalise, setting
 
 MEAN = STD = (0.5, 0.5, 0.5)
 SMALL = {"model_name": "resnet10t", "channels": [16, 32, 64, 96], "stem_width": 16}  # 232,000 parameters
@@ -104,11 +97,9 @@ def main(workspace: Path, folds: tuple[int, ...], device: str, *, fresh: bool, s
     if smoke:
         config, folds = replace(config, epochs=1, batches=2), folds or (0,)
     with results(competition, smoke=smoke) as root:
-        network, pixels = (
-            architecture(config, len(competition.targets[0].classes)),
-            Preprocess((config.size, config.size)).framing(config.box),
-        )
-        plan = Plan("multilabel", config, network, pixels, MEAN, STD, competition, digits_data.make_split(competition), root)
+        network = architecture(config, len(competition.targets[0].classes))
+        pixels, split = Preprocess((config.size, config.size)).framing(config.box), digits_data.make_split(competition)
+        plan = TrainingPlan("multilabel", config, network, pixels, MEAN, STD, competition, split, root)
         follow(plan, train_fold, folds=folds, device=device, fresh=fresh)
 
 

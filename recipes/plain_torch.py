@@ -19,13 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 from torch.utils.data import DataLoader, Dataset
 
-from toolkit.base import csv_text
+from toolkit import Preprocess, TrainingError, digits_data, write_csv
 from toolkit.cli.recipes import Recipe, common, follow, results, settings
-from toolkit.core.cards import Preprocess
-from toolkit.errors import TrainingError
-from toolkit.setup import digits_data
-from toolkit.training import Fold, Plan, Rows, normalise
-from toolkit.training.settings import setting
+from toolkit.training import Fold, Rows, TrainingPlan, normalise, setting
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -117,7 +113,7 @@ def train_fold(config: Config, fold: Fold) -> nn.Module:
             raise TrainingError(f"fold {fold.number}: the loss is {total} in epoch {epoch}", hint="Try a lower --lr.")
         right = accuracy(model, fold.training, fold.device)
         history.append({"epoch": epoch, "loss": total / count, "lr": schedule.get_last_lr()[0], "training accuracy": right})
-        csv_text.write(fold.folder / "metrics.csv", list(history[0]), [row.values() for row in history])
+        write_csv(fold.folder / "metrics.csv", list(history[0]), [row.values() for row in history])
         if fold.watch:
             fold.watch(history[-1], model)  # TensorBoard, or a search that ends what is behind
     return model.eval()
@@ -135,7 +131,8 @@ def main(workspace: Path, folds: tuple[int | None, ...], device: str, *, fresh: 
         config, folds = replace(config, epochs=1, batches=2, workers=0), folds or (0,)
     with results(competition, smoke=smoke) as root:
         network, pixels = architecture(len(competition.targets[0].classes)), Preprocess((config.size, config.size))
-        plan = Plan("plain_torch", config, network, pixels, MEAN, STD, competition, digits_data.make_split(competition), root)
+        split = digits_data.make_split(competition)
+        plan = TrainingPlan("plain_torch", config, network, pixels, MEAN, STD, competition, split, root)
         follow(plan, train_fold, folds=folds, device=device, fresh=fresh)
 
 

@@ -14,17 +14,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import click
 from torch import nn
 
+from toolkit import Competition
 from toolkit.cli.recipes import Recipe, common, folds_of, follow, results, settings
-from toolkit.training import Fold, Plan, fit, limited, loader, setting
-from toolkit.training.parts import augment, losses, schedules, transfer
-from toolkit.training.parts.by_name import described
-from toolkit.training.pseudo_labels import SelfTraining
-from toolkit.workspace.competition import Competition
+from toolkit.training import Fold, SelfTraining, TrainingPlan, augment, described, fit, limited, loader, losses, schedules
+
+from toolkit.training import setting, transfer  # isort: skip
 
 
 @dataclass(frozen=True)
@@ -130,21 +128,21 @@ def train_fold(config: Config, fold: Fold) -> nn.Module:
 @settings(Config)
 @click.option("--summary", is_flag=True, help="Print the network's modules, parameters and what is trainable; train nothing.")
 def main(
-    workspace: Path, folds: list[int | None], device: str, *, fresh: bool, smoke: bool, summary: bool, **said: Any
+    workspace: Path, folds: list[int | None], device: str, *, fresh: bool, smoke: bool, summary: bool, **said: object
 ) -> None:
     """Train stratified folds of any workspace with any network, export each, and score them out of fold."""
-    competition, config = Competition.read(workspace), Config(**said)
+    competition, config = Competition.read(workspace), Config(**said)  # type: ignore[arg-type]
     if smoke:
         config = replace(config, epochs=1, batches=2, seeds=1, workers=0, cache=False, limit=min(config.limit or 256, 256))
         folds = folds or [0]
-    classes = len(competition.targets[0].classes)
+    network = architecture(config, len(competition.targets[0].classes))
     if summary:
-        click.echo(transfer.summary(architecture(config, classes), config.tune))
+        click.echo(transfer.summary(network, config.tune))
         return
     split = limited(folds_of(competition), config.limit)
     with results(competition, smoke=smoke) as root:
         pixels = transfer.pixels(config.model, config.size, config.resize, config.box)  # and mean and std, taken off them
-        plan = Plan("timm_kfold", config, architecture(config, classes), *pixels, competition, split, root, config.cache)
+        plan = TrainingPlan("timm_kfold", config, network, *pixels, competition, split, root, config.cache)
         follow(plan, train_fold, folds=folds, device=device, fresh=fresh)
 
 

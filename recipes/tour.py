@@ -29,19 +29,9 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from toolkit.analysis import data_survey, scores
-from toolkit.analysis import explanation as explaining
-from toolkit.blending import oof
-from toolkit.core.cards import Preprocess
-from toolkit.core.prediction_files import read_table
-from toolkit.ensemble import run, tta
-from toolkit.ensemble.view_selection import table as payoff_table
-from toolkit.inference.exports import find_exports, read_exports
-from toolkit.runtime.graphs.onnx_file import read
-from toolkit.setup import digits_data
-from toolkit.submissions import submission
-from toolkit.training import Plan, fit, join, loader, normalise, train
-from toolkit.workspace.split import make
+import toolkit
+from toolkit import Combination, Execution, Preprocess, digits_data
+from toolkit.training import TrainingPlan, fit, join, loader, normalise, train
 
 # %% [markdown]
 # ## The workspace
@@ -56,7 +46,7 @@ print((competition.root / "competition.toml").read_text())
 # What `toolkit eda` puts on a page: counts, formats, pixels, shift between train and test, and what to do about it.
 
 # %%
-survey = data_survey.survey(competition)
+survey = toolkit.survey(competition)
 print(*survey.advice, sep="\n")
 print("mean", survey.mean, "std", survey.std)
 survey.classes["label"]
@@ -67,7 +57,7 @@ survey.classes["label"]
 
 # %%
 truth = competition.truth()["label"]
-split = make(truth.ids, truth.labels, truth.classes, folds=3)
+split = toolkit.make_split(truth.ids, truth.labels, truth.classes, folds=3)
 split.write(competition.path("split.csv"))
 split
 
@@ -112,7 +102,7 @@ def train_fold(config, fold):
     )
 
 
-plan = Plan("tour", Config(), ARCHITECTURE, Preprocess((32, 32)), HALF, HALF, competition, split, competition.root)
+plan = TrainingPlan("tour", Config(), ARCHITECTURE, Preprocess((32, 32)), HALF, HALF, competition, split, competition.root)
 torch.set_num_threads(1)  # layers this small are done before a second thread has woken up
 for done in train(plan, train_fold, bar=lambda what: nullcontext(lambda done, total: None), device="cpu"):
     print(f"fold {done.fold}: accuracy {done.score:.4f} on the images it did not see ({done.seconds:.0f} s)")
@@ -122,19 +112,19 @@ print(f"out of fold: {join(plan):.4f}")
 # An export says what it is:
 
 # %%
-paths = find_exports(["folds"], base=competition.root)
-read(paths[0]).card
+paths = toolkit.find_exports(["folds"], base=competition.root)
+toolkit.read_export(paths[0]).card
 
 # %% [markdown]
 # ## Judge
 # The out-of-fold table holds, for every training image, what the model says that did not see it.
 
 # %%
-read_table(plan.oof).predictions["label"]
+toolkit.read_table(plan.oof).predictions["label"]
 
 # %%
-rows = oof.read_members(competition, competition.targets[0], oof.find_tables(competition))
-(scored,) = scores.score(rows, ["accuracy", "log_loss"], calibration=True)
+rows = toolkit.read_oof(competition, competition.targets[0], toolkit.find_oof(competition))
+(scored,) = toolkit.score_members(rows, ["accuracy", "log_loss"], calibration=True)
 for name, estimate in scored.metrics.items():
     print(f"{name} {estimate.score:.4f} (95 % {estimate.low:.4f} to {estimate.high:.4f})")
 print("fitted temperature", round(scored.calibration.temperature, 3))
@@ -144,26 +134,27 @@ print("fitted temperature", round(scored.calibration.temperature, 3))
 # its noise.
 
 # %%
-exports = read_exports(paths, competition)
-finding = tta.find(competition, exports, ("hflip", "flip"))[0]["tour"]
-print(*payoff_table(finding), sep="\n")
+exports = toolkit.read_exports(paths, competition)
+finding = toolkit.find_views(competition, exports, ("hflip", "flip"))[0]["tour"]
+print(*toolkit.views_table(finding), sep="\n")
 
 # %% [markdown]
 # ## Predict
 # Every fold model and view over the test images; the second time everything comes from the store.
 
 # %%
-made = run.run(competition, paths, tta=finding.chosen, device="cpu")
-again = run.run(competition, paths, tta=finding.chosen, device="cpu")
-print("passes:", made.outcome.passes, "then", again.outcome.passes)
-made.predictions["label"]
+combination, execution = Combination(tta=finding.chosen), Execution(device="cpu")
+first_run = toolkit.run_ensemble(competition, paths, combination, execution)
+second_run = toolkit.run_ensemble(competition, paths, combination, execution)
+print("passes:", first_run.outcome.passes, "then", second_run.outcome.passes)
+first_run.predictions["label"]
 
 # %% [markdown]
 # ## Submit
 # Every check first, then the file, its manifest, and a copy in the ledger.
 
 # %%
-receipt = submission.submit(competition)
+receipt = toolkit.submit(competition)
 print(*receipt.warnings, sep="\n")
 receipt.path.read_text().splitlines()[:4]
 
@@ -172,13 +163,11 @@ receipt.path.read_text().splitlines()[:4]
 # Why is this image predicted as it is? Red parts speak for the answer: covering them lowers its probability.
 
 # %%
-first = made.predictions["label"].ids[0]
-explanation = explaining.explain(competition, exports, first, device="cpu")
+first = first_run.predictions["label"].ids[0]
+explanation = toolkit.explain(competition, exports, first, device="cpu")
 print(explanation.predicted, explanation.combined.round(3))
 
 # %%
 from PIL import Image  # shown here, where it is used
 
-from toolkit.analysis.pages.explanation import overlay
-
-Image.fromarray(overlay(explanation.pixels, explanation.saliency)).resize((192, 192))
+Image.fromarray(toolkit.overlay(explanation.pixels, explanation.saliency)).resize((192, 192))

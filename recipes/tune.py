@@ -38,18 +38,15 @@ from typing import Any
 
 import click
 
-from toolkit.cli import INTERRUPTED
-from toolkit.cli.recipes import Recipe
-from toolkit.errors import ToolkitError
-from toolkit.setup import recipe_files
+from toolkit import Competition, ToolkitError
+from toolkit.cli.recipes import INTERRUPTED, Recipe, recipe_path
 from toolkit.training import search
-from toolkit.workspace.competition import Competition
 
 
 def load(name: str, workspace: Path) -> tuple[Path, ModuleType]:
     """A recipe by path, by its name in the workspace's recipes/, or by that of one that came with the toolkit."""
     places = (Path(name), workspace / "recipes" / f"{name}.py")
-    path = next((place for place in places if place.is_file()), None) or recipe_files.recipe_path(name)
+    path = next((place for place in places if place.is_file()), None) or recipe_path(name)
     spec = importlib.util.spec_from_file_location(f"tuned_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None

@@ -123,9 +123,8 @@ def test_planted_duplicates_are_named_where_they_lie(workspace):
     }
     said = codes(found)
     assert (said["two_folds"], said["train_and_test"]) == ("leak", "leak")
-    labels = dict(
-        zip(*(Competition.find().truth()["label"].ids,), data_audit._names(Competition.find().truth()["label"]), strict=True)
-    )
+    rows = Competition.find().rows
+    labels = dict(zip(rows["id"], rows["label"], strict=True))
     clash = [p for p in ((zero[0], one[0]), (zero[1], zero[2])) if labels[p[0]] != labels[p[1]]]
     assert ("contradiction" in said) == bool(clash)
     assert {p.ids for p in data_audit.audit(Competition.find(), test=False).pairs if p.kind == "train and test"} == set()
@@ -166,10 +165,10 @@ def test_folders_may_name_people_too(workspace):
 def test_ids_that_tell_the_label(workspace):
     rows = "".join(f"{i:04d},{CLASSES[i // 20]}\n" for i in range(60))
     (workspace / "train.csv").write_text("id,label\n" + rows)
-    (found,) = data_audit._of_ids(Competition.find())
+    (found,) = data_audit.ordered_ids(Competition.find())
     assert "neighbours in their order share the class 97% of the time, by chance 33%" in found.what
     shuffle_labels(workspace)
-    assert list(data_audit._of_ids(Competition.find())) == []
+    assert list(data_audit.ordered_ids(Competition.find())) == []
 
 
 def test_a_torn_split_is_a_finding_and_no_crash(workspace):
@@ -192,7 +191,7 @@ def test_multilabel_doubts_are_one_row_each():
     given[5, 1] ^= True
     given[9] ^= np.array([True, False, True])
     truth = Predictions("tags", "labels", tuple(map(str, range(300))), CLASSES, labels=given, multilabel=True)
-    found = {issue.id: issue for issue in data_audit._doubts(Target("tags", "multilabel", CLASSES), truth, p, {})}
+    found = {issue.id: issue for issue in data_audit.doubts(Target("tags", "multilabel", CLASSES), truth, p, {})}
     assert {"5", "9"} <= set(found)
     assert len(found) < 10
     wanted = " ".join(name for name, yes in zip(CLASSES, true[9], strict=True) if yes)
@@ -274,7 +273,7 @@ def test_the_command_its_page_and_its_table(workspace):
 def test_hostile_names_are_text_on_the_page(workspace):
     name = "<script>alert(1)</script>&\"'"
     issue = data_audit.Issue(name, "label", "<b>ant", "bee", 0.1, 0.9, workspace / "train" / "0001.png")
-    finding = data_audit.Finding("x", "leak", name, 1, "<img src=x onerror=alert(1)>")
+    finding = data_audit.AuditFinding("x", "leak", name, 1, "<img src=x onerror=alert(1)>")
     html = page.page(Competition.find(), data_audit.Audit((finding,), (), (issue,), 1, 5, {name: name})).html()
     assert "<script>alert" not in html
     assert "<img src=x" not in html

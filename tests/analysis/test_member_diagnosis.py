@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from tests.blending.test_weighers import make, scored
 from tests.cli.test_blend import table
 from toolkit.analysis.member_diagnosis import ablation, diagnose, likeliest, odd_folds, pairs, permutation
-from toolkit.blending.oof import Rows
+from toolkit.blending.oof import MemberRows
 from toolkit.cli.commands.diagnose import command
 from toolkit.core.activations import sigmoid, softmax
 from toolkit.core.metrics import METRICS
@@ -26,7 +26,7 @@ def rows(stack, truth, *, folds=None, groups=None, classes=None):
     classes = classes or tuple(map(str, range(stack.shape[2])))
     ids = tuple(map(str, range(len(truth))))
     said = Predictions("t", "labels", ids, classes, labels=truth, multilabel=truth.ndim == 2)
-    return Rows(tuple(f"m{i}" for i in range(len(stack))), ids, stack, said, folds, groups, {})
+    return MemberRows(tuple(f"m{i}" for i in range(len(stack))), ids, stack, said, folds, groups, {})
 
 
 def clean(seed):

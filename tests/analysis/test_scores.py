@@ -14,7 +14,7 @@ from tests.cli.test_blend import table
 from toolkit.analysis.scores import calibrated, per_class, score
 from toolkit.blending.calibration import calibration_error, temperature
 from toolkit.blending.objectives import BRIER, decide
-from toolkit.blending.oof import Rows
+from toolkit.blending.oof import MemberRows
 from toolkit.cli import cli
 from toolkit.cli.commands.score import command
 from toolkit.core.metrics import METRICS
@@ -25,7 +25,7 @@ def rows(multilabel=False, seed=0, groups=None, **more):
     stack, truth = make(rows=150, members=2, seed=seed, multilabel=multilabel, **more)
     ids = tuple(map(str, range(150)))
     said = Predictions("t", "labels", ids, tuple(f"c{i}" for i in range(stack.shape[2])), labels=truth, multilabel=multilabel)
-    return Rows(("a", "b"), ids, stack, said, np.arange(150) % 3, groups, {})
+    return MemberRows(("a", "b"), ids, stack, said, np.arange(150) % 3, groups, {})
 
 
 @pytest.mark.parametrize("multilabel", [False, True])

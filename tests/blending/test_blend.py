@@ -11,11 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.blending.test_weighers import make
-from toolkit.blending import blend as combining
-from toolkit.blending.blend import Blend, cool
+from toolkit.blending.blend import Blend, cool, read_blend
 from toolkit.blending.calibration import Adjustment, temperature
-from toolkit.blending.oof import given as given_blend
-from toolkit.blending.oof import with_prior
+from toolkit.blending.oof import read_blends, with_prior
 from toolkit.cli import cli
 from toolkit.core.activations import softmax
 from toolkit.core.prediction_files import read_meta, read_table
@@ -46,7 +44,7 @@ def test_order_of_members_and_of_classes_does_not_matter(how, order, classes):
     )
     turned = Blend(tuple(one.members[i] for i in order), one.weights[order], how, one.warm[order], one.adjustment, one.adjusted)
     assert np.allclose(outcome(one.apply(STACK)), outcome(turned.apply(STACK[order])), atol=1e-12)
-    again = combining.read(json.loads(json.dumps(one.record(CLASSES))), [CLASSES[i] for i in classes])
+    again = read_blend(json.loads(json.dumps(one.record(CLASSES))), [CLASSES[i] for i in classes])
     ours, theirs = outcome(one.apply(STACK)), outcome(again.apply(STACK[:, :, classes]))
     if how == "hard":
         assert np.array_equal(np.array(CLASSES)[ours], np.array(CLASSES)[classes][theirs])
@@ -104,7 +102,7 @@ def test_the_record_says_temperature_and_thresholds_for_people():
     said = Blend(("x",), np.ones(1), adjustment=yes, adjusted="factors").record(CLASSES)["thresholds"]
     assert said["b"] == pytest.approx(0.25)  # odds times three pass one half from a quarter on
     with pytest.raises(DataError, match="fitted to the classes"):
-        combining.read(found, tuple("abce"))
+        read_blend(found, tuple("abce"))
 
 
 def test_a_known_prior_is_bayes_rule():
@@ -195,7 +193,7 @@ def test_what_blend_json_cannot_say_is_refused(workspace, folds):
     ):
         (workspace / "blend.json").write_text(text)
         with pytest.raises(DataError, match=r"blend\.json") as caught:
-            given_blend(Competition.read(workspace))
+            read_blends(Competition.read(workspace))
         assert "toolkit blend" in caught.value.hint
     written(workspace)
     for more in (["--weights", "tiny=1"], ["--vote", "hard"]):

@@ -151,6 +151,7 @@ def test_one_class_at_a_time_decides_as_all_at_once_ties_included(multilabel):
     logits = np.random.default_rng(0).integers(-1, 2, (200, 4)).astype(float)
     expected = logits >= 0 if multilabel else logits.argmax(axis=1)
     for c in range(4):
+        # `factors` moves one class at a time by these two; ties to the last bit cannot be had through its result
         others = calibration._others(logits, c, multilabel=multilabel)
         assert np.array_equal(calibration._with(others, logits[:, c], c), expected)
 
@@ -196,6 +197,7 @@ def test_honest_probabilities_have_next_to_no_calibration_error():
 def test_counted_macro_f1_is_that_of_labels_made_one_by_one(seed, multilabel, coarse):
     stack, truth = make(rows=50, members=1, seed=seed, multilabel=multilabel)
     p = np.round(stack[0] * 8) / 8 if coarse else stack[0]  # many exact ties
+    # the fast count and the slow one that it stands for: `factors` never uses both on one metric
     logits = calibration._logits(p, multilabel=multilabel)
     grid = np.linspace(-3, 3, 13)
     for c in range(4):

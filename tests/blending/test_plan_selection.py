@@ -12,7 +12,7 @@ from toolkit.blending import plan_selection
 from toolkit.blending.calibration import ADJUSTMENTS, temperature
 from toolkit.blending.nested import outer_folds
 from toolkit.blending.objectives import BRIER
-from toolkit.blending.plan_selection import CALIBRATIONS, Plan, choose, judge, plans
+from toolkit.blending.plan_selection import CALIBRATIONS, BlendPlan, choose, judge, plans
 from toolkit.blending.weighers import fit_weights
 from toolkit.core.activations import softmax
 from toolkit.core.metrics import METRICS
@@ -85,7 +85,7 @@ def test_what_a_fold_says_depends_on_no_truth_of_its_own():
 
 
 @pytest.mark.parametrize(
-    "plan", [Plan(*one) for one in itertools.product(("convex",), VOTES, CALIBRATIONS)], ids=lambda p: p.name
+    "plan", [BlendPlan(*one) for one in itertools.product(("convex",), VOTES, CALIBRATIONS)], ids=lambda p: p.name
 )
 def test_the_blend_of_a_plan_says_what_the_plan_says(plan):
     for multilabel, metric in itertools.product((False, True), (LOSS, F1, AUC)):
@@ -132,7 +132,7 @@ def test_plans_are_those_that_suit_the_metric():
     for metric in METRICS.values():
         for multilabel in (False, True):
             found = plans(metric, multilabel=multilabel)
-            assert found[0] == Plan("uniform")
+            assert found[0] == BlendPlan("uniform")
             assert len({plan.name for plan in found}) == len(found)
             assert all(plan.suits(metric, multilabel=multilabel) for plan in found)
             assert (metric.accepts == "labels") == any(plan.vote == "hard" for plan in found)

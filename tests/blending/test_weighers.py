@@ -160,7 +160,7 @@ def test_greedy_makes_the_picks_of_the_plain_algorithm(seed):
     errors = {"log_loss": log_loss, "accuracy": lambda truth, p: 1 - accuracy_score(truth, p.argmax(axis=1))}
     for name, error in errors.items():
         picks, path = brute_force(stack, truth, error, 12)
-        found = fit_weights(stack, truth, METRICS[name], "greedy", steps=12, patience=12)
+        found = fit_weights(stack, truth, METRICS[name], "greedy", {"steps": 12, "patience": 12})
         assert list(found.picks) == picks
         np.testing.assert_allclose(found.path, path if name == "log_loss" else 1 - np.array(path), atol=1e-12)
         assert np.array_equal(found.weights, np.bincount(picks, minlength=8) / len(picks))
@@ -169,7 +169,7 @@ def test_greedy_makes_the_picks_of_the_plain_algorithm(seed):
 def test_greedy_stops_when_nothing_helps_and_keeps_the_best_prefix():
     stack, truth = make(rows=400)
     metric = METRICS["log_loss"]
-    long, short = (fit_weights(stack, truth, metric, "greedy", steps=200, patience=p) for p in (200, 3))
+    long, short = (fit_weights(stack, truth, metric, "greedy", {"steps": 200, "patience": p}) for p in (200, 3))
     assert len(short.picks) <= len(long.picks) < 200
     assert short.picks == long.picks[: len(short.picks)]
     assert short.score == min(short.path)
@@ -181,7 +181,7 @@ def test_greedy_sorted_start_takes_the_best_members_first():
     order = np.argsort([metric.score(truth, table) for table in stack])
     means = [metric.score(truth, stack[order[: n + 1]].mean(axis=0)) for n in range(5)]
     first = int(np.argmin(means)) + 1
-    found = fit_weights(stack, truth, metric, "greedy", sorted_start=True)
+    found = fit_weights(stack, truth, metric, "greedy", {"sorted_start": True})
     assert first > 1
     assert list(found.picks[:first]) == order[:first].tolist()
     np.testing.assert_allclose(found.path[:first], means[:first], atol=1e-12)
@@ -190,7 +190,7 @@ def test_greedy_sorted_start_takes_the_best_members_first():
 def test_bagged_greedy_is_repeatable_and_spreads_its_weight():
     stack, truth = make(members=8)
     metric = METRICS["log_loss"]
-    one, again, other = (fit_weights(stack, truth, metric, "greedy", bags=10, seed=s) for s in (1, 1, 2))
+    one, again, other = (fit_weights(stack, truth, metric, "greedy", {"bags": 10, "seed": s}) for s in (1, 1, 2))
     assert np.array_equal(one.weights, again.weights)
     assert not np.array_equal(one.weights, other.weights)
     assert (one.weights > 0).sum() > (fit_weights(stack, truth, metric, "greedy").weights > 0).sum()
@@ -260,13 +260,13 @@ def test_a_perfect_member_gets_everything(metric):
 def test_negative_weights_are_scores_and_refused_where_probabilities_are_needed():
     stack, truth = make(rows=300, members=3)
     stack = np.concatenate([stack, softmax(-np.log(stack[:1]).reshape(-1, 4)).reshape(1, 300, 4)])  # says the opposite
-    found = fit_weights(stack, truth, METRICS["roc_auc"], "hill_climb", negative=True)
+    found = fit_weights(stack, truth, METRICS["roc_auc"], "hill_climb", {"negative": True})
     assert found.weights.sum() == pytest.approx(1)
     assert (found.kind == "scores") == (found.weights.min() < 0)
-    only = fit_weights(stack[[0, 3]], truth, METRICS["accuracy"], "hill_climb", negative=True)
+    only = fit_weights(stack[[0, 3]], truth, METRICS["accuracy"], "hill_climb", {"negative": True})
     assert only.score >= fit_weights(stack[[0, 3]], truth, METRICS["accuracy"], "hill_climb").score
     with pytest.raises(DataError, match="needs probabilities"):
-        fit_weights(stack, truth, METRICS["log_loss"], "hill_climb", negative=True)
+        fit_weights(stack, truth, METRICS["log_loss"], "hill_climb", {"negative": True})
 
 
 def test_hill_climb_finds_what_a_plain_grid_finds():
@@ -297,14 +297,14 @@ def test_stacking_is_scikit_learns_regression(c):
     stack, truth = make(rows=400, members=3)
     features = np.log(stack).transpose(1, 0, 2).reshape(400, -1)
     reference = LogisticRegression(C=c, tol=1e-10, max_iter=10_000).fit(features, truth)
-    found = fit_weights(stack, truth, METRICS["log_loss"], "stacking", c=c)
+    found = fit_weights(stack, truth, METRICS["log_loss"], "stacking", {"c": c})
     np.testing.assert_allclose(found.apply(stack), reference.predict_proba(features), atol=2e-4)
     np.testing.assert_allclose(found.weights.reshape(4, -1), reference.coef_, atol=2e-3)
 
 
 def test_stacking_can_be_kept_non_negative():
     stack, truth = make(rows=300, members=3)
-    free, bound = (fit_weights(stack, truth, METRICS["log_loss"], "stacking", non_negative=n) for n in (False, True))
+    free, bound = (fit_weights(stack, truth, METRICS["log_loss"], "stacking", {"non_negative": n}) for n in (False, True))
     assert free.weights.min() < 0 <= bound.weights.min()
     assert free.score <= bound.score
     many, yes = make(multilabel=True)

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from toolkit.blending.nested import nested, weigher
 from toolkit.blending.weighers import fit_weights
+from toolkit.cli import advice
 from toolkit.cli.commands.blend import command
 from toolkit.core.metrics import METRICS
 from toolkit.core.prediction_files import read_table, write_table
@@ -107,7 +108,7 @@ def test_tables_of_other_rows_are_refused_unless_asked_for(members):
     table(members, "part", skill=1, rows=slice(4, None))
     with pytest.raises(AlignmentError, match="4 ids are in one of them only") as caught:
         run()
-    assert "--fit-on common" in caught.value.hint
+    assert "--fit-on common" in advice.hint(caught.value)
     assert not (members / "blend.json").exists()
     assert run("--fit-on", "common").exit_code == 0
     assert json.loads((members / "blend.json").read_text())["targets"]["label"]["rows"] == 20

@@ -93,7 +93,7 @@ def test_doctor_finds_this_machine_fit():
 
 def test_doctor_names_versions_that_do_not_fit_and_the_cure(monkeypatch):
     monkeypatch.setattr(doctor, "requires", lambda _name: ["numpy>=99", "a-package-nobody-has>=1", "click>=8"])
-    found = {finding.what: finding for finding in doctor._versions()}
+    found = {finding.what: finding for finding in doctor.versions()}
     assert set(found) == {"numpy", "a-package-nobody-has"}
     assert all(finding.state == "broken" and "pip install" in finding.cure for finding in found.values())
     done = CliRunner().invoke(cli, ["doctor"])
@@ -106,4 +106,4 @@ def test_doctor_survives_whatever_is_broken(monkeypatch):
         raise OSError(f"lib{name}.so: undefined symbol")
 
     monkeypatch.setattr(doctor.importlib, "import_module", broken)
-    assert {finding.what for finding in doctor._imports() if finding.state == "broken"} == set(doctor.MODULES)
+    assert {finding.what for finding in doctor.imports() if finding.state == "broken"} == set(doctor.MODULES)

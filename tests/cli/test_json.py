@@ -85,7 +85,7 @@ BAD = {
 
 def commands():
     for name in (name for found in STAGES.values() for name in found):
-        command = importlib.import_module(f"toolkit.cli.{name}").command
+        command = importlib.import_module(f"toolkit.cli.commands.{name}").command
         yield (name,), command
         for inner, one in getattr(command, "commands", {}).items():
             yield (name, inner), one
@@ -184,9 +184,9 @@ def test_a_json_before_the_subcommand_counts(place, said, monkeypatch):
 
 def test_doctor_says_that_something_is_broken(monkeypatch):
     from toolkit.setup import doctor
-    from toolkit.setup.doctor import Finding
+    from toolkit.setup.doctor import HealthCheck
 
-    monkeypatch.setattr(doctor, "examine", lambda: [Finding("numpy", "broken", "1.0", "pip install numpy")])
+    monkeypatch.setattr(doctor, "examine", lambda: [HealthCheck("numpy", "broken", "1.0", "pip install numpy")])
     found = spoken("doctor", 1)
     assert (found["ok"], found["findings"][0]["cure"]) == (False, "pip install numpy")
     done = CliRunner().invoke(cli, ["doctor"])

@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from tests.requested import ensemble
 from tests.submissions.test_manifest import export
 from toolkit.base import files
 from toolkit.cli import cli
 from toolkit.core.prediction_files import write_table
 from toolkit.core.predictions import Predictions
-from toolkit.ensemble import run as ensembling
 from toolkit.inference.exports import find_exports
 from toolkit.runtime.graphs import onnx_file
 from toolkit.workspace.competition import Competition
@@ -228,7 +228,7 @@ def test_an_ambiguous_format_is_asked_for(zoo):
 
 def test_what_the_ensemble_makes_is_submitted(workspace, folds):
     competition = Competition.read(workspace)
-    made = ensembling.run(competition, find_exports(["folds/*.onnx"], base=workspace), tta="hflip", device="cpu")
+    made = ensemble(competition, find_exports(["folds/*.onnx"], base=workspace), tta="hflip", device="cpu")
     done = run()
     assert done.exit_code == 0, done.output
     assert "tiny: folds 0 1; views id, hflip" in done.output

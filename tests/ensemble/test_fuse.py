@@ -18,8 +18,10 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 from tests.conftest import CLASSES, card, network
+from toolkit.blending import oof
 from toolkit.blending.blend import Blend
 from toolkit.blending.calibration import Adjustment
+from toolkit.blending.combination import Combination
 from toolkit.cli import cli
 from toolkit.core.cards import Output, Preprocess
 from toolkit.core.prediction_files import read_table
@@ -90,8 +92,12 @@ def expected(models, views, shares, images):
     return total
 
 
-def fuse(workspace, **how):
-    return fusing.fuse(Competition.find(), sorted((workspace / "folds").glob("*.onnx")), workspace / "all.onnx", **how)
+def fuse(workspace, *, force=False, blended=False, **choices):
+    competition = Competition.find()
+    combination = Combination(**choices, blend=oof.given(competition) if blended else None)
+    return fusing.fuse(
+        competition, sorted((workspace / "folds").glob("*.onnx")), workspace / "all.onnx", combination, force=force
+    )
 
 
 @pytest.mark.parametrize(("tta", "views"), [("none", ("id",)), ("hflip", ("id", "hflip")), ("d4", D4)])
@@ -160,7 +166,7 @@ def test_blend_json_is_applied_whole(workspace, two, vote):
     adjustment = Adjustment(np.array([0.8, 1.3, 1.0]), np.array([0.5, -0.4, 0.0]))
     blend = Blend(("a", "b", "c"), [0.3, 0.7, 0.0], vote, [2.0, 0.6, 1.0], adjustment, "vector", {"a": "flip", "b": "none"})
     blend_json(workspace, blend)
-    made = fuse(workspace, blend=True)
+    made = fuse(workspace, blended=True)
     assert set(made.views.values()) == {("id", "vflip", "hflip", "rot180"), ("id",)}
     stack = []
     for model, said in two:
@@ -185,7 +191,7 @@ def test_independent_classes_keep_their_digits_near_one(workspace):
         models.append((network(fold, sharp=40), said))
         write(*models[-1], pixels())
     blend_json(workspace, Blend(("m",), [1.0], "soft", [3.0]))
-    made = fuse(workspace, blend=True)
+    made = fuse(workspace, blended=True)
     odds = [logits(model, said, pixels()) for model, said in models]
     assert max(float(x.abs().max()) for x in odds) > 25
     cooled = [torch.special.logit(x.sigmoid(), eps=float(np.finfo(float).eps)).div(3).sigmoid() for x in odds]
@@ -235,10 +241,10 @@ def test_what_cannot_be_fused_is_refused(workspace, two):
     assert "hflip" in caught.value.hint
     blend_json(workspace, Blend(("a", "b"), [0.5, 0.5], "hard"))
     with pytest.raises(DataError, match="votes 'hard'"):
-        fuse(workspace, blend=True)
+        fuse(workspace, blended=True)
     blend_json(workspace, Blend(("a", "z"), [0.5, 0.5]))
     with pytest.raises(DataError, match="'z'"):
-        fuse(workspace, blend=True)
+        fuse(workspace, blended=True)
     (workspace / "all.onnx").write_bytes(b"mine")
     with pytest.raises(ModelError, match="exists"):
         fuse(workspace)
@@ -247,7 +253,7 @@ def test_what_cannot_be_fused_is_refused(workspace, two):
     write(network(0), other, samples(Competition.find(), other.preprocess))
     with pytest.raises(ModelError, match="take different pixels"):
         fuse(workspace, force=True)
-    assert fuse(workspace, only=["big"], force=True).models == ("big.fold0",)
+    assert fuse(workspace, members=("big",), force=True).models == ("big.fold0",)
 
 
 def test_the_command_and_what_follows_it(workspace, two):

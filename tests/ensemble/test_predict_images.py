@@ -11,11 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from tests.conftest import CLASSES
+from tests.requested import ensemble, predicted
 from toolkit.blending import outside_tables
 from toolkit.cli import cli
 from toolkit.core import prediction_files
-from toolkit.ensemble import predict_images, run
-from toolkit.ensemble.predict_images import Passing
 from toolkit.errors import CardError, DataError, ImageError
 from toolkit.runtime.graphs import onnx_file
 from toolkit.workspace.competition import Competition
@@ -32,9 +31,9 @@ def values(path):
 
 def test_the_test_images_get_what_the_ensemble_says(folds, workspace):
     competition = Competition.read(workspace)
-    made = run.run(competition, exports(workspace), tta="flip", vote="geometric")
+    made = ensemble(competition, exports(workspace), tta="flip", vote="geometric")
     out = workspace / "p.parquet"
-    predict_images.run(competition, exports(workspace), "test", out, passing=Passing("flip"), vote="geometric")
+    predicted(competition, exports(workspace), "test", out, tta="flip", vote="geometric")
     np.testing.assert_array_equal(values(out).values, made.predictions["label"].values)
     assert values(out).ids == made.predictions["label"].ids
 
@@ -51,7 +50,7 @@ def test_a_folder_needs_no_workspace_and_ids_are_paths_in_it(folds, workspace, t
     rows = list(csv.DictReader((apart / "p.csv").read_text().splitlines()))
     assert rows[0]["id"] == "deep/9000.png"
     expected = workspace / "q.parquet"
-    predict_images.run(Competition.read(workspace), exports(workspace), "test", expected)
+    predicted(Competition.read(workspace), exports(workspace), "test", expected)
     by_id = dict(zip(values(expected).ids, values(expected).values, strict=True))
     for row in rows:
         found = np.array([float(row[name]) for name in CLASSES])
@@ -66,46 +65,46 @@ def test_a_csv_names_images_by_id_and_path(folds, workspace):
     folder.mkdir()
     (folder / "list.csv").write_text("code,file\n007,../test/9001.png\n7,../train/0000.png\n")
     out = workspace / "p.parquet"
-    predict_images.run(None, exports(workspace), str(folder / "list.csv"), out)
+    predicted(None, exports(workspace), str(folder / "list.csv"), out)
     assert values(out).ids == ("007", "7")
     (folder / "list.csv").write_text("code,where\n007,../test/9001.png\n")
     with pytest.raises(DataError, match="which column holds"):
-        predict_images.run(None, exports(workspace), str(folder / "list.csv"), out)
-    predict_images.run(None, exports(workspace), str(folder / "list.csv"), out, path_column="where", id_column="code")
+        predicted(None, exports(workspace), str(folder / "list.csv"), out)
+    predicted(None, exports(workspace), str(folder / "list.csv"), out, path_column="where", id_column="code")
     assert values(out).ids == ("007",)
 
 
 def test_rows_that_a_model_saw_are_refused_or_named(folds, workspace):
     competition, out = Competition.read(workspace), workspace / "p.parquet"
     with pytest.raises(DataError, match=r"tiny\.fold0 was trained on 12 of these 24 rows.*tiny\.fold1"):
-        predict_images.run(competition, exports(workspace), "train", out)
+        predicted(competition, exports(workspace), "train", out)
     assert not out.exists()
-    done = predict_images.run(competition, exports(workspace), "train", out, in_sample=True)
+    done = predicted(competition, exports(workspace), "train", out, in_sample=True)
     assert done.notes[0] == "in-sample: tiny.fold0 was trained on 12 of these 24 rows"
     assert prediction_files.read_meta(out)["notes"] == list(done.notes)
     first = [name for name, _ in competition.images("train")][:5]
     seen = len(set(first) & set(Split.read(workspace / "split.csv").training(0)))
-    done = predict_images.run(competition, exports(workspace)[:1], "train", out, in_sample=True, limit=5)
+    done = predicted(competition, exports(workspace)[:1], "train", out, in_sample=True, limit=5)
     assert done.notes == (f"in-sample: tiny.fold0 was trained on {seen} of these 5 rows",)
     split = workspace / "split.csv"
     split.write_text(split.read_text().replace(",0\n", ",9\n").replace(",1\n", ",0\n").replace(",9\n", ",1\n"))
     with pytest.raises(DataError, match="another split: which of these 24 rows it saw is not known"):
-        predict_images.run(competition, exports(workspace), "train", out)
+        predicted(competition, exports(workspace), "train", out)
 
 
 def test_held_out_rows_come_from_the_fold_that_did_not_see_them(folds, workspace):
     competition, out = Competition.read(workspace), workspace / "p.parquet"
-    predict_images.run(competition, exports(workspace), "train", out, held_out=True)
+    predicted(competition, exports(workspace), "train", out, held_out=True)
     split = Split.read(workspace / "split.csv")
     found = values(out)
     assert set(found.ids) == set(split.ids)
     for fold, path in enumerate(exports(workspace)):
         alone = workspace / f"alone{fold}.parquet"
-        predict_images.run(competition, [path], "train", alone, in_sample=True)
+        predicted(competition, [path], "train", alone, in_sample=True)
         ids = split.held_out(fold)
         np.testing.assert_array_equal(found.align(ids).values, values(alone).align(ids).values)
-    with pytest.raises(DataError, match="about training rows"):
-        predict_images.run(competition, exports(workspace), "test", out, held_out=True)
+    with pytest.raises(DataError, match="only training rows"):
+        predicted(competition, exports(workspace), "test", out, held_out=True)
 
 
 def test_members_are_combined_over_held_out_rows(folds, workspace):
@@ -122,8 +121,8 @@ def test_members_are_combined_over_held_out_rows(folds, workspace):
         bias.CopyFrom(onnx.numpy_helper.from_array(moved, bias.name))
         onnx.save(model, workspace / "folds" / f"other.fold{said.fold}.onnx")
     competition, out = Competition.read(workspace), workspace / "p.parquet"
-    predict_images.run(competition, exports(workspace), "train", out, held_out=True, weights="tiny=3,other=1")
-    done = predict_images.run(competition, exports(workspace), "train", workspace / "e.parquet", held_out=True, each=True)
+    predicted(competition, exports(workspace), "train", out, held_out=True, weights="tiny=3,other=1")
+    done = predicted(competition, exports(workspace), "train", workspace / "e.parquet", held_out=True, each=True)
     assert [path.name for path in done.written] == ["e.other.parquet", "e.tiny.parquet"]
     other, tiny = (values(path).align(values(out).ids).values for path in done.written)
     np.testing.assert_allclose(values(out).values, 0.75 * tiny + 0.25 * other, atol=1e-12)
@@ -132,9 +131,9 @@ def test_members_are_combined_over_held_out_rows(folds, workspace):
 
 def test_each_model_has_a_table_of_its_own(folds, workspace):
     competition, out = Competition.read(workspace), workspace / "p.parquet"
-    done = predict_images.run(competition, exports(workspace), "test", out, each=True)
+    done = predicted(competition, exports(workspace), "test", out, each=True)
     assert [path.name for path in done.written] == ["p.tiny.fold0.parquet", "p.tiny.fold1.parquet"]
-    predict_images.run(competition, exports(workspace), "test", out)
+    predicted(competition, exports(workspace), "test", out)
     mean = np.mean([values(path).values for path in done.written], axis=0)
     np.testing.assert_allclose(values(out).values, mean, atol=1e-12)
 
@@ -142,7 +141,7 @@ def test_each_model_has_a_table_of_its_own(folds, workspace):
 def test_hard_votes_are_labels_in_both_formats(folds, workspace):
     competition = Competition.read(workspace)
     for name in ("p.csv", "p.parquet"):
-        predict_images.run(competition, exports(workspace), "test", workspace / name, vote="hard")
+        predicted(competition, exports(workspace), "test", workspace / name, vote="hard")
     rows = list(csv.DictReader((workspace / "p.csv").read_text().splitlines()))
     table = values(workspace / "p.parquet")
     assert [row["label"] for row in rows] == [CLASSES[i] for i in table.decided]
@@ -151,9 +150,11 @@ def test_hard_votes_are_labels_in_both_formats(folds, workspace):
 def test_images_that_cannot_be_used_are_an_error_or_left_out(folds, workspace):
     (workspace / "test" / "9003.png").write_bytes(b"nonsense")
     competition, out = Competition.read(workspace), workspace / "p.parquet"
-    with pytest.raises(ImageError, match=r"1 image cannot be used, and nothing was written:\n  .*9003\.png"):
-        predict_images.run(competition, exports(workspace), "test", out)
-    done = predict_images.run(competition, exports(workspace), "test", out, on_bad_image="skip")
+    with pytest.raises(
+        ImageError, match=r"1 image cannot be used; the others are finished and kept, nothing was written:\n  .*9003\.png"
+    ):
+        predicted(competition, exports(workspace), "test", out)
+    done = predicted(competition, exports(workspace), "test", out, on_bad_image="skip")
     assert [image.id for image in done.bad] == ["9003"]
     assert len(values(out)) == 10
 
@@ -161,7 +162,7 @@ def test_images_that_cannot_be_used_are_an_error_or_left_out(folds, workspace):
 @pytest.mark.parametrize(
     ("competition", "on", "output", "error", "words"),
     [
-        (False, "test", "p.csv", DataError, "no workspace"),
+        (False, "test", "p.csv", DataError, "a workspace's, and this is none"),
         (True, "test", "p.xlsx", DataError, "no kind of table"),
         (True, "nowhere", "p.csv", DataError, "no such folder"),
         (True, "empty", "p.csv", DataError, "no image files"),
@@ -170,11 +171,11 @@ def test_images_that_cannot_be_used_are_an_error_or_left_out(folds, workspace):
 def test_what_cannot_be_is_said(competition, on, output, error, words, folds, workspace):
     (workspace / "empty").mkdir()
     with pytest.raises(error, match=words):
-        predict_images.run(Competition.read(workspace) if competition else None, exports(workspace), on, workspace / output)
+        predicted(Competition.read(workspace) if competition else None, exports(workspace), on, workspace / output)
 
 
 def test_models_of_other_classes_are_refused(folds, workspace):
     toml = workspace / "competition.toml"
     toml.write_text(toml.read_text().replace('"cat"', '"cow"'))
     with pytest.raises(CardError, match="cow"):
-        predict_images.run(Competition.read(workspace), exports(workspace), "test", workspace / "p.csv")
+        predicted(Competition.read(workspace), exports(workspace), "test", workspace / "p.csv")

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.blending.test_weighers import make, scored
-from toolkit.blending.oof import Rows
+from toolkit.blending.oof import MemberRows
 from toolkit.cli import cli
 from toolkit.core.metrics import METRICS
 from toolkit.core.predictions import Predictions
@@ -35,7 +35,7 @@ def options(members=3, sets=2, seed=0):
         for m in range(members)
         for s in range(sets)
     ]
-    return made, Rows(("m0",), ids, stack[:1], said, np.arange(120) % 4, None, {})
+    return made, MemberRows(("m0",), ids, stack[:1], said, np.arange(120) % 4, None, {})
 
 
 def test_every_combination_has_each_member_at_most_once():
@@ -168,7 +168,8 @@ def test_what_was_never_timed_or_never_scored_is_named(workspace, folds, monkeyp
 
 
 def test_held_out_rows_come_from_the_store_and_nothing_is_computed(timed):
-    from toolkit.ensemble.run import out_of_fold
+    from toolkit.ensemble.unseen import out_of_fold
+    from toolkit.inference.execution import Execution
     from toolkit.runtime.graphs.onnx_file import read
     from toolkit.workspace.competition import Competition
     from toolkit.workspace.split import Split
@@ -178,7 +179,7 @@ def test_held_out_rows_come_from_the_store_and_nothing_is_computed(timed):
     split = Split.read(timed / "split.csv")
     assert time_budget._held_out(competition, exports, "flip", "cpu", "fp32") is None
     before = timings.read(timed / "store")
-    expected = out_of_fold(competition, exports, split, tta="flip", device="cpu")["label"]
+    expected = out_of_fold(competition, exports, split, "flip", Execution("cpu"))["label"]
     assert timings.read(timed / "store") != before
     found = time_budget._held_out(competition, exports, "flip", "cpu", "fp32")
     assert np.array_equal(found.values, expected.values)

@@ -13,12 +13,15 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tests.conftest import card, make_workspace, network
+from tests.requested import ensemble
+from toolkit.blending.combination import Combination
 from toolkit.cli import cli
 from toolkit.core import prediction_files
-from toolkit.ensemble import run, tta
+from toolkit.ensemble import tta
 from toolkit.errors import DataError, ToolkitError
 from toolkit.images import render
 from toolkit.images.views import VIEW_SETS, parse, views
+from toolkit.inference.execution import Execution
 from toolkit.inference.exports import find_exports, read_exports
 from toolkit.runtime.graphs.onnx_file import Export
 from toolkit.runtime.session import FakeSession
@@ -106,7 +109,7 @@ def test_each_member_has_its_own_choice_and_repeating_it_costs_nothing(copied, m
     decoded = []
     true = render.decode
     monkeypatch.setattr(render, "decode", lambda *a, **k: decoded.append(1) or true(*a, **k))
-    found, notes = tta.find(copied, exports, ["hflip", "scale"], device="cpu", opener=opened)
+    found, notes = tta.find(copied, exports, ["hflip", "scale"], Execution("cpu", opener=opened))
     assert notes == ()
     assert {name: finding.chosen for name, finding in found.items()} == {"helped": "hflip", "misled": "none"}
     assert len(decoded) == ROWS  # once for both members and all views
@@ -116,20 +119,20 @@ def test_each_member_has_its_own_choice_and_repeating_it_costs_nothing(copied, m
     assert (line.won, line.lost) == (0, (truth == 0).sum())
     assert [(one.name, one.became, one.lost) for one in line.suffering] == [("ant", "bee", (truth == 0).sum())]
     again = Opened()
-    repeated, _ = tta.find(copied, exports, ["hflip", "scale"], device="cpu", opener=again)
+    repeated, _ = tta.find(copied, exports, ["hflip", "scale"], Execution("cpu", opener=again))
     assert again.passes == 0
     assert repeated["helped"].nested == found["helped"].nested
 
 
 def test_without_sets_every_set_that_fits_is_judged(copied):
-    square, _ = tta.find(copied, members(copied.root, "misled"), limit=40, device="cpu", opener=Opened())
+    square, _ = tta.find(copied, members(copied.root, "misled"), execution=Execution("cpu", opener=Opened()), limit=40)
     assert [line.name for line in square["misled"].sets] == list(VIEW_SETS)
     assert square["misled"].rows == 40
     wide = members(copied.root, "misled", size=(32, 48))
-    oblong, _ = tta.find(copied, wide, limit=40, device="cpu", opener=Opened())
+    oblong, _ = tta.find(copied, wide, execution=Execution("cpu", opener=Opened()), limit=40)
     assert [line.name for line in oblong["misled"].sets] == [name for name in VIEW_SETS if name not in ("rot90", "d4")]
     with pytest.raises(DataError, match="turns images by 90°"):
-        tta.find(copied, wide, ["d4"], device="cpu", opener=Opened())
+        tta.find(copied, wide, ["d4"], Execution("cpu", opener=Opened()))
 
 
 def test_seeds_of_a_fold_are_averaged_and_full_models_left_out(copied):
@@ -137,25 +140,25 @@ def test_seeds_of_a_fold_are_averaged_and_full_models_left_out(copied):
     twin = [replace(export, digest=f"misled{export.digest}") for export in first]
     full = replace(first[0], card=replace(first[0].card, fold=None), digest="full")
     alone = members(copied.root, "other", folds=(None,))
-    found, notes = tta.find(copied, [*first, *twin, full, *alone], ["hflip"], device="cpu", opener=Opened())
+    found, notes = tta.find(copied, [*first, *twin, full, *alone], ["hflip"], Execution("cpu", opener=Opened()))
     assert list(found) == ["helped"]
     assert notes == ("other has no fold of split.csv that it did not see",)
-    rows = tta.measure(copied, [*first, *twin], {"helped": ("id",)}, device="cpu", opener=Opened())["helped"]
+    rows = tta.measure(copied, [*first, *twin], {"helped": ("id",)}, Execution("cpu", opener=Opened()))["helped"]
     single = [
-        tta.measure(copied, part, {"helped": ("id",)}, device="cpu", opener=Opened())["helped"].said["label"]
+        tta.measure(copied, part, {"helped": ("id",)}, Execution("cpu", opener=Opened()))["helped"].probabilities["label"]
         for part in (first, twin)
     ]
-    np.testing.assert_allclose(rows.said["label"], np.mean(single, axis=0), atol=1e-12)
+    np.testing.assert_allclose(rows.probabilities["label"], np.mean(single, axis=0), atol=1e-12)
 
 
 def test_images_that_cannot_be_used_are_left_out(copied):
     (copied.root / "train" / "0007.png").write_bytes(b"no image")
-    found, _ = tta.find(copied, members(copied.root, "helped"), ["hflip"], device="cpu", opener=Opened())
+    found, _ = tta.find(copied, members(copied.root, "helped"), ["hflip"], Execution("cpu", opener=Opened()))
     assert found["helped"].rows == ROWS - 1
     for path in (copied.root / "train").glob("*.png"):
         path.write_bytes(b"no image")
     with pytest.raises(DataError, match="none of its held-out images"):
-        tta.find(copied, members(copied.root, "helped"), ["hflip"], device="cpu", opener=Opened())
+        tta.find(copied, members(copied.root, "helped"), ["hflip"], Execution("cpu", opener=Opened()))
 
 
 # --- what the ensemble is told ----------------------------------------------------------------------------------------
@@ -164,7 +167,8 @@ def test_images_that_cannot_be_used_are_left_out(copied):
 def settle(competition, asked, monkeypatch, exports=None, **more):
     exports = exports or members(competition.root, "helped", "misled")
     monkeypatch.setattr(tta, "read_exports", lambda *_, **__: exports)
-    return tta.resolve(competition, [], asked, **({"device": "cpu", "opener": Opened()} | more))
+    execution = Execution("cpu", opener=more.pop("opener", None) or Opened())
+    return tta.resolve(competition, [], Combination(asked), execution, **more)
 
 
 def test_auto_is_replaced_by_each_members_choice(copied, monkeypatch):
@@ -187,7 +191,7 @@ def test_a_set_that_costs_score_is_obeyed_with_a_warning_that_has_the_numbers(co
     assert choice.tta == "hflip"
     (warning,) = choice.warnings
     ants = int((copied.truth()["label"].decided == 0).sum())
-    for part in ("--tta hflip costs misled accuracy 0.3333", f"{ROWS} held-out rows", f"{ants} right→wrong", "class 'ant'"):
+    for part in ("views hflip cost misled accuracy 0.3333", f"{ROWS} held-out rows", f"{ants} right→wrong", "class 'ant'"):
         assert part in warning
     assert choice.record["members"]["misled"]["lost"] == ants
     assert warning in choice.record["notes"]
@@ -226,7 +230,7 @@ def test_views_of_held_out_images_are_what_torch_says(workspace, folds):
     competition = Competition.read(workspace)
     exports = read_exports(find_exports(["folds"]), competition)
     wanted = ("id", "hflip", "scale:1.1", "crop:lt+hflip", "multiply:0.9")
-    rows = tta.measure(competition, exports, {"tiny": wanted}, device="cpu")["tiny"]
+    rows = tta.measure(competition, exports, {"tiny": wanted}, Execution("cpu"))["tiny"]
     split, said = Split.read(workspace / "split.csv"), card()
     mean, std = (torch.tensor(x).reshape(1, 3, 1, 1) for x in (said.mean, said.std))
     start = 0
@@ -239,7 +243,7 @@ def test_views_of_held_out_images_are_what_torch_says(workspace, folds):
             pixels = pixels[..., ::-1].copy() if turn == "hflip" else pixels
             with torch.inference_mode():
                 expected = network(fold)((torch.from_numpy(pixels) / 255 - mean) / std).softmax(1).numpy()
-            np.testing.assert_allclose(rows.said["label"][place, start : start + len(ids)], expected, atol=1e-5)
+            np.testing.assert_allclose(rows.probabilities["label"][place, start : start + len(ids)], expected, atol=1e-5)
         assert (rows.folds[start : start + len(ids)] == fold).all()
         start += len(ids)
 
@@ -300,7 +304,7 @@ def test_an_ensemble_of_cut_and_turned_views_is_the_mean_of_them_and_can_be_made
 def test_another_spelling_of_a_view_is_the_same_row_of_the_store(workspace, folds):
     competition = Competition.read(workspace)
     paths = find_exports(["folds"])
-    assert run.run(competition, paths, tta="flip", device="cpu").outcome.passes == 11 * 2 * 4
+    assert ensemble(competition, paths, tta="flip", device="cpu").outcome.passes == 11 * 2 * 4
     for same in ("hflip+vflip", "vflip+hflip", "vflip+rot180", "hflip+scale:1.0", "flip+multiply:1.0+add:0"):
-        assert run.run(competition, paths, tta=same, device="cpu").outcome.passes == 0
-    assert run.run(competition, paths, tta="scale", device="cpu").outcome.passes == 11 * 2 * 2
+        assert ensemble(competition, paths, tta=same, device="cpu").outcome.passes == 0
+    assert ensemble(competition, paths, tta="scale", device="cpu").outcome.passes == 11 * 2 * 2

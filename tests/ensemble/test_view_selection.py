@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, log_loss
 
 from toolkit.core.metrics import METRICS
-from toolkit.ensemble.view_selection import NONE, Rows, judge, table
+from toolkit.ensemble.view_selection import NONE, ViewRows, judge, table
 from toolkit.workspace.competition import Target
 
 VIEWS = ("id", "hflip", "vflip", "rot180")
@@ -31,7 +31,7 @@ def planted(seed=0, rows=600, *, shared=1.0, own=0.0, groups=None, **spoilt):
     for view, (one, other) in spoilt.items():
         hit = np.flatnonzero(truth == one)
         values[VIEWS.index(view), hit] = 12.0 * np.eye(10)[other]
-    return Rows("m", (TARGET,), VIEWS, {"label": softmax(values)}, {"label": truth}, np.arange(rows) % 5, groups)
+    return ViewRows("m", (TARGET,), VIEWS, {"label": softmax(values)}, {"label": truth}, np.arange(rows) % 5, groups)
 
 
 def by_name(lines):
@@ -42,7 +42,7 @@ def by_name(lines):
 def test_scores_and_counts_are_those_of_the_merged_views(metric):
     rows = planted(own=1.5)
     found = judge(rows, METRICS[metric], ["hflip", "flip"])
-    truth, p = rows.truth["label"], rows.said["label"]
+    truth, p = rows.truth["label"], rows.probabilities["label"]
     merged = {NONE: p[0], "hflip": p[:2].mean(0), "flip": p.mean(0)}
     lines = by_name(found.sets)
     assert list(lines) == [NONE, "hflip", "flip"]
@@ -69,7 +69,7 @@ def test_scores_and_counts_are_those_of_the_merged_views(metric):
 
 def test_the_choice_is_made_inside_folds_and_scored_on_the_fold_left_out():
     rows = planted(seed=2, rows=200, own=0.4)
-    truth, p = rows.truth["label"], rows.said["label"]
+    truth, p = rows.truth["label"], rows.probabilities["label"]
     tables = {NONE: p[0], "hflip": p[:2].mean(0), "flip": p.mean(0)}
     right, picks = [], []
     for fold in range(5):
@@ -106,7 +106,7 @@ def test_a_class_that_suffers_is_named_with_what_it_becomes():
     rows = planted(shared=0.5, hflip=(2, 5))
     found = judge(rows, METRICS["accuracy"], ["hflip"])
     (one,) = by_name(found.sets)["hflip"].suffering
-    truth, p = rows.truth["label"], rows.said["label"]
+    truth, p = rows.truth["label"], rows.probabilities["label"]
     assert (one.target, one.name, one.became, one.rows) == ("label", "2", "5", (truth == 2).sum())
     assert one.lost == ((truth == 2) & (p[0].argmax(1) == 2) & (p[:2].mean(0).argmax(1) != 2)).sum()
     text = "\n".join(map(str, table(found)))
@@ -124,7 +124,9 @@ def test_suffering_is_mcnemars_exact_test(lost, won):
     right[1, lost : lost + won] = True
     yes = np.where(right, 0.9, 0.05)
     p = np.stack([yes, 1 - yes], axis=-1)
-    rows = Rows("m", (Target("t", "multiclass", ("a", "b")),), ("id", "hflip"), {"t": p}, {"t": truth}, np.arange(60) % 3, None)
+    rows = ViewRows(
+        "m", (Target("t", "multiclass", ("a", "b")),), ("id", "hflip"), {"t": p}, {"t": truth}, np.arange(60) % 3, None
+    )
     alone = by_name(judge(rows, METRICS["accuracy"], ["hflip"], draws=50).views)["hflip"]
     assert (alone.lost, alone.won) == (lost, won)
     assert bool(alone.suffering) == (binomtest(lost, lost + won, alternative="greater").pvalue < 0.05)
@@ -133,12 +135,14 @@ def test_suffering_is_mcnemars_exact_test(lost, won):
 def test_groups_are_drawn_whole():
     """Each row ten times over says nothing new: with groups the interval is as wide as without the copies."""
     rows = planted(seed=1, rows=300, own=1.5)
-    p, truth = np.repeat(rows.said["label"], 10, axis=1), np.repeat(rows.truth["label"], 10)
+    p, truth = np.repeat(rows.probabilities["label"], 10, axis=1), np.repeat(rows.truth["label"], 10)
     names = tuple(map(str, np.repeat(np.arange(300), 10)))
     folds = np.repeat(rows.folds, 10)
     widths = {}
     for name, groups in (("copies", None), ("groups", names)):
-        found = judge(Rows("m", (TARGET,), VIEWS, {"label": p}, {"label": truth}, folds, groups), METRICS["accuracy"], ["flip"])
+        found = judge(
+            ViewRows("m", (TARGET,), VIEWS, {"label": p}, {"label": truth}, folds, groups), METRICS["accuracy"], ["flip"]
+        )
         e = by_name(found.sets)["flip"].estimate
         widths[name] = e.gain_high - e.gain_low
     alone = by_name(judge(rows, METRICS["accuracy"], ["flip"]).sets)["flip"].estimate
@@ -156,10 +160,10 @@ def test_several_targets_count_alike_and_one_fold_gets_inner_ones():
         Target("b", "multiclass", CLASSES),
         Target("c", "multilabel", ("x", "y", "z")),
     )
-    said = {"a": first.said["label"], "b": second.said["label"], "c": third}
+    said = {"a": first.probabilities["label"], "b": second.probabilities["label"], "c": third}
     truth = {"a": first.truth["label"], "b": second.truth["label"], "c": labels}
     for folds in (first.folds, np.zeros(600, dtype=np.int64)):
-        rows = Rows("m", targets, VIEWS, said, truth, folds, None)
+        rows = ViewRows("m", targets, VIEWS, said, truth, folds, None)
         found = judge(rows, METRICS["accuracy"], ["flip"], draws=50)
         line = by_name(found.sets)["flip"]
         hits = [

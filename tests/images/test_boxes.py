@@ -18,16 +18,16 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tests.conftest import CLASSES, card, draw, network
+from tests.requested import ensemble, predicted
 from toolkit.analysis import explanation
 from toolkit.cli import cli
 from toolkit.core import cards, prediction_files
 from toolkit.core.cards import Preprocess
-from toolkit.ensemble import predict_images
-from toolkit.ensemble import run as ensembling
 from toolkit.errors import CardError, CompetitionError, ImageError
 from toolkit.images import render
 from toolkit.images.boxes import FORMS, Box, BoxTable
 from toolkit.inference import multi_process
+from toolkit.inference.execution import Execution
 from toolkit.inference.exports import find_exports, output_of, read_exports
 from toolkit.inference.predict import predict
 from toolkit.inference.store.prediction_store import Store
@@ -150,7 +150,7 @@ def folds(meadow, models) -> Path:
 
 
 def run(competition: Competition, *paths: str, **how):
-    made = ensembling.run(competition, find_exports(paths or [BUGS], base=competition.root), device="cpu", **how)
+    made = ensemble(competition, find_exports(paths or [BUGS], base=competition.root), device="cpu", **how)
     return made, made.predictions["label"]
 
 
@@ -159,7 +159,7 @@ def plain(competition: Competition, folder: str):
     exports = read_exports(find_exports([BUGS], base=competition.root), competition)
     exports = [replace(e, card=replace(e.card, preprocess=WHOLE)) for e in exports]
     items = [Item(name, competition.path(folder, path.name)) for name, path in competition.images("test")]
-    outcome = predict(exports, {e.digest: ("id",) for e in exports}, items, Store(competition.path("other")), device="cpu")
+    outcome = predict(exports, {e.digest: ("id",) for e in exports}, items, Store(competition.path("other")), Execution("cpu"))
     return np.stack([merge([outcome.logits(e, "id", outcome.digests)], output_of(e, "label")) for e in exports]).mean(axis=0)
 
 
@@ -216,14 +216,9 @@ def test_two_rows_of_one_file_have_a_box_each(meadow, folds):
     np.testing.assert_array_equal(whole.values[0], whole.values[1])
 
 
-def test_several_processes_know_the_boxes(meadow, folds):
-
-    def fill(exports, views, items, store, boxes, progress):
-        return multi_process.fill(
-            exports, views, items, store, device="cpu", boxes=boxes, shard=4, runner="here", progress=progress
-        )
-
-    made, spread = run(meadow, BOTH, fill=fill)
+def test_several_processes_know_the_boxes(meadow, folds, monkeypatch):
+    monkeypatch.setattr(multi_process, "SHARD", 4)
+    made, spread = run(meadow, BOTH, runner="here", workers=1)
     meadow.path("store").rename(meadow.path("old"))
     assert made.outcome.passes == 9 * 4
     assert spread.values.tobytes() == run(meadow, BOTH)[1].values.tobytes()
@@ -331,7 +326,7 @@ def test_a_recipe_trains_on_boxes_and_its_exports_reproduce_its_table(meadow):
     assert read(meadow.path("folds", "timm.fold0.onnx")).card.preprocess.framed == "bug+0.1"
     assert "box bug+0.1" in CliRunner().invoke(cli, ["inspect", "folds/timm.fold0.onnx"]).output
     out = meadow.path("again.parquet")
-    predict_images.run(meadow, find_exports(["folds/timm*"], base=meadow.root), "train", out, held_out=True)
+    predicted(meadow, find_exports(["folds/timm*"], base=meadow.root), "train", out, held_out=True)
     theirs = prediction_files.read_table(meadow.path("oof", "timm.parquet")).predictions["label"]
     ours = prediction_files.read_table(out).predictions["label"].align(theirs.ids)
     np.testing.assert_allclose(ours.values, theirs.values, atol=1e-4)
@@ -406,12 +401,12 @@ def test_a_submission_names_the_table_of_boxes_among_its_inputs(meadow, folds):
 def test_boxes_of_a_folder_are_found_by_their_files(meadow, folds):
     expected = run(meadow)[1]
     out = meadow.path("folder.parquet")
-    predict_images.run(meadow, find_exports([BUGS], base=meadow.root), "test", out)
+    predicted(meadow, find_exports([BUGS], base=meadow.root), "test", out)
     np.testing.assert_array_equal(prediction_files.read_table(out).predictions["label"].values, expected.values)
-    predict_images.run(meadow, find_exports([BUGS], base=meadow.root), str(meadow.path("test")), out)
+    predicted(meadow, find_exports([BUGS], base=meadow.root), str(meadow.path("test")), out)
     np.testing.assert_array_equal(prediction_files.read_table(out).predictions["label"].values, expected.values)
     with pytest.raises(ImageError, match="has no box 'bug'"):
-        predict_images.run(meadow, find_exports([BUGS], base=meadow.root), str(meadow.path("cut")), out)
+        predicted(meadow, find_exports([BUGS], base=meadow.root), str(meadow.path("cut")), out)
 
 
 def test_models_from_elsewhere_are_given_a_box(meadow, folds):

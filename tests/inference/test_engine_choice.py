@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime as ort
@@ -11,14 +12,16 @@ import pytest
 from click.testing import CliRunner
 
 from tests.conftest import draw
-from toolkit.cli import cli
+from tests.requested import ensemble, parted
+from toolkit.cli import advice, cli
 from toolkit.core import prediction_files
 from toolkit.core.activations import probabilities
-from toolkit.ensemble.run import run
 from toolkit.errors import DeviceError, ModelError
 from toolkit.images import boxes, render
-from toolkit.inference import engine_choice, multi_process, precision_check
-from toolkit.inference.exports import find_exports, read_exports
+from toolkit.inference import engine_choice, multi_process, precision_check, schedule
+from toolkit.inference.execution import Execution
+from toolkit.inference.exports import WeightedModels, find_exports, read_exports
+from toolkit.inference.store.prediction_store import Store
 from toolkit.runtime import speed_trials
 from toolkit.runtime.devices import PROVIDERS, engine_tag
 from toolkit.runtime.session import FakeSession, open_session
@@ -56,7 +59,8 @@ def competition(workspace, folds):
 
 
 def settle(competition, **more):
-    return engine_choice.settle(competition, find_exports(["folds"], base=competition.root), **more)
+    (execution,) = parted(more, Execution)
+    return engine_choice.settle(competition, find_exports(["folds"], base=competition.root), execution, **more)
 
 
 def held_out(competition):
@@ -105,7 +109,8 @@ def test_too_many_changed_labels_are_refused_with_numbers(competition):
         ModelError, match=r"bf16 on openvino changes too many labels of 'tiny', 99\.00% must stay: \d"
     ) as caught:
         settle(competition, precision="bf16", device="openvino", opener=Opened(one_in(3)))
-    assert "--min-agreement" in caught.value.hint
+    assert caught.value.code == "min-agreement"
+    assert "--min-agreement" in advice.hint(caught.value)
 
 
 def test_the_comparison_is_computed_once(competition):
@@ -174,7 +179,7 @@ def test_auto_device_takes_what_is_stored_then_what_is_faster(competition, timed
     timed["fp32 on openvino"] = 10.3  # within the noise of a trial
     assert settle(competition, opener=Opened()).device == "cpu"
     timed["fp32 on openvino"] = 5
-    run(competition, find_exports(["folds"], base=competition.root), device="openvino")
+    ensemble(competition, find_exports(["folds"], base=competition.root), device="openvino")
     chosen = settle(competition, opener=Opened())
     assert (chosen.device, chosen.why) == ("openvino", "auto: the store has rows that it computed")
 
@@ -259,35 +264,28 @@ def test_openvino_from_the_command_line_agrees_with_onnxruntime(competition):
     assert {key["engine"] for key in keys} == {engine_tag("cpu"), engine_tag("openvino")}
 
 
-def test_rows_that_other_processes_made_are_counted_and_read(competition):
-    def fill(exports, views, items, store, boxes, progress):
-        return multi_process.fill(
-            exports, views, items, store, device="cpu", boxes=boxes, shard=6, runner="here", progress=progress
-        )
-
+def test_rows_that_other_processes_made_are_counted_and_read(competition, monkeypatch):
+    monkeypatch.setattr(multi_process, "SHARD", 6)
     paths = find_exports(["folds"], base=competition.root)
-    made = run(competition, paths, device="cpu", tta="hflip", fill=fill)
+    made = ensemble(competition, paths, device="cpu", tta="hflip", runner="here", workers=1)
     assert made.outcome.passes == 11 * 2 * 2
     competition.path("store").rename(competition.path("other"))
-    alone = run(competition, paths, device="cpu", tta="hflip")
+    alone = ensemble(competition, paths, device="cpu", tta="hflip")
     assert made.predictions["label"].values.tobytes() == alone.predictions["label"].values.tobytes()
 
 
 def test_several_gpus_have_a_process_each(competition, monkeypatch):
-    called = []
-    monkeypatch.setattr(multi_process, "fill", lambda *given, **how: called.append(how) or 7)
-    engine = engine_choice.Engine("cuda", "fp16", "fp16", batch=4)
-    monkeypatch.setattr(engine_choice, "gpu_count", lambda: 1)
-    assert engine.fill([], {}, [], competition.path("store"), boxes.NONE, None) == 0
-    monkeypatch.setattr(engine_choice, "gpu_count", lambda: 2)
-    assert engine.fill([], {}, [], competition.path("store"), boxes.NONE, None) == 7
-    assert {name: called[0][name] for name in ("device", "precision", "key", "batch")} == {
-        "device": "cuda",
-        "precision": "fp16",
-        "key": "fp16",
-        "batch": 4,
-    }
-    assert engine_choice.Engine("openvino").fill([], {}, [], competition.path("store"), boxes.NONE, None) == 0
+    asked = []
+    monkeypatch.setattr(multi_process, "fill", lambda *given, **_: asked.append(given[4]) or 7)
+    models, store = WeightedModels([], {}), Store(competition.path("store"))
+    execution = engine_choice.Engine("cuda", "fp16", "fp16").applied(Execution(batch=4, runner="processes"))
+    monkeypatch.setattr(schedule, "gpu_count", lambda: 1)
+    assert schedule._filled(models, [], store, execution, boxes.NO_BOXES) == 0
+    monkeypatch.setattr(schedule, "gpu_count", lambda: 2)
+    assert schedule._filled(models, [], store, replace(execution, runner=""), boxes.NO_BOXES) == 0
+    assert schedule._filled(models, [], store, execution, boxes.NO_BOXES) == 7
+    assert [(e.device, e.precision, e.batch) for e in asked] == [("cuda", "fp16", 4)]
+    assert schedule._filled(models, [], store, replace(execution, device="openvino"), boxes.NO_BOXES) == 0
     assert len(PROVIDERS) == 4
 
 

@@ -12,7 +12,8 @@ import pytest
 from tests.conftest import card, draw
 from toolkit.errors import StoreError
 from toolkit.images import render
-from toolkit.inference import predict as inference
+from toolkit.inference import passes
+from toolkit.inference.execution import Execution
 from toolkit.inference.predict import predict
 from toolkit.inference.store.prediction_store import Store
 from toolkit.runtime.graphs.onnx_file import Export
@@ -62,7 +63,7 @@ def run(items, root, exports=("m1", "m2"), views=VIEWS, **more):
     exports = [fake(e) if isinstance(e, str) else e for e in exports]
     opened = more.pop("opener", None) or Opened()
     outcome = predict(
-        exports, {e.digest: views for e in exports}, items, Store(root / "store"), device="cpu", opener=opened, **more
+        exports, {e.digest: views for e in exports}, items, Store(root / "store"), Execution("cpu", opener=opened, **more)
     )
     return outcome, exports, opened
 
@@ -145,7 +146,7 @@ def test_bad_images_are_named_and_the_others_finished(items, tmp_path):
 
 
 def test_what_was_finished_before_a_failure_is_kept(items, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "BLOCK", 16)
+    monkeypatch.setattr(passes, "BLOCK", 16)
 
     class Fails(Opened):
         def __call__(self, models, *, device, batch):

@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import draw
 from toolkit.core import prediction_files
 from toolkit.errors import StoreError
-from toolkit.inference.predict import BLOCK
+from toolkit.inference.passes import BLOCK
 from toolkit.inference.store import maintenance
 
 IMAGES = 320

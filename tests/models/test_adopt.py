@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy.special import softmax
 
 from tests.conftest import CLASSES, card, network
+from toolkit.core.activations import probabilities
 from toolkit.core.cards import Preprocess
 from toolkit.errors import CardError, DataError, ModelError, ParityError, ToolkitError
 from toolkit.images import render
@@ -138,7 +139,7 @@ def ours(path, pixels):
     export = onnx_file.read(path)
     session = sessions.open_session({export.digest: path}, device="cpu", batch=4)
     logits = session.run(session.place(pixels), "id")[export.digest]
-    return sessions.probabilities(logits, export.card.outputs[0])
+    return probabilities(logits, export.card.outputs[0])
 
 
 @pytest.fixture
@@ -423,12 +424,12 @@ def test_class_names_from_files(tmp_path, workspace):
 
 
 def test_an_adopted_model_takes_part_beside_ours(folds, workspace):
-    from toolkit.ensemble.run import run
+    from tests.requested import ensemble
 
     competition = Competition.read(workspace)
     adopt(keras_like(workspace / "m.onnx"), asked(), competition)
     adopt(fixed_reshape(workspace / "f.onnx", 1, mixing=True), asked(member="slow"), competition)
-    made = run(competition, sorted((workspace / "folds").glob("*.onnx")), tta="hflip")
+    made = ensemble(competition, sorted((workspace / "folds").glob("*.onnx")), tta="hflip")
     assert {model["member"] for model in made.meta["models"]} == {"tiny", "theirs", "slow"}
     assert card().mean == MEAN
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from tests.conftest import few_digits, few_people, few_pictures
 from toolkit.core import prediction_files
-from toolkit.ensemble import run as ensembling
+from toolkit.ensemble.unseen import out_of_fold
 from toolkit.runtime.graphs import onnx_file
 from toolkit.workspace.competition import Competition
 from toolkit.workspace.split import Split
@@ -139,7 +139,7 @@ def test_exports_reproduce_the_out_of_fold_table_and_a_rerun_trains_nothing(path
     competition, split = Competition.read(tiny), Split.read(tiny / "split.csv")
     exports = [onnx_file.read(tiny / "folds" / f"{path.stem}.fold{fold}.onnx") for fold in range(2)]
     table = prediction_files.read_table(tiny / "oof" / f"{path.stem}.parquet")
-    found = ensembling.out_of_fold(competition, exports, split)
+    found = out_of_fold(competition, exports, split)
     for name, predictions in table.predictions.items():
         again = found[name].align(predictions.ids).with_classes(predictions.classes)
         assert len(predictions) == len(split.ids)
@@ -156,7 +156,7 @@ def test_exports_reproduce_the_out_of_fold_table_and_a_rerun_trains_nothing(path
     changed = run(path, tiny, "--member", path.stem, "--seed", "9")
     assert changed.exit_code == 1
     assert "seed was 0, is 9" in changed.output
-    assert "Hint: Use --fresh" in changed.output
+    assert "Use --fresh" in changed.output
 
 
 @every_recipe

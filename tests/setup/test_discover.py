@@ -159,8 +159,8 @@ def test_joint_target_of_factors_with_a_path_column(tmp_path):
 
 
 def test_joint_target_asks_for_what_the_sample_leaves_open(tmp_path):
-    assert "--target" in questions(mask(tmp_path), ACCURACY)  # 'ans' is no column of train.csv, three columns could be it
-    assert "--format" in questions(tmp_path, replace(ACCURACY, factor=FACTORS))  # 0 is no class name
+    assert "target" in questions(mask(tmp_path), ACCURACY)  # 'ans' is no column of train.csv, three columns could be it
+    assert "format" in questions(tmp_path, replace(ACCURACY, factor=FACTORS))  # 0 is no class name
     short = FACTORS | {"age": ("young", "old")}
     assert "'middle'" in questions(tmp_path, replace(ACCURACY, factor=short))
 
@@ -230,7 +230,7 @@ def test_one_hot_columns_are_asked_for_and_read_either_way(tmp_path):
     table(tmp_path / "train.csv", "image,a,b,c", rows)
     table(tmp_path / "sample_submission.csv", "image,a,b,c", [(f"t{i}", "0.3", "0.3", "0.4") for i in range(5)])
     pictures(tmp_path / "images", [f"{r[0]}.jpg" for r in rows] + [f"t{i}.jpg" for i in range(5)])
-    assert "--task" in questions(tmp_path, LOG_LOSS)
+    assert "task" in questions(tmp_path, LOG_LOSS)
     competition = found(tmp_path, replace(LOG_LOSS, task="multiclass"))
     assert competition.truth()["label"].labels.tolist() == [0, 1, 2] * 3
     with (tmp_path / "train.csv").open("a") as file:
@@ -245,7 +245,7 @@ def test_cells_that_list_classes_are_asked_for(tmp_path):
     table(tmp_path / "sample_submission.csv", "image,labels", [(f"t{i}.jpg", "healthy") for i in range(5)])
     pictures(tmp_path / "train_images", [f"i{i}.jpg" for i in range(12)])
     pictures(tmp_path / "test_images", [f"t{i}.jpg" for i in range(5)])
-    assert "--task: cells of 'labels' such as 'scab rust'" in questions(tmp_path, ACCURACY)
+    assert "task: cells of 'labels' such as 'scab rust'" in questions(tmp_path, ACCURACY)
     assert discover(tmp_path, replace(ACCURACY, task="multiclass")).competition.targets[0].classes[-1] == "scab rust"
     competition = found(tmp_path, replace(ACCURACY, task="multilabel"))
     assert competition.targets[0].classes == ("healthy", "rust", "scab")
@@ -268,7 +268,7 @@ def test_several_rows_per_id(tmp_path):
     pictures(tmp_path / "train", [r[1] for r in rows])
     pictures(tmp_path / "test", [f"q{p}_{view}.png" for p in range(4) for view in "ab"])
     auc = Wishes(metric="roc_auc")
-    assert "--per-id: an id has several images (up to 2 rows" in questions(tmp_path, auc)
+    assert "per_id: an id has several images (up to 2 rows" in questions(tmp_path, auc)
     competition = found(tmp_path, replace(auc, per_id="mean"))
     assert len(competition.images("test")) == 8
     assert competition.truth()["sick"].ids == tuple(f"p{p}" for p in range(6))
@@ -279,7 +279,7 @@ def test_a_folder_of_images_per_id(tmp_path):
     table(tmp_path / "sample_submission.csv", "case,grade", [(f"d{i}", "low") for i in range(5)])
     pictures(tmp_path / "train", [f"c{i}/{k}.png" for i in range(6) for k in range(i + 1)])
     pictures(tmp_path / "test", [f"d{i}/{k}.png" for i in range(5) for k in range(2)])
-    assert "--per-id: a folder of images belongs to one id" in questions(tmp_path, ACCURACY)
+    assert "per_id: a folder of images belongs to one id" in questions(tmp_path, ACCURACY)
     competition = found(tmp_path, replace(ACCURACY, per_id="max"))
     assert competition.train.pattern == "{case}/*"
     assert len(competition.images("train")) == 21
@@ -323,7 +323,7 @@ def test_a_folder_that_is_named_train_is_preferred(tmp_path):
 def test_training_images_are_never_taken_for_the_test_images(tmp_path):
     kaggle(tmp_path)
     table(tmp_path / "sample_submission.csv", "id,label", [(f"{i:05d}", "cat") for i in range(6)])
-    assert "--test-images: no image files" in questions(tmp_path, ACCURACY)
+    assert "test_images or pattern: no image files" in questions(tmp_path, ACCURACY)
     assert found(tmp_path, replace(ACCURACY, test_images="train")).test.folder == "train"
 
 
@@ -336,7 +336,7 @@ def test_labels_that_happen_to_differ_are_no_ids(tmp_path):
 def test_train_and_test_are_no_classes(tmp_path):
     kaggle(tmp_path)
     (tmp_path / "train.csv").unlink()
-    assert "--train: no table of labels" in questions(tmp_path, ACCURACY)
+    assert "train: no table of labels" in questions(tmp_path, ACCURACY)
 
 
 def test_the_workspace_name_says_nothing_of_the_parts(tmp_path):
@@ -349,7 +349,7 @@ def test_several_folders_of_the_same_images_are_asked_for(tmp_path):
     kaggle(tmp_path)
     pictures(tmp_path / "train_small", [p.name for p in (tmp_path / "train").iterdir()])
     message = questions(tmp_path, ACCURACY)
-    assert "--train-images" in message
+    assert "train_images" in message
     assert "train_small with {id}.png" in message
     assert found(tmp_path, replace(ACCURACY, train_images="train_small")).train.folder == "train_small"
 
@@ -384,7 +384,7 @@ def test_every_question_at_once(tmp_path):
     table(tmp_path / "train_v2.csv", "id,label", [("1", "cat")])
     table(tmp_path / "sample_old.csv", "id,label", [("1", "cat")])
     message = questions(tmp_path, Wishes())
-    for flag in ("--train: ", "--sample: ", "--metric: "):
+    for flag in ("train: ", "sample: ", "metric: "):
         assert flag in message
     assert "'train.csv', 'train_v2.csv'" in message
     assert "accuracy" in message
@@ -397,7 +397,7 @@ def test_questions_about_columns_and_images_come_together(tmp_path):
     (tmp_path / "test/900000.png").unlink()
     (tmp_path / "test/900001.png").unlink()
     message = questions(tmp_path, Wishes(group="who", id="img"))
-    for flag in ("--metric: ", "--id: train.csv has no column 'img'", "--group: ", "--test-images: "):
+    for flag in ("metric: ", "id: train.csv has no column 'img'", "group: ", "test_images or pattern: "):
         assert flag in message
     assert message.startswith("4 things must be said:")
 
@@ -416,8 +416,8 @@ def test_two_columns_that_could_be_the_samples_id_are_asked_for(tmp_path):
     kaggle(tmp_path)
     rows = [(f"9{i:05d}", f"{i}", "cat") for i in range(6)]
     table(tmp_path / "sample_submission.csv", "file,serial,label", rows)
-    assert "--sample-id: several columns could name a row" in questions(tmp_path, ACCURACY)
-    with pytest.raises(CompetitionError, match=r"--sample-id: sample_submission\.csv has no column 'name'"):
+    assert "sample_id: several columns could name a row" in questions(tmp_path, ACCURACY)
+    with pytest.raises(CompetitionError, match=r"sample_id: sample_submission\.csv has no column 'name'"):
         discover(tmp_path, replace(ACCURACY, sample_id="name"))
     table(tmp_path / "sample_submission.csv", "file,label", [row[::2] for row in rows])
     table(tmp_path / "train.csv", "id,code,label", [(f"{i:05d}", f"x{i}", KINDS[i % 3]) for i in range(12)])
@@ -438,7 +438,7 @@ def test_a_probability_of_named_classes_asks_which_is_positive(tmp_path):
     (tmp_path / "train.csv").write_text(text)
     ids = [f"9{i:05d}" for i in range(6)]
     table(tmp_path / "sample_submission.csv", "id,label", [(n, "0.5") for n in ids])
-    assert "--positive: which class of 'label'" in questions(tmp_path, LOG_LOSS)
+    assert "positive: which class of 'label'" in questions(tmp_path, LOG_LOSS)
     competition = found(tmp_path, replace(LOG_LOSS, positive="cat"))
     assert (competition.targets[0].task, competition.targets[0].positive, competition.format) == (
         "binary",
@@ -464,7 +464,7 @@ def test_a_pattern_that_is_given(tmp_path):
     for part in ("train", "test"):
         for path in (tmp_path / part).iterdir():
             path.rename(path.with_name(f"img_{path.name}"))
-    assert "--train-images" in questions(tmp_path, ACCURACY)
+    assert "train_images" in questions(tmp_path, ACCURACY)
     assert found(tmp_path, replace(ACCURACY, pattern="img_{id}.png")).train.pattern == "img_{id}.png"
 
 
@@ -478,7 +478,7 @@ def test_ids_that_only_look_like_numbers(tmp_path):
 
 def test_nothing_there(tmp_path):
     message = questions(tmp_path, Wishes())
-    assert all(flag in message for flag in ("--train: ", "--sample: ", "--metric: "))
+    assert all(flag in message for flag in ("train: ", "sample: ", "metric: "))
     with pytest.raises(CompetitionError, match="is not a folder"):
         discover(tmp_path / "no", ACCURACY)
 

@@ -9,11 +9,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tests.conftest import draw
+from tests.requested import ensemble
 from toolkit.base import files
 from toolkit.cli import cli
 from toolkit.core import prediction_files
 from toolkit.core.predictions import Predictions
-from toolkit.ensemble import run as ensembling
 from toolkit.errors import DataError, SubmissionError
 from toolkit.inference.exports import find_exports
 from toolkit.submissions import ledger, submission, verify
@@ -40,7 +40,7 @@ def out_of_fold(competition, member="tiny", seed=0, sharp=1.0):
 
 
 def predicted(competition, **choices):
-    return ensembling.run(competition, find_exports(["folds/*.onnx"], base=competition.root), device="cpu", **choices)
+    return ensemble(competition, find_exports(["folds/*.onnx"], base=competition.root), device="cpu", **choices)
 
 
 def run(*words):

@@ -30,11 +30,10 @@ from toolkit.cli.recipes import common
 from toolkit.core import prediction_files
 from toolkit.errors import DeviceError, TrainingError
 from toolkit.training import fit, loader
-from toolkit.training import launcher as crews
 from toolkit.training.fold import state_file
 from toolkit.training.fold.process_group import Team
 from toolkit.training.fold.samples import Batches
-from toolkit.training.launcher import Crew, crew
+from toolkit.training.launcher import SPREADS, ProcessLauncher, launcher_for
 
 
 @contextmanager
@@ -93,7 +92,7 @@ import sys
 from pathlib import Path
 import torch
 from torch import nn
-from toolkit.training.launcher import at_work
+from toolkit.training.worker import at_work
 from toolkit.training.fold.process_group import Team, together
 
 def network():
@@ -153,7 +152,7 @@ def no_bar(_title):
 
 
 def train(script, workspace, folds, *arguments, processes=2, spread="folds", device="cpu", gpus=0, say=lambda _text: None):
-    made = Crew(script, arguments, processes, gpus, spread)
+    made = ProcessLauncher(script, arguments, processes, gpus, spread)
     with within(100):
         yield from made.train(a_plan(workspace), folds, device=device, bar=no_bar, say=say)
 
@@ -203,8 +202,8 @@ LIGHT = """
 import json, os, signal, sys, time
 from pathlib import Path
 from toolkit.errors import TrainingError
-from toolkit.training.launcher import at_work
-from toolkit.training.cross_validation import Done
+from toolkit.training.worker import at_work
+from toolkit.training import Done
 from toolkit.training.fold.process_group import PeerError
 
 with at_work() as worker:
@@ -291,11 +290,11 @@ PARENT = """
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from toolkit.training import crew
+from toolkit.training import launcher
 
-crew.GRACE = 1.0
+launcher.GRACE = 1.0
 plan = SimpleNamespace(root=Path({root!r}), key="", member="light")
-made = crew.Crew(Path({script!r}), ("0.0=well:600", "1.0=deaf:600"), 2)
+made = launcher.ProcessLauncher(Path({script!r}), ("0.0=well:600", "1.0=deaf:600"), 2)
 list(made.train(plan, [0, 1], device="cuda", bar=lambda _: nullcontext(lambda *_: None), say=print))
 """
 
@@ -321,7 +320,7 @@ def test_ctrl_c_and_the_death_of_the_first_process_end_all_of_them(light, worksp
 
 def asked(**said):
     given = {"gpus": None, "processes": None, "spread": None, "device": "auto", "models": 5} | said
-    return crew((asked, ["--epochs", "2"]), **given)
+    return launcher_for((asked, ["--epochs", "2"]), **given)
 
 
 def test_flags_ask_for_processes(monkeypatch):
@@ -345,21 +344,21 @@ def test_flags_ask_for_processes(monkeypatch):
     ):
         made = asked(**said)
         assert (made.processes, made.gpus) == (processes, gpus)
-    for said, error, message, hint in (
-        ({"gpus": 5}, DeviceError, "--gpus 5 was asked for, there are 4", "--gpus all"),
-        ({"gpus": 2, "device": "cpu"}, DeviceError, "the device is the CPU", "--processes N"),
-        ({"gpus": 2, "processes": 4, "spread": "batches"}, DeviceError, "a GPU per process", "--gpus 4"),
-        ({"gpus": 2, "models": 1}, TrainingError, "there is one model to train", "--spread batches"),
-        ({"spread": "batches"}, TrainingError, "over how many", "--gpus all"),
+    for said, error, message, code in (
+        ({"gpus": 5}, DeviceError, "5 GPUs were asked for, there are 4", "gpus-all"),
+        ({"gpus": 2, "device": "cpu"}, DeviceError, "the device is the CPU", "processes-on-cpu"),
+        ({"gpus": 2, "processes": 4, "spread": "batches"}, DeviceError, "a GPU per process", "gpu-per-process"),
+        ({"gpus": 2, "models": 1}, TrainingError, "there is one model to train", "spread-batches"),
+        ({"spread": "batches"}, TrainingError, "over how many", "spread-over"),
     ):
         with pytest.raises(error, match=message) as caught:
             asked(**said)
-        assert hint in caught.value.hint
+        assert caught.value.code == code
 
 
 def test_every_way_of_spreading_can_be_asked_for():
     options = {param.name: param for param in common(".")(lambda: None).__click_params__}
-    assert list(options["spread"].type.choices) == list(crews.SPREADS)
+    assert list(options["spread"].type.choices) == list(SPREADS)
     assert not any(options[name].expose_value for name in ("gpus", "processes", "spread"))  # recipes need not take them
 
 
@@ -608,15 +607,19 @@ def test_what_two_processes_cannot_share_is_refused(two, workspace):
         return nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
 
     plain = fold_of(lambda rows: DataLoader(rows, 4))
-    for train_fold, message, hint in (
-        (fold_of(lambda rows: loader(rows, 1)), "fold 0: a batch of 1 images cannot be shared by 2 processes", "--gpus"),
-        (plain, "fold 0: 2 processes can share only batches of toolkit.training.loader", "--spread folds"),
-        (own_loop, "fold 0: every process trained on whole batches, since test.py has a loop of its own", "--spread folds"),
+    for train_fold, message, code in (
+        (
+            fold_of(lambda rows: loader(rows, 1)),
+            "fold 0: a batch of 1 images cannot be shared by 2 processes",
+            "fewer-processes",
+        ),
+        (plain, "fold 0: 2 processes can share only batches of toolkit.training.loader", "spread-folds"),
+        (own_loop, "fold 0: every process trained on whole batches, since test.py has a loop of its own", "spread-folds"),
     ):
         with pytest.raises(TrainingError) as caught:
             list(training.train(plan, train_fold, bar=no_bar, folds=[0], device="cpu", team=two))
         assert caught.value.message == message
-        assert hint in caught.value.hint
+        assert caught.value.code == code
 
 
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -19,11 +19,11 @@ from tests.conftest import CLASSES, draw
 from toolkit.core import prediction_files
 from toolkit.core.cards import Preprocess
 from toolkit.core.predictions import Predictions
-from toolkit.ensemble import run
+from toolkit.ensemble.unseen import out_of_fold
 from toolkit.errors import AlignmentError, ModelError, TrainingError
 from toolkit.runtime.graphs import onnx_file
 from toolkit.training import Plan, decode, fit, join, loader, normalise, train
-from toolkit.training.pseudo_labels import SelfTraining, leaks, sources, taught
+from toolkit.training.pseudo_labels import SelfTraining, leaks, taught
 from toolkit.workspace.competition import Competition
 from toolkit.workspace.split import Split
 
@@ -225,7 +225,7 @@ def test_a_student_is_trained_exported_and_reproduces_its_table(taught_root):
     about = json.loads((plan.folder(1) / "config.json").read_text())
     assert about["taught"]["pseudo"]["teachers"] == ["teacher.fold1"]
     exports = [onnx_file.read(plan.export(fold)) for fold in range(2)]
-    found = run.out_of_fold(plan.competition, exports, plan.split)["label"]
+    found = out_of_fold(plan.competition, exports, plan.split)["label"]
     table = prediction_files.read_table(plan.oof).predictions["label"]
     np.testing.assert_allclose(found.align(table.ids).values, table.values, atol=1e-4)
 
@@ -237,17 +237,19 @@ def test_a_model_of_all_rows_is_taught_by_all_folds(roots):
 
 def test_changed_teachers_and_images_are_changed_settings(taught_root):
     asked = {"pseudo": "more", "teacher": "teacher", "soft_labels": "oof/teacher.parquet"}
-    before = sources(a_plan(taught_root, **asked))
+    plan = a_plan(taught_root, **asked)
+    before = plan.config.source_digests(plan)
     assert len(before) == 3
     draw(np.random.default_rng(8), 1).save(taught_root / "more" / "new.png")
-    after = sources(a_plan(taught_root, **asked))
+    after = plan.config.source_digests(plan)
     assert [name for name in before if before[name] != after[name]] == ["pseudo images"]
     plan = a_plan(taught_root, pseudo="more", teacher="teacher", floor=0.0)
     go(plan, folds=[0])
     draw(np.random.default_rng(9), 1).save(taught_root / "more" / "newer.png")
     with pytest.raises(TrainingError, match="pseudo images was"):
         go(a_plan(taught_root, pseudo="more", teacher="teacher", floor=0.0), folds=[0])
-    assert sources(a_plan(taught_root)) == {}
+    assert "pseudo images" not in a_plan(taught_root).settings
+    assert set(before) <= set(a_plan(taught_root, **asked).settings)
 
 
 def test_multilabel_needs_every_class_to_be_sure(taught_root, monkeypatch):
@@ -267,12 +269,12 @@ def test_multilabel_needs_every_class_to_be_sure(taught_root, monkeypatch):
 def test_mistakes_are_said(taught_root):
     (taught_root / "empty").mkdir()
     for asked, error, text in (
-        ({"pseudo": "more"}, TrainingError, "--pseudo needs a teacher"),
+        ({"pseudo": "more"}, TrainingError, "pseudo-labels need a teacher"),
         ({"pseudo": "empty", "teacher": "teacher"}, TrainingError, "no folder with images"),
         ({"pseudo": "more", "teacher": "nobody"}, ModelError, r"nobody\.\*\.onnx matches no"),
         ({"pseudo": "more", "teacher": "student"}, TrainingError, "cannot teach itself"),
-        ({"pseudo": "more", "teacher": "teacher", "floor": 1.5}, TrainingError, "--floor is between 0 and 1"),
-        ({"soft_labels": "teacher", "soft_weight": -0.1}, TrainingError, "--soft-weight is between 0 and 1"),
+        ({"pseudo": "more", "teacher": "teacher", "floor": 1.5}, TrainingError, "floor is between 0 and 1"),
+        ({"soft_labels": "teacher", "soft_weight": -0.1}, TrainingError, "soft_weight is between 0 and 1"),
         ({"soft_labels": "oof/nobody.parquet"}, TrainingError, "does not exist"),
     ):
         with pytest.raises(error, match=text):

@@ -14,9 +14,9 @@ import torch
 from click.testing import CliRunner
 
 from tests.conftest import CLASSES, card, make_workspace
+from tests.requested import predicted
 from toolkit.cli import cli
 from toolkit.core import prediction_files
-from toolkit.ensemble import predict_images
 from toolkit.errors import ModelError
 from toolkit.models import checkpoints
 from toolkit.runtime.graphs import onnx_file
@@ -115,7 +115,7 @@ def test_greedy_leaves_the_spoiled_one_out_and_its_export_scores_what_was_said(k
     assert done.estimates["greedy"].score > singles[0]
     said = onnx_file.read(done.export).card
     assert (said.selected, said.selected_on_heldout, said.title) == ("soup", True, "greedy.fold0")
-    predict_images.run(competition, [done.export], "train", root / "oof.parquet", held_out=True)
+    predicted(competition, [done.export], "train", root / "oof.parquet", held_out=True)
     found = prediction_files.read_table(root / "oof.parquet").predictions["label"]
     assert set(found.ids) == set(Split.read(root / "split.csv").held_out(0))
     score = found.score(competition.score, competition.truth()["label"].align(found.ids))

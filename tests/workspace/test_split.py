@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
 
+from toolkit.core.targets import Target
 from toolkit.errors import CompetitionError, SplitError
-from toolkit.workspace.split import EXTRA, Split, join_names, make, split_names
+from toolkit.workspace.competition import Competition, Images
+from toolkit.workspace.make_split import load_or_make
+from toolkit.workspace.split import EXTRA, SPLIT_FILE, Split, join_names, make, split_names
 
 NAMES = ("a", "b", "c")
 
@@ -204,3 +207,29 @@ def test_a_table_of_folds_only_is_told_what_a_split_is(tmp_path):
 def test_no_file(tmp_path):
     with pytest.raises(SplitError, match="does not exist"):
         Split.read(tmp_path / "split.csv")
+
+
+@pytest.fixture
+def cats(tmp_path):
+    """A competition of twelve rows without a split."""
+    (tmp_path / "train.csv").write_text("id,label\n" + "".join(f"{i},{'cat' if i % 2 else 'dog'}\n" for i in range(12)))
+    images = Images("train", "{id}.png", "train.csv")
+    return Competition(tmp_path, "cats", "accuracy", (Target("label", "multiclass", ("cat", "dog")),), images, images)
+
+
+def test_a_workspaces_split_is_there_once_it_is_made(cats):
+    assert Split.if_made(cats) is None
+    with pytest.raises(SplitError, match="does not exist"):
+        Split.of(cats)
+    made = load_or_make(cats, count=3)
+    assert made.count == 3
+    assert Split.of(cats).digest == Split.if_made(cats).digest == made.digest
+    assert load_or_make(cats, count=2).digest == made.digest  # what is there stays
+
+
+def test_a_damaged_split_is_not_taken_for_none(cats):
+    (cats.root / SPLIT_FILE).write_text("id,label,group,fold\n0,cat,,x\n")
+    with pytest.raises(SplitError, match="whole numbers"):
+        Split.if_made(cats)
+    with pytest.raises(SplitError, match="whole numbers"):
+        load_or_make(cats)

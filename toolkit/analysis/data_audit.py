@@ -11,20 +11,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from toolkit.base import csv_text
+from toolkit.base import csv_text, provenance
+from toolkit.base.arrays import F64, Labels
 from toolkit.blending import oof
 from toolkit.core.predictions import Predictions
 from toolkit.errors import DataError, SplitError, few
 from toolkit.images import duplicates
 from toolkit.images.duplicates import Report, Twin
-from toolkit.workspace import make_split, path_patterns
+from toolkit.workspace import path_patterns
 from toolkit.workspace.competition import Competition, Target
-from toolkit.workspace.split import Split
+from toolkit.workspace.split import SPLIT_FILE, Split
 
-F64 = NDArray[np.float64]
-Labels = NDArray[Any]
 Severity = Literal["leak", "warning", "note"]
 
 FIXES = "labels_fix.csv"
@@ -34,7 +32,7 @@ EPS = 1e-9
 
 
 @dataclass(frozen=True)
-class Finding:
+class AuditFinding:
     """Something wrong, or worth knowing: a leak lets held-out rows be known in training. `count` is of rows or pairs."""
 
     code: str
@@ -46,7 +44,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two pictures of one sight: ids, files, parts ("train 3" is fold 3, "test"), labels where known; see `twins.Twin`."""
+    """Two pictures of one sight: ids, files, parts ("train 3" is fold 3, "test"), labels where known; see `duplicates.Twin`."""
 
     ids: tuple[str, str]
     paths: tuple[Path, Path]
@@ -81,7 +79,7 @@ class Issue:
 class Audit:
     """Everything found; `images` pictures were compared, and hashes were let differ in `bits` bits."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[AuditFinding, ...]
     pairs: tuple[Pair, ...]
     issues: tuple[Issue, ...]
     images: int
@@ -104,18 +102,18 @@ def audit(competition: Competition, *, test: bool = True, progress: Report | Non
     """
     split, torn = _split(competition)
     train = competition.images("train")
-    every = [("train", *found) for found in train]
-    every += [("test", *found) for found in competition.images("test")] if test else []
+    every = [("train", *row) for row in train]
+    every += [("test", *row) for row in competition.images("test")] if test else []
     seen = duplicates.prints([path for _, _, path in every], progress=progress)
-    found, bits = duplicates.find(seen)
-    pairs = _pairs(competition, split, every, found)
+    twins, bits = duplicates.find(seen)
+    pairs = _pairs(competition, split, every, twins)
     issues, notes = _issues(competition, dict(train))
-    findings = [*torn, *_of_pairs(pairs), *groups(competition, split), *_of_ids(competition), *_of_issues(issues), *notes]
+    findings = [*torn, *_of_pairs(pairs), *groups(competition, split), *ordered_ids(competition), *_of_issues(issues), *notes]
     bad = {str(every[place][2]): why for place, why in seen.bad.items()}
     if bad:
-        findings.append(Finding("unreadable", "warning", f"{len(bad):,} pictures cannot be read: {few(bad)}", len(bad)))
+        findings.append(AuditFinding("unreadable", "warning", f"{len(bad):,} pictures cannot be read: {few(bad)}", len(bad)))
     if bits < duplicates.BITS:
-        findings.append(Finding("hashes", "note", f"many pictures look alike: hashes were let differ in {bits} bits only"))
+        findings.append(AuditFinding("hashes", "note", f"many pictures look alike: hashes were let differ in {bits} bits only"))
     return Audit(tuple(findings), tuple(pairs), tuple(issues), len(every), bits, bad)
 
 
@@ -134,13 +132,13 @@ def confident(p: F64, truth: Labels) -> Labels:
     return np.asarray(np.where(confident_in.max(axis=1) >= 0, likely, truth))
 
 
-def groups(competition: Competition, split: Split | None) -> Iterator[Finding]:
+def groups(competition: Competition, split: Split | None) -> Iterator[AuditFinding]:
     """Columns (and folders) whose values have rows in several folds: the competition's group, and what looks like one."""
     if split is None:
         return
     fold = dict(zip(split.ids, split.folds.tolist(), strict=True))
     for name, values in _identities(competition):
-        rows = [(value, fold[one]) for one, value in values.items() if one in fold and value]
+        rows = [(value, fold[row_id]) for row_id, value in values.items() if row_id in fold and value]
         homes: dict[str, set[int]] = {}
         for value, number in rows:
             homes.setdefault(value, set()).add(number)
@@ -150,7 +148,7 @@ def groups(competition: Competition, split: Split | None) -> Iterator[Finding]:
         share = sum(value in torn for value, _ in rows) / len(rows)
         what = f"{name}: {len(torn):,} of {len(homes):,} values have rows in several folds ({few(sorted(torn))})"
         known = name == f"column {competition.group!r}"
-        yield Finding(
+        yield AuditFinding(
             "group",
             "leak" if known else "warning",
             f"{what}: {share:.0%} of rows are held out from models that were trained on others of the same value",
@@ -175,31 +173,33 @@ def write_fixes(competition: Competition, issues: Sequence[Issue]) -> Path | Non
     return csv_text.write(path, columns, [(i.id, i.given, i.suggested, *([i.target] if several else [])) for i in issues])
 
 
-def _split(competition: Competition) -> tuple[Split | None, list[Finding]]:
-    path = competition.path(make_split.TABLE)
-    if not path.exists():
-        return None, [Finding("split", "note", f"{path.name} is not there yet: folds were not looked at", hint="toolkit split")]
+def _split(competition: Competition) -> tuple[Split | None, list[AuditFinding]]:
     try:
-        return Split.read(path), []
+        split = Split.if_made(competition)
     except SplitError as error:
-        return None, [Finding("split", "leak", f"{path.name}: {error.message}", hint=error.hint)]
+        return None, [AuditFinding("split", "leak", f"{SPLIT_FILE}: {error.message}", hint=error.hint)]
+    if split is None:
+        return None, [
+            AuditFinding("split", "note", f"{SPLIT_FILE} is not there yet: folds were not looked at", hint="toolkit split")
+        ]
+    return split, []
 
 
 def _pairs(
-    competition: Competition, split: Split | None, every: Sequence[tuple[str, str, Path]], found: Sequence[Twin]
+    competition: Competition, split: Split | None, every: Sequence[tuple[str, str, Path]], twins: Sequence[Twin]
 ) -> list[Pair]:
     """The twins with what the workspace knows of them; several pictures of one row are no twins."""
     fold = dict(zip(split.ids, split.folds.tolist(), strict=True)) if split else {}
-    said = {name: dict(zip(t.ids, _names(t), strict=True)) for name, t in competition.truth().items()}
+    names_of = {name: dict(zip(t.ids, _names(t), strict=True)) for name, t in competition.truth().items()}
 
-    def home(part: str, one: str) -> str:
-        return part if part == "test" or one not in fold else f"train {fold[one]}"
+    def home(part: str, row_id: str) -> str:
+        return part if part == "test" or row_id not in fold else f"train {fold[row_id]}"
 
-    def label(part: str, one: str) -> str:
-        return ", ".join(labels.get(one, "") for labels in said.values()) if part == "train" else ""
+    def label(part: str, row_id: str) -> str:
+        return ", ".join(labels.get(row_id, "") for labels in names_of.values()) if part == "train" else ""
 
     pairs = []
-    for twin in found:
+    for twin in twins:
         sides = [every[twin.first], every[twin.second]]
         if sides[0][:2] == sides[1][:2]:
             continue
@@ -209,7 +209,7 @@ def _pairs(
     return pairs
 
 
-def _of_pairs(pairs: Sequence[Pair]) -> Iterator[Finding]:
+def _of_pairs(pairs: Sequence[Pair]) -> Iterator[AuditFinding]:
     for kind, hint in (
         ("two folds", "Give such rows one group and split by it: the score out of fold is too good."),
         ("train and test", "Check whether the rules allow it; scores on such rows say nothing of new ones."),
@@ -218,14 +218,14 @@ def _of_pairs(pairs: Sequence[Pair]) -> Iterator[Finding]:
             exact = sum(pair.exact for pair in there)
             shown = few(f"{pair.ids[0]} = {pair.ids[1]}" for pair in there)
             what = f"{len(there):,} pairs of one picture lie in {kind} ({exact:,} with the same bytes): {shown}"
-            yield Finding(kind.replace(" ", "_"), "leak", what, len(there), hint)
+            yield AuditFinding(kind.replace(" ", "_"), "leak", what, len(there), hint)
     if clash := [pair for pair in pairs if all(pair.labels) and pair.labels[0] != pair.labels[1]]:
         shown = few(f"{p.ids[0]} ({p.labels[0]}) = {p.ids[1]} ({p.labels[1]})" for p in clash)
         what = f"{len(clash):,} pairs of one picture have different labels: {shown}"
-        yield Finding("contradiction", "warning", what, len(clash), "One of the two is wrong.")
+        yield AuditFinding("contradiction", "warning", what, len(clash), "One of the two is wrong.")
 
 
-def _of_ids(competition: Competition) -> Iterator[Finding]:
+def ordered_ids(competition: Competition) -> Iterator[AuditFinding]:
     """Whether neighbours in the order of ids share their class more often than chance."""
     for name, truth in competition.truth().items():
         if truth.multilabel or len(truth) < 20:
@@ -240,7 +240,7 @@ def _of_ids(competition: Competition) -> Iterator[Finding]:
                 f"ids tell {name!r}: neighbours in their order share the class {seen:.0%} of the time, by chance {expected:.0%}"
             )
             hint = "Never let a model see ids, order or times of files; test ids may tell as well."
-            yield Finding("ids", "warning", what, len(labels), hint)
+            yield AuditFinding("ids", "warning", what, len(labels), hint)
 
 
 def _identities(competition: Competition) -> Iterator[tuple[str, dict[str, str]]]:
@@ -253,7 +253,7 @@ def _identities(competition: Competition) -> Iterator[tuple[str, dict[str, str]]
             yield f"column {name!r}", values
     if "/" in competition.train.pattern or any("/" in cell for cell in _pieces(competition)):
         root = competition.path(competition.train.folder)
-        folders = {one: _folder(path, root) for one, path in competition.images("train")}
+        folders = {row_id: provenance.from_inside(path.parent, root) for row_id, path in competition.images("train")}
         if _looks_like_one(folders):
             yield "the folder of the picture", folders
 
@@ -264,13 +264,6 @@ def _pieces(competition: Competition) -> Iterator[str]:
         yield from competition.rows[name][:50]
 
 
-def _folder(path: Path, root: Path) -> str:
-    try:
-        return path.parent.relative_to(root).as_posix()
-    except ValueError:
-        return path.parent.as_posix()
-
-
 def _looks_like_one(values: Mapping[str, str]) -> bool:
     """Many values, most of them several times, as people and places have: not a class, a date of each row or a number."""
     counts = Counter(value for value in values.values() if value)
@@ -278,20 +271,21 @@ def _looks_like_one(values: Mapping[str, str]) -> bool:
     return len(counts) >= PEOPLE and several >= 0.8 * len(values) and max(counts.values()) <= len(values) / 5
 
 
-def _issues(competition: Competition, paths: Mapping[str, Path]) -> tuple[list[Issue], list[Finding]]:
+def _issues(competition: Competition, paths: Mapping[str, Path]) -> tuple[list[Issue], list[AuditFinding]]:
     """Labels that the mean of all out-of-fold tables speaks against, the surest first."""
     try:
         tables = oof.find_tables(competition)
     except DataError as error:
-        return [], [Finding("labels", "note", f"labels were not looked at: {error.message}", hint=error.hint)]
-    found = []
+        return [], [AuditFinding("labels", "note", f"labels were not looked at: {error.message}", hint=error.hint)]
+    issues = []
     for target in competition.targets:
         rows = oof.read_members(competition, target, tables, common=True)
-        found += list(_doubts(target, rows.truth, rows.stack.mean(axis=0), paths))
-    return sorted(found, key=lambda issue: issue.p_given - issue.p_suggested), []
+        issues += list(doubts(target, rows.truth, rows.stack.mean(axis=0), paths))
+    return sorted(issues, key=lambda issue: issue.p_given - issue.p_suggested), []
 
 
-def _doubts(target: Target, truth: Predictions, p: F64, paths: Mapping[str, Path]) -> Iterator[Issue]:
+def doubts(target: Target, truth: Predictions, p: F64, paths: Mapping[str, Path]) -> Iterator[Issue]:
+    """Rows whose label the out-of-fold probabilities [N, C] contradict, by confident learning; a row is one issue."""
     labels, rows = truth.decided, np.arange(len(truth))
     if target.multilabel:  # every class is a question of its own; a row's doubts are one issue
         likely = np.stack([confident(np.stack([1 - q, q], axis=1), y) for q, y in zip(p.T, labels.T.astype(int), strict=True)])
@@ -302,19 +296,21 @@ def _doubts(target: Target, truth: Predictions, p: F64, paths: Mapping[str, Path
         likely = confident(p, labels)
         places = np.flatnonzero(likely != labels)
         odds = [p[rows, labels], p[rows, likely]]
-    said = Predictions(truth.target, "labels", truth.ids, truth.classes, labels=likely, multilabel=truth.multilabel)
-    given, suggested = _names(truth, target.separator), _names(said, target.separator)
+    corrected = Predictions(truth.target, "labels", truth.ids, truth.classes, labels=likely, multilabel=truth.multilabel)
+    given, suggested = _names(truth, target.separator), _names(corrected, target.separator)
     for row in places.tolist():
-        one = truth.ids[row]
-        yield Issue(one, target.name, given[row], suggested[row], float(odds[0][row]), float(odds[1][row]), paths.get(one))
+        row_id = truth.ids[row]
+        yield Issue(
+            row_id, target.name, given[row], suggested[row], float(odds[0][row]), float(odds[1][row]), paths.get(row_id)
+        )
 
 
-def _of_issues(issues: Sequence[Issue]) -> Iterator[Finding]:
+def _of_issues(issues: Sequence[Issue]) -> Iterator[AuditFinding]:
     if issues:
         shown = few(f"{issue.id}: {issue.given} → {issue.suggested}" for issue in issues)
         what = f"{len(issues):,} labels are probably wrong, or hard: {shown}"
         hint = f'Look at them, delete the rows of {FIXES} that are right as given, and set [train] labels_fix = "{FIXES}".'
-        yield Finding("labels", "warning", what, len(issues), hint)
+        yield AuditFinding("labels", "warning", what, len(issues), hint)
 
 
 def _names(table: Predictions, separator: str = " ") -> list[str]:

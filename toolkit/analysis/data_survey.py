@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.core import prediction_files
 from toolkit.errors import DataError, SubmissionError, few
 from toolkit.images import duplicates, statistics
@@ -25,7 +26,6 @@ MAPPED = 2_000  # images of each part on the map
 LISTED = 100  # pairs of one picture in two files, odd files and groups of several labels that are named
 IMBALANCED = 3.0  # largest class over smallest, from which accuracy hides the small ones
 
-F64 = NDArray[np.float64]
 Progress = Callable[[int, int], None]
 
 
@@ -103,25 +103,25 @@ class Survey:
         return {
             "ok": True,
             "name": self.competition.name,
-            "images": {part: len(found.ids) for part, found in self.files.items()},
-            "sampled": {part: len(found.sampled) for part, found in self.files.items()},
+            "images": {part: len(files.ids) for part, files in self.files.items()},
+            "sampled": {part: len(files.sampled) for part, files in self.files.items()},
             "classes": {name: dict(counts) for name, counts in self.classes.items()},
             "imbalance": self.imbalance,
             "missing": dict(self.missing),
             "groups": dict(self.groups),
-            "formats": {part: dict(Counter(found.formats).most_common()) for part, found in self.files.items()},
-            "modes": {part: dict(Counter(found.modes).most_common()) for part, found in self.files.items()},
-            "shape": {part: {name: quantiles(found.shape[name]) for name in SHAPE} for part, found in self.files.items()},
-            "pixels": {part: {name: quantiles(found.pixel[name]) for name in PIXEL} for part, found in self.files.items()},
+            "formats": {part: dict(Counter(files.formats).most_common()) for part, files in self.files.items()},
+            "modes": {part: dict(Counter(files.modes).most_common()) for part, files in self.files.items()},
+            "shape": {part: {name: quantiles(files.shape[name]) for name in SHAPE} for part, files in self.files.items()},
+            "pixels": {part: {name: quantiles(files.pixel[name]) for name in PIXEL} for part, files in self.files.items()},
             "mean": self.mean,
             "std": self.std,
-            "bad": {part: {str(found.paths[i]): why for i, why in found.bad.items()} for part, found in self.files.items()},
+            "bad": {part: {str(files.paths[i]): why for i, why in files.bad.items()} for part, files in self.files.items()},
             "odd": {
                 part: {
-                    "count": len(found),
-                    "files": [{"id": o.id, "path": str(o.path), "what": o.what, "value": o.value} for o in found[:LISTED]],
+                    "count": len(files),
+                    "files": [{"id": o.id, "path": str(o.path), "what": o.what, "value": o.value} for o in files[:LISTED]],
                 }
-                for part, found in self.odd.items()
+                for part, files in self.odd.items()
             },
             "shifts": [vars(shift) for shift in self.shifts],
             "doubles": {
@@ -145,10 +145,10 @@ def survey(competition: Competition, *, sample: int = SAMPLE, progress: Progress
     if not listed["train"]:
         raise DataError("there are no training images to look at")
     every = sum(map(len, listed.values()))
-    before, found = 0, {}
+    before, by_part = 0, {}
     for part, named in listed.items():
         report = (lambda done, start=before: progress(start + done, every)) if progress else None
-        found[part] = statistics.measure(named, sample, report)
+        by_part[part] = statistics.measure(named, sample, report)
         before += len(named)
     truth = {} if competition.rows.empty else competition.truth()
     classes = {
@@ -157,13 +157,13 @@ def survey(competition: Competition, *, sample: int = SAMPLE, progress: Progress
     empty = {column: int((competition.rows[column] == "").sum()) for column in competition.rows.columns}
     return Survey(
         competition=competition,
-        files=found,
+        files=by_part,
         classes=classes,
         missing={column: count for column, count in empty.items() if count},
         groups=_groups(competition),
-        shifts=tuple(_shifts(found)),
-        doubles=tuple(_doubles(found)),
-        odd={part: tuple(statistics.odd(files)) for part, files in found.items()},
+        shifts=tuple(_shifts(by_part)),
+        doubles=tuple(_doubles(by_part)),
+        odd={part: tuple(statistics.odd(files)) for part, files in by_part.items()},
         seen=_seen(competition),
     )
 
@@ -178,8 +178,8 @@ def _test(competition: Competition) -> list[tuple[str, Path]]:
 
 def _counts(labels: NDArray[Any], classes: int) -> list[int]:
     """Rows per class."""
-    found = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=classes)
-    return [int(count) for count in found]
+    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=classes)
+    return [int(count) for count in counts]
 
 
 def _groups(competition: Competition) -> dict[str, Any]:
@@ -213,11 +213,11 @@ def _groups(competition: Competition) -> dict[str, Any]:
     }
 
 
-def _doubles(found: Mapping[Part, Files]) -> list[Double]:
+def _doubles(by_part: Mapping[Part, Files]) -> list[Double]:
     """The same picture twice among the sampled ones, surest first."""
-    here = [(part, files.ids[i], files.paths[i]) for part, files in found.items() for i in files.sampled.tolist()]
-    digests = tuple(digest for files in found.values() for digest in files.prints.digests)
-    thumbs = np.concatenate([files.prints.thumbs for files in found.values()])
+    here = [(part, files.ids[i], files.paths[i]) for part, files in by_part.items() for i in files.sampled.tolist()]
+    digests = tuple(digest for files in by_part.values() for digest in files.prints.digests)
+    thumbs = np.concatenate([files.prints.thumbs for files in by_part.values()])
     pairs, _ = duplicates.find(duplicates.Prints(digests, thumbs, {}))
     return [Double(here[pair.first], here[pair.second], pair.exact, pair.similarity) for pair in pairs]
 
@@ -247,12 +247,12 @@ def _seen(competition: Competition) -> dict[str, F64]:
     return {"train (out of fold)": flat[: len(logs[0])], "test": flat[len(logs[0]) :]} if flat.shape[1] > 1 else {}
 
 
-def _shifts(found: Mapping[Part, Files]) -> list[Shift]:
+def _shifts(by_part: Mapping[Part, Files]) -> list[Shift]:
     from scipy import stats
 
     shifts = []
     for name in (*SHAPE, *PIXEL):
-        both = [files.values(name) for files in (found["train"], found["test"])]
+        both = [files.values(name) for files in (by_part["train"], by_part["test"])]
         first, second = (values[np.isfinite(values)] for values in both)
         if len(first) and len(second):
             tested = stats.ks_2samp(first, second, method="asymp")
@@ -260,43 +260,43 @@ def _shifts(found: Mapping[Part, Files]) -> list[Shift]:
     return shifts
 
 
-def _advice(found: Survey) -> list[str]:
-    said = list(_about_files(found))
-    for name, counts in found.classes.items():
-        said += _about_classes(name, counts)
-    if found.groups:
-        g = found.groups
+def _advice(survey: Survey) -> list[str]:
+    advice = list(_about_files(survey))
+    for name, counts in survey.classes.items():
+        advice += _about_classes(name, counts)
+    if survey.groups:
+        g = survey.groups
         kept, column = max(g["agreement"].values(), default=0.0), g["column"]
-        said.append(
+        advice.append(
             f"{g['count']:,} groups by {column!r}, up to {g['largest']:,} rows each; in {kept:.0%} of them all labels agree: "
             "split by group, or the same subject stands on both sides (toolkit split does)."
         )
-    if large := [shift for shift in found.shifts if shift.large]:
+    if large := [shift for shift in survey.shifts if shift.large]:
         named = ", ".join(f"{shift.what} (distance {shift.distance:.2f})" for shift in large)
-        said.append(
+        advice.append(
             f"Test images differ from training images in {named}: augment towards them, and trust the public board less."
         )
-    said += _about_kinds(found.files["train"])
-    for column, count in found.missing.items():
-        said.append(f"{found.competition.train.table}: column {column!r} is empty in {count:,} rows.")
-    return said or ["Nothing stands out: balanced classes, sound files, test images like the training images."]
+    advice += _about_kinds(survey.files["train"])
+    for column, count in survey.missing.items():
+        advice.append(f"{survey.competition.train.table}: column {column!r} is empty in {count:,} rows.")
+    return advice or ["Nothing stands out: balanced classes, sound files, test images like the training images."]
 
 
-def _about_files(found: Survey) -> Iterator[str]:
-    for part, files in found.files.items():
+def _about_files(survey: Survey) -> Iterator[str]:
+    for part, files in survey.files.items():
         if files.bad:
             first = next(iter(files.bad.values()))
             yield f"{len(files.bad):,} {part} images cannot be used (the first: {first}): mend or remove them before training."
-    if found.doubles:
-        across = sum(double.first[0] != double.second[0] for double in found.doubles)
+    if survey.doubles:
+        across = sum(double.first[0] != double.second[0] for double in survey.doubles)
         yield (
-            f"{len(found.doubles):,} pairs of files show one picture"
+            f"{len(survey.doubles):,} pairs of files show one picture"
             + (f", {across:,} of them in train and test" if across else "")
             + ": `toolkit audit` says which of them leak."
         )
-    for part, odd in found.odd.items():
+    for part, odd in survey.odd.items():
         if odd:
-            kinds = ", ".join(f"{count:,} {what}" for what, count in Counter(one.what for one in odd).most_common())
+            kinds = ", ".join(f"{count:,} {what}" for what, count in Counter(odd_file.what for odd_file in odd).most_common())
             yield f"Odd {part} images, worth a look: {kinds}."
 
 
@@ -313,22 +313,22 @@ def _about_kinds(files: Files) -> Iterator[str]:
 
 
 def _about_classes(name: str, counts: Mapping[str, int]) -> list[str]:
-    said = []
+    advice = []
     present = {label: count for label, count in counts.items() if count}
     if absent := [label for label, count in counts.items() if not count]:
-        said.append(f"Target {name!r}: no training image of {few(absent)}.")
+        advice.append(f"Target {name!r}: no training image of {few(absent)}.")
     if not present:
-        return said
+        return advice
     ratio = max(present.values()) / min(present.values())
     if ratio >= IMBALANCED:
         rare = min(present, key=lambda label: present[label])
-        said.append(
+        advice.append(
             f"Target {name!r} is imbalanced {ratio:.0f}:1 (fewest: {rare!r} with {present[rare]:,}): judge by macro-F1, and "
             "try a weighted or focal loss or a weighted sampler."
         )
     if tiny := [label for label, count in present.items() if count < 5]:
-        said.append(f"Target {name!r}: {few(tiny)} with fewer than 5 images cannot be in every one of five folds.")
-    return said
+        advice.append(f"Target {name!r}: {few(tiny)} with fewer than 5 images cannot be in every one of five folds.")
+    return advice
 
 
 def _listed(counts: Mapping[str, int]) -> str:

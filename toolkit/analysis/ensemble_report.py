@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.analysis import member_diagnosis, run_history
-from toolkit.analysis import scores as scoring
 from toolkit.analysis.run_history import Curves, Fed, Spent
-from toolkit.analysis.scores import Scored
+from toolkit.analysis.scores import Scored, score
 from toolkit.base import files, provenance
+from toolkit.base.arrays import F64
 from toolkit.blending import oof
 from toolkit.blending.blend import Blend
 from toolkit.blending.nested import Estimate, compare
@@ -24,8 +24,8 @@ from toolkit.core import prediction_files
 from toolkit.ensemble import tta
 from toolkit.errors import DataError, SubmissionError
 from toolkit.submissions import manifest
-from toolkit.submissions import submission as submit
 from toolkit.submissions.checks import CODES
+from toolkit.submissions.submission import last_made
 from toolkit.workspace.competition import Competition, Target
 
 MISTAKES = 24  # pictures of the most confident mistakes, and of the least certain cases
@@ -33,8 +33,6 @@ ENSEMBLE = "ensemble"
 FOLDS = 5  # a temperature is fitted without each of so many parts of the rows
 KEPT = "report.json"  # the figures of the last report, beside it
 TIMID, BOLD = 0.8, 1.25  # temperatures from which probabilities are worth cooling or warming
-
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +46,7 @@ class Judged:
     """
 
     target: Target
-    rows: oof.Rows
+    rows: oof.MemberRows
     combined: F64
     how: str
     scores: Mapping[str, Scored]
@@ -72,8 +70,8 @@ class Judged:
     @property
     def mistakes(self) -> NDArray[np.int64]:
         """Wrong rows, the most confident first."""
-        found = np.flatnonzero(self.wrong)
-        return found[np.argsort(-self.confidence[found], kind="stable")][:MISTAKES]
+        wrong = np.flatnonzero(self.wrong)
+        return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:MISTAKES]
 
     @property
     def uncertain(self) -> NDArray[np.int64]:
@@ -119,16 +117,16 @@ class Report:
     @property
     def watched(self) -> dict[str, float]:
         """The figures that are compared with the last report's: scores, rows, calibration, weights."""
-        found = self.figures
+        figures = self.figures
         for judged in self.judged:
             name, scored = judged.target.name, judged.scores[ENSEMBLE]
-            found[f"{name}: rows"] = len(judged.rows.ids)
-            found[f"{name}: wrong rows"] = int(judged.wrong.sum())
+            figures[f"{name}: rows"] = len(judged.rows.ids)
+            figures[f"{name}: wrong rows"] = int(judged.wrong.sum())
             if scored.calibration:
-                found[f"{name}: calibration error"] = scored.calibration.before["ece"]
+                figures[f"{name}: calibration error"] = scored.calibration.before["ece"]
             weights = self.blend.get("targets", {}).get(name, {}).get("members", {})
-            found |= {f"{name}: weight of {member}": weight for member, weight in weights.items()}
-        return found
+            figures |= {f"{name}: weight of {member}": weight for member, weight in weights.items()}
+        return figures
 
     @property
     def changes(self) -> list[tuple[str, float | None, float | None]]:
@@ -149,8 +147,8 @@ class Report:
     @property
     def advice(self) -> list[str]:
         """What the figures say, in sentences, and what to do about it."""
-        said = [sentence for judged in self.judged for sentence in _about(judged, self)]
-        return [sentence[:1].upper() + sentence[1:] for sentence in said] + list(_next(self))
+        sentences = [sentence for judged in self.judged for sentence in _about(judged, self)]
+        return [sentence[:1].upper() + sentence[1:] for sentence in sentences] + list(_next(self))
 
     @property
     def record(self) -> dict[str, Any]:
@@ -164,8 +162,8 @@ class Report:
                     "how": judged.how,
                     "scores": {name: scored.record(self.competition.metric) for name, scored in judged.scores.items()},
                     "folds": {
-                        fold: {name: asdict(one) for name, one in found.items()} if found else None
-                        for fold, found in judged.folds.items()
+                        fold: {name: asdict(fold_estimate) for name, fold_estimate in estimates.items()} if estimates else None
+                        for fold, estimates in judged.folds.items()
                     },
                     "classes": list(judged.target.classes),
                     "confused": judged.confused.tolist(),
@@ -196,9 +194,9 @@ def gather(competition: Competition) -> Report:
     Raises:
         DataError, AlignmentError: no out-of-fold tables, or tables that do not fit each other.
     """
-    found = oof.find_tables(competition)
-    blends = oof.given(competition) if competition.path(oof.FILE).is_file() else {}
-    judged = tuple(_judged(competition, target, found, blends.get(target.name)) for target in competition.targets)
+    tables = oof.find_tables(competition)
+    blends = oof.read_blends(competition) if competition.path(oof.FILE).is_file() else {}
+    judged = tuple(_judged(competition, target, tables, blends.get(target.name)) for target in competition.targets)
     meta, predicted = _last(competition)
     runs = run_history.curves(competition.path("runs"))
     return Report(
@@ -207,7 +205,11 @@ def gather(competition: Competition) -> Report:
         _json(competition.path(oof.FILE)),
         meta,
         tta.kept(competition),
-        {one.target.name: _histogram(one, predicted[one.target.name]) for one in judged if one.target.name in predicted},
+        {
+            judgement.target.name: _histogram(judgement, predicted[judgement.target.name])
+            for judgement in judged
+            if judgement.target.name in predicted
+        },
         _json(manifest.path_of(competition.path("submission.csv"))),
         runs,
         tuple(run_history.training(competition.path("runs"), runs)),
@@ -222,12 +224,12 @@ def keep(report: Report) -> Path:
     Raises:
         StoreError: they cannot be written.
     """
-    path, said = report.competition.path("reports", KEPT), {"created": provenance.now(), "figures": report.watched}
-    return files.write_text(path, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
+    path, record = report.competition.path("reports", KEPT), {"created": provenance.now(), "figures": report.watched}
+    return files.write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
-def _judged(competition: Competition, target: Target, found: Mapping[str, Path], blend: Blend | None) -> Judged:
-    rows = oof.read_members(competition, target, found, common=True)
+def _judged(competition: Competition, target: Target, tables: Mapping[str, Path], blend: Blend | None) -> Judged:
+    rows = oof.read_members(competition, target, tables, common=True)
     known = blend is not None and set(blend.members) <= set(rows.members)
     combined, how = rows.stack.mean(axis=0), "the plain mean of the members"
     if blend is not None and known:
@@ -238,7 +240,7 @@ def _judged(competition: Competition, target: Target, found: Mapping[str, Path],
     together = replace(rows, members=(*rows.members, ENSEMBLE), stack=np.concatenate([rows.stack, combined[None]]))
     truth = rows.truth.decided
     enough = rows.folds is not None or len(set(rows.groups or rows.ids)) >= FOLDS
-    scores = scoring.score(together, [competition.metric], calibration=enough)
+    scores = score(together, [competition.metric], calibration=enough)
     return Judged(
         target,
         rows,
@@ -252,31 +254,31 @@ def _judged(competition: Competition, target: Target, found: Mapping[str, Path],
     )
 
 
-def _by_fold(rows: oof.Rows, competition: Competition) -> dict[int, dict[str, Estimate] | None]:
+def _by_fold(rows: oof.MemberRows, competition: Competition) -> dict[int, dict[str, Estimate] | None]:
     """Each member's score of each fold with its interval; None where the metric has no value there, as an area of one class."""
-    found: dict[int, dict[str, Estimate] | None] = {}
+    by_fold: dict[int, dict[str, Estimate] | None] = {}
     for fold in [] if rows.folds is None else np.unique(rows.folds).tolist():
         inside = np.flatnonzero(rows.folds == fold)
         part = rows.take(inside)
-        said = dict(zip(part.members, part.stack, strict=True))
+        tables = dict(zip(part.members, part.stack, strict=True))
         try:
-            found[fold] = compare(part.truth.decided, competition.score, said, baseline=ENSEMBLE, groups=part.groups)
+            by_fold[fold] = compare(part.truth.decided, competition.score, tables, baseline=ENSEMBLE, groups=part.groups)
         except DataError:
-            found[fold] = None
-    return found
+            by_fold[fold] = None
+    return by_fold
 
 
-def _confused(truth: NDArray[Any], said: NDArray[Any], classes: int) -> NDArray[np.int64]:
+def _confused(truth: NDArray[Any], predicted: NDArray[Any], classes: int) -> NDArray[np.int64]:
     if truth.ndim == 2:
-        cells = 2 * truth.astype(np.int64) + said
+        cells = 2 * truth.astype(np.int64) + predicted
         return np.stack([np.bincount(column, minlength=4).reshape(2, 2) for column in cells.T])
-    return np.bincount(truth * classes + said, minlength=classes**2).reshape(classes, classes)
+    return np.bincount(truth * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def _last(competition: Competition) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """What the last predictions say of themselves, and the tables."""
     try:
-        table = prediction_files.read_table(submit.last_made(competition))
+        table = prediction_files.read_table(last_made(competition))
     except SubmissionError:
         return {}, {}
     return table.meta, table.predictions
@@ -298,8 +300,8 @@ def _histogram(judged: Judged, predicted: Any) -> dict[str, tuple[int, int]]:
 def _about(judged: Judged, report: Report) -> Iterator[str]:
     """What stands out of one target."""
     name = f"of {judged.target.name}, " if len(report.judged) > 1 else ""
-    if not judged.target.multilabel and (found := _confusions(judged)):
-        yield f"{name}most often mistaken: {'; '.join(found)}."
+    if not judged.target.multilabel and (confusions := _confusions(judged)):
+        yield f"{name}most often mistaken: {'; '.join(confusions)}."
     classes = judged.scores[ENSEMBLE].classes
     weak = min((label for label in classes if classes[label].support), key=lambda label: classes[label].f1, default="")
     if weak and classes[weak].f1 < 1:
@@ -315,9 +317,9 @@ def _about(judged: Judged, report: Report) -> Iterator[str]:
     for pair in judged.pairs:
         if pair.copies:
             yield f"{name}{pair.first} and {pair.second} are {pair.copies}: one of them is enough."
-    for member, one in judged.without.items():
-        if one.gain_low > 0:
-            yield f"{name}the plain mean gains {one.gain:.4f} without {member!r} (at least {one.gain_low:.4f}): leave it out."
+    for member, rest in judged.without.items():
+        if rest.gain_low > 0:
+            yield f"{name}the plain mean gains {rest.gain:.4f} without {member!r} (at least {rest.gain_low:.4f}): leave it out."
 
 
 def _confusions(judged: Judged, most: int = 3) -> list[str]:
@@ -342,8 +344,8 @@ def _next(report: Report) -> Iterator[str]:
         yield "There is no submission yet: toolkit submit"
     elif str(report.predictions.get("created", "")) > str(report.submission.get("created", "")):
         yield "The predictions are newer than submission.csv: toolkit submit"
-    if found := [code for code, _, _, seen in report.checks if seen]:
-        yield f"The submission was written with {len(found)} warnings ({', '.join(found)}): see its checks."
+    if codes := [code for code, _, _, seen in report.checks if seen]:
+        yield f"The submission was written with {len(codes)} warnings ({', '.join(codes)}): see its checks."
 
 
 def _json(path: Path) -> dict[str, Any]:

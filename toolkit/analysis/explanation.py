@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64, U8
+from toolkit.blending.combination import Combination
 from toolkit.core import voting
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Preprocess
-from toolkit.ensemble.run import views_for
+from toolkit.ensemble.combine import views_for
 from toolkit.errors import DataError
 from toolkit.images import render
 from toolkit.images.boxes import Box
@@ -26,12 +27,9 @@ from toolkit.workspace.competition import Competition, Target
 CELLS = 14  # places of the patch along each side
 PATCH = 2  # the patch is this many cells wide, so that neighbours overlap
 
-F64 = NDArray[np.float64]
-U8 = NDArray[np.uint8]
-
 
 @dataclass(frozen=True, eq=False)
-class Said:
+class Answer:
     """What one model says of one view: probabilities float64 [C] in the order of the target's classes."""
 
     model: str
@@ -52,7 +50,7 @@ class Explanation:
     path: Path
     target: str
     classes: tuple[str, ...]
-    answers: tuple[Said, ...]
+    answers: tuple[Answer, ...]
     combined: F64
     vote: str
     pixels: U8
@@ -75,12 +73,12 @@ class Explanation:
             "probabilities": dict(zip(self.classes, map(float, self.combined), strict=True)),
             "answers": [
                 {
-                    "model": one.model,
-                    "view": one.view,
-                    "weight": one.weight,
-                    "probabilities": dict(zip(self.classes, map(float, one.probabilities), strict=True)),
+                    "model": answer.model,
+                    "view": answer.view,
+                    "weight": answer.weight,
+                    "probabilities": dict(zip(self.classes, map(float, answer.probabilities), strict=True)),
                 }
-                for one in self.answers
+                for answer in self.answers
             ],
         }
 
@@ -96,9 +94,9 @@ def find(competition: Competition, named: str) -> tuple[str, Path]:
         return path.stem, path
     parts = [part for part in ("test", "train") if competition.path(getattr(competition, part).folder).is_dir()]
     for part in parts:
-        found = [file for name, file in competition.images(part) if name == named]  # type: ignore[arg-type]
-        if found:
-            return named, found[0]
+        files = [file for name, file in competition.images(part) if name == named]  # type: ignore[arg-type]
+        if files:
+            return named, files[0]
     raise DataError(f"{named!r} is neither a file nor the id of an image", hint="Give a path, or an id of train or test.")
 
 
@@ -106,11 +104,9 @@ def explain(
     competition: Competition,
     exports: Sequence[Export],
     named: str,
+    combination: Combination = Combination(),
     *,
     target: str = "",
-    tta: str = "none",
-    vote: str = "soft",
-    weights: str = "",
     device: str = "auto",
 ) -> Explanation:
     """Run every model and view on one image, then again with a patch at each place of a grid (occlusion: Zeiler & Fergus
@@ -122,22 +118,25 @@ def explain(
         ModelError, DeviceError: a session cannot be opened.
     """
     chosen = competition.target(target) if target else competition.targets[0]
+    vote = combination.vote
     if vote in voting.WHOLE_TABLE:
-        raise DataError(f"--vote {vote} ranks whole tables, one image has no rank", hint="Use --vote soft.")
+        raise DataError(f"vote {vote} ranks whole tables, one image has no rank", hint="Vote soft.", code="vote-soft")
     name, path = find(competition, named)
     data = render.read(path)
-    shares = share(exports, weights, higher_is_better=competition.score.higher_is_better)
+    shares = share(exports, combination.weights, higher_is_better=competition.score.higher_is_better)
     boxes = {box: competition.boxes.of(box, name, path) for box in {export.card.preprocess.box for export in exports}}
-    committee = _Committee(exports, views_for(exports, tta), shares, chosen, device, boxes)
+    committee = _Committee(exports, views_for(exports, combination.tta), shares, chosen, device, boxes)
     answers = committee.answers(data, str(path))
     first = exports[0].card.preprocess
     pixels = committee.pixels(data, str(path), first, "id")
-    merged = [np.mean([one.probabilities for one in answers if one.model == export.title], axis=0) for export in exports]
+    merged = [
+        np.mean([answer.probabilities for answer in answers if answer.model == export.title], axis=0) for export in exports
+    ]
     combined = _vote(merged, shares, vote, chosen)
     winner = int(combined.argmax())
     saliency = committee.saliency(data, str(path), winner, chosen)
     size = pixels.shape[1:]
-    grown = _grown(saliency, (size[0], size[1]))
+    grown = spread(saliency, (size[0], size[1]))
     return Explanation(
         name, path, chosen.name, chosen.classes, tuple(answers), combined, vote, pixels.transpose(1, 2, 0), grown
     )
@@ -168,15 +167,15 @@ class _Committee:
         decoded = render.decode(data, where, exif=preprocess.orientation == "exif")
         return render.cuts(decoded, preprocess, [parse(view)[0]], box=self.boxes[preprocess.box], where=where)[0]
 
-    def answers(self, data: bytes, where: str) -> list[Said]:
+    def answers(self, data: bytes, where: str) -> list[Answer]:
         """What every model says of each of its views."""
-        found = []
+        answers = []
         for export, weight in zip(self.exports, self.shares, strict=True):
             for view in self.views[export.digest]:
                 pixels = self.pixels(data, where, export.card.preprocess, view)
-                said = self._say(export, pixels[None], parse(view)[1])[0]
-                found.append(Said(export.title, view, said, weight / len(self.views[export.digest])))
-        return found
+                probabilities = self._say(export, pixels[None], parse(view)[1])[0]
+                answers.append(Answer(export.title, view, probabilities, weight / len(self.views[export.digest])))
+        return answers
 
     def saliency(self, data: bytes, where: str, winner: int, target: Target) -> F64:
         """The weighted fall of the winner's probability per cell, float64 (CELLS, CELLS); plain pixels, no views."""
@@ -185,7 +184,7 @@ class _Committee:
             if weight:
                 pixels = self.pixels(data, where, export.card.preprocess, "id")
                 before = self._say(export, pixels[None], "id")[0, winner]
-                after = self._say(export, _covered(pixels), "id")[:, winner]
+                after = self._say(export, covered(pixels), "id")[:, winner]
                 total += weight * (before - after).reshape(CELLS, CELLS)
         return total
 
@@ -200,14 +199,14 @@ class _Committee:
 def _vote(rows: Sequence[F64], weights: Sequence[float], how: str, target: Target) -> F64:
     """What the models say together, as one row; hard votes give 1 to the labels that won."""
     stack = np.stack(rows)[:, None, :]
-    made = voting.vote(stack, weights=np.asarray(weights), how=how, multilabel=target.multilabel)
-    if made.values is not None:
-        return np.asarray(made.values[0])
-    labels = np.asarray(made.labels)[0]
+    outcome = voting.vote(stack, weights=np.asarray(weights), how=how, multilabel=target.multilabel)
+    if outcome.values is not None:
+        return np.asarray(outcome.values[0])
+    labels = np.asarray(outcome.labels)[0]
     return np.asarray(labels, dtype=np.float64) if target.multilabel else np.eye(len(target.classes))[int(labels)]
 
 
-def _covered(pixels: U8) -> U8:
+def covered(pixels: U8) -> U8:
     """The image once per cell, a patch of its own mean colour there: uint8 (CELLS², 3, H, W)."""
     _, height, width = pixels.shape
     mean = np.rint(pixels.reshape(3, -1).mean(axis=1)).astype(np.uint8)
@@ -229,7 +228,7 @@ def _span(edges: F64, cell: int, spare: float, side: int) -> tuple[int, int]:
     return low, min(max(int(np.ceil(edges[cell + 1] + spare * step)), low + 1), side)
 
 
-def _grown(cells: F64, size: tuple[int, int]) -> F64:
+def spread(cells: F64, size: tuple[int, int]) -> F64:
     """Cells spread smoothly over the picture."""
     from PIL import Image
 

@@ -11,15 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.analysis.scores import per_class
+from toolkit.base.arrays import F64, Labels
 from toolkit.blending.nested import Estimate, compare, outer_folds, row_scores, score_of, units
 from toolkit.blending.objectives import decide
-from toolkit.blending.oof import Rows
+from toolkit.blending.oof import MemberRows
 from toolkit.core.metrics import Metric
 from toolkit.core.targets import class_order
 from toolkit.errors import DataError
-
-F64 = NDArray[np.float64]
-Labels = NDArray[Any]
 
 FLOOR = 1e-4  # of probabilities in likelihoods: one row that is certain and wrong must not outweigh hundreds
 CERTAIN = 4.0  # standard errors by which another class order must fit better: 3e-5 by chance
@@ -90,7 +88,7 @@ class Diagnosis:
         return asdict(self)
 
 
-def diagnose(rows: Rows, metric: Metric, *, draws: int = 1000, seed: int = 0) -> Diagnosis:
+def diagnose(rows: MemberRows, metric: Metric, *, draws: int = 1000, seed: int = 0) -> Diagnosis:
     """Look at every member, every pair and every fold.
 
     Raises:
@@ -98,30 +96,30 @@ def diagnose(rows: Rows, metric: Metric, *, draws: int = 1000, seed: int = 0) ->
     """
     truth, names = rows.truth.decided, rows.members
     mean = rows.stack.mean(axis=0)
-    said = {"": mean} | dict(zip(names, rows.stack, strict=True))
-    found = compare(truth, metric, said, baseline="", groups=rows.groups, draws=draws, seed=seed)
-    whole = found.pop("")
+    tables = {"": mean} | dict(zip(names, rows.stack, strict=True))
+    estimates = compare(truth, metric, tables, baseline="", groups=rows.groups, draws=draws, seed=seed)
+    whole = estimates.pop("")
     permuted = [permutation(rows, place, seed=seed) for place in range(len(names))]
-    odd = [one for place in range(len(names)) for one in odd_folds(rows, place, metric, seed=seed)]
+    odd = [finding for place in range(len(names)) for finding in odd_folds(rows, place, metric, seed=seed)]
     return Diagnosis(
-        found,
+        estimates,
         whole,
         ablation(rows, metric, draws=draws, seed=seed),
         tuple(pairs(rows)),
         _by_class(rows, mean),
-        tuple(one for one in permuted if one),
+        tuple(finding for finding in permuted if finding),
         tuple(odd),
         rows.notes,
         len(rows.ids),
     )
 
 
-def pairs(rows: Rows) -> list[Pair]:
+def pairs(rows: MemberRows) -> list[Pair]:
     """Every two members against each other."""
     truth = rows.truth.decided
     labels = [decide(table, truth) for table in rows.stack]
     wrong = [np.asarray(mine != truth).reshape(len(truth), -1) for mine in labels]
-    found = []
+    compared = []
     for a, b in combinations(range(len(labels)), 2):
         x, y = wrong[a].ravel().astype(np.float64), wrong[b].ravel().astype(np.float64)
         spread = float(x.std() * y.std())
@@ -132,31 +130,31 @@ def pairs(rows: Rows) -> list[Pair]:
         if not copies and gap.sum(axis=1).mean() < NEARLY and other.mean() < ALIKE:
             copies = "nearly identical"
         both = float((wrong[a].any(axis=1) & wrong[b].any(axis=1)).mean())
-        found.append(Pair(rows.members[a], rows.members[b], phi, float(other.mean()), both, copies))
-    return found
+        compared.append(Pair(rows.members[a], rows.members[b], phi, float(other.mean()), both, copies))
+    return compared
 
 
-def ablation(rows: Rows, metric: Metric, *, draws: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+def ablation(rows: MemberRows, metric: Metric, *, draws: int = 1000, seed: int = 0) -> dict[str, Estimate]:
     """The plain mean without each member, and what that gains over the mean of all; nothing for a member alone."""
     count = len(rows.members)
     if count < 2:
         return {}
     total = rows.stack.sum(axis=0)
-    said = {"": total / count}
-    said |= {name: (total - table) / (count - 1) for name, table in zip(rows.members, rows.stack, strict=True)}
-    found = compare(rows.truth.decided, metric, said, baseline="", groups=rows.groups, draws=draws, seed=seed)
-    return {name: found[name] for name in rows.members}
+    tables = {"": total / count}
+    tables |= {name: (total - table) / (count - 1) for name, table in zip(rows.members, rows.stack, strict=True)}
+    estimates = compare(rows.truth.decided, metric, tables, baseline="", groups=rows.groups, draws=draws, seed=seed)
+    return {name: estimates[name] for name in rows.members}
 
 
-def _by_class(rows: Rows, mean: F64) -> dict[str, dict[str, float]]:
+def _by_class(rows: MemberRows, mean: F64) -> dict[str, dict[str, float]]:
     """F1 of each class: of the plain mean (under "") and of every member."""
     truth = rows.truth.decided
     tables = {"": mean} | dict(zip(rows.members, rows.stack, strict=True))
-    f1 = {name: [one.f1 for one in per_class(truth, table)] for name, table in tables.items()}
+    f1 = {name: [class_score.f1 for class_score in per_class(truth, table)] for name, table in tables.items()}
     return {label: {name: f1[name][c] for name in tables} for c, label in enumerate(rows.truth.classes)}
 
 
-def permutation(rows: Rows, place: int, *, seed: int = 0) -> Permuted | None:
+def permutation(rows: MemberRows, place: int, *, seed: int = 0) -> Permuted | None:
     """Whether a member's columns stand in another order than their names say; None if not.
 
     The order in which columns speak most for the truth (an assignment problem) is found on all folds but one and tried on
@@ -250,7 +248,7 @@ def _like(order: NDArray[np.int64], classes: Sequence[str]) -> str:
     return ""
 
 
-def odd_folds(rows: Rows, place: int, metric: Metric, *, seed: int = 0) -> list[OddFold]:
+def odd_folds(rows: MemberRows, place: int, metric: Metric, *, seed: int = 0) -> list[OddFold]:
     """Folds whose score is further from the member's median fold than when rows (or groups) are dealt to folds at random."""
     if rows.folds is None:
         return []

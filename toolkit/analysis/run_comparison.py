@@ -55,13 +55,13 @@ class Comparison:
         """Scores with gains and verdicts, folds and settings side by side, for notebooks."""
         first, runs = next(iter(self.estimates), ""), list(self.estimates)
         scores = [
-            (name, e.score, e.low, e.high, *((None,) * 3 if name == first else (e.gain, e.gain_low, e.gain_high)), said)
+            (name, e.score, e.low, e.high, *((None,) * 3 if name == first else (e.gain, e.gain_low, e.gain_high)), per_run)
             for name, e in self.estimates.items()
-            for said in [self.verdicts.get(name, "")]
+            for per_run in [self.verdicts.get(name, "")]
         ]
         head = ("run", self.metric, "95 % from", "to", f"gain over {first}", "95 % from", "to", "")
-        folds = [(f"fold {fold}", *(said.get(name) for name in runs)) for fold, said in self.folds.items()]
-        settings = [(name, *(str(said.get(run)) for run in runs)) for name, said in self.differing.items()]
+        folds = [(f"fold {fold}", *(per_run.get(name) for name in runs)) for fold, per_run in self.folds.items()]
+        settings = [(name, *(str(per_run.get(run)) for run in runs)) for name, per_run in self.differing.items()]
         parts = [html.table(head, scores, caption=f"{self.target}, {self.rows:,} rows; {'; '.join(self.notes)}")]
         parts += [html.table(("", *runs), folds, caption=f"{self.metric} by fold")] if folds else []
         parts += [html.table(("setting", *runs), settings, caption="Settings that differ")] if settings else []
@@ -75,7 +75,7 @@ def read_run(competition: Competition, word: str) -> Run:
         DataError: no such run, no finished fold, a file that cannot be read, or folds that were trained otherwise.
     """
     folder = Path(word) if Path(word).is_dir() else competition.path("runs", word)
-    parts = {int(found[1]): path for path in folder.glob("fold*") if (found := re.fullmatch(r"fold(\d+)", path.name))}
+    parts = {int(match[1]): path for path in folder.glob("fold*") if (match := re.fullmatch(r"fold(\d+)", path.name))}
     finished = {fold: parts[fold] for fold in sorted(parts) if all((parts[fold] / name).exists() for name in _FILES)}
     if not finished:
         there = sorted(path.name for path in competition.path("runs").glob("*") if path.is_dir())
@@ -83,11 +83,15 @@ def read_run(competition: Competition, word: str) -> Run:
         raise DataError(f"{folder} has no finished fold", hint=hint)
     about = {fold: _about(path / "config.json") for fold, path in finished.items()}
     settings = next(iter(about.values()))["settings"]
-    if other := [fold for fold, said in about.items() if said["settings"] != settings]:
-        raise DataError(f"{folder}: fold {few(other)} was trained with other settings", hint="Train it again with --fresh.")
-    said = {fold: prediction_files.read_table(path / "oof.parquet").predictions for fold, path in finished.items()}
-    chosen = any(one.get("selected", "last") != "last" for one in about.values())
-    return Run(folder.resolve().name, settings, said, chosen)
+    if other := [fold for fold, told in about.items() if told["settings"] != settings]:
+        raise DataError(
+            f"{folder}: fold {few(other)} was trained with other settings",
+            hint="Train it again from the start.",
+            code="train-fresh",
+        )
+    tables = {fold: prediction_files.read_table(path / "oof.parquet").predictions for fold, path in finished.items()}
+    chosen = any(fold_about.get("selected", "last") != "last" for fold_about in about.values())
+    return Run(folder.resolve().name, settings, tables, chosen)
 
 
 def compare(competition: Competition, words: Sequence[str], *, draws: int = 1000) -> list[Comparison]:
@@ -100,48 +104,48 @@ def compare(competition: Competition, words: Sequence[str], *, draws: int = 1000
     names = [run.name for run in runs]
     if len(set(names)) < max(len(runs), 2):
         raise DataError(f"a comparison needs several runs, each once; there are {few(names)}")
-    shared = [t for t in competition.targets if all(t.name in said for run in runs for said in run.folds.values())]
+    shared = [t for t in competition.targets if all(t.name in by_target for run in runs for by_target in run.folds.values())]
     if not shared:
         raise DataError(f"{few(names)} do not predict a common target of {few(t.name for t in competition.targets)}")
     return [_of_target(competition, target, runs, draws) for target in shared]
 
 
-def verdict(one: Estimate, metric: Metric, rows: int, other: str) -> str:
+def verdict(estimate: Estimate, metric: Metric, rows: int, other: str) -> str:
     """A gain with its interval in words: better, worse, or how many more rows it would take to tell."""
-    said = f"{one.gain:+.5f} in {metric.name}, 95 % {one.gain_low:+.5f} to {one.gain_high:+.5f}"
-    if one.gain_low > 0 or one.gain_high < 0:
-        return f"{'better' if one.gain > 0 else 'worse'} than {other}: {said}"
-    width = (one.gain_high - one.gain_low) / 2
+    gain = f"{estimate.gain:+.5f} in {metric.name}, 95 % {estimate.gain_low:+.5f} to {estimate.gain_high:+.5f}"
+    if estimate.gain_low > 0 or estimate.gain_high < 0:
+        return f"{'better' if estimate.gain > 0 else 'worse'} than {other}: {gain}"
+    width = (estimate.gain_high - estimate.gain_low) / 2
     if width == 0:
         return f"the same as {other}: every row scores alike"
-    if abs(one.gain) < width / 100:
-        return f"cannot tell from {other}: {said}; the difference is next to nothing"
+    if abs(estimate.gain) < width / 100:
+        return f"cannot tell from {other}: {gain}; the difference is next to nothing"
     # an interval shrinks with the square root of the rows
-    more = _rounded(rows * ((width / abs(one.gain)) ** 2 - 1))
-    return f"cannot tell from {other}: {said}; a difference of this size takes about {more:,} more rows"
+    more = _rounded(rows * ((width / abs(estimate.gain)) ** 2 - 1))
+    return f"cannot tell from {other}: {gain}; a difference of this size takes about {more:,} more rows"
 
 
 def _of_target(competition: Competition, target: Target, runs: Sequence[Run], draws: int) -> Comparison:
     metric = competition.score
-    said = {run.name: concat(found[target.name] for found in run.folds.values()) for run in runs}
-    shared = set.intersection(*(set(table.ids) for table in said.values()))
-    ids = [name for name in said[runs[0].name].ids if name in shared]
+    tables = {run.name: concat(by_target[target.name] for by_target in run.folds.values()) for run in runs}
+    shared = set.intersection(*(set(table.ids) for table in tables.values()))
+    ids = [name for name in tables[runs[0].name].ids if name in shared]
     if not ids:
-        raise DataError(f"{few(said)} predict no row in common", hint="Train the same folds of both.")
+        raise DataError(f"{few(tables)} predict no row in common", hint="Train the same folds of both.")
     truth = competition.truth()[target.name].with_classes(target.classes).align(ids)
     stack = {}
-    for name, table in said.items():
+    for name, table in tables.items():
         values = table.align(ids).with_classes(target.classes).values
         if values is None:
             raise DataError(f"run {name!r} has labels only, and a comparison needs probabilities")
         stack[name] = values
     first = runs[0].name
-    found = nested.compare(truth.decided, metric, stack, baseline=first, groups=_groups(competition, ids), draws=draws)
-    others = {name: verdict(one, metric, len(ids), first) for name, one in found.items() if name != first}
+    estimates = nested.compare(truth.decided, metric, stack, baseline=first, groups=_groups(competition, ids), draws=draws)
+    others = {name: verdict(estimate, metric, len(ids), first) for name, estimate in estimates.items() if name != first}
     differing = _differing(runs)
     folds = _by_fold(runs, target, truth, metric)
     return Comparison(
-        target.name, competition.metric, len(ids), differing, folds, found, others, tuple(_notes(runs, differing, len(ids)))
+        target.name, competition.metric, len(ids), differing, folds, estimates, others, tuple(_notes(runs, differing, len(ids)))
     )
 
 
@@ -150,51 +154,50 @@ def _by_fold(runs: Sequence[Run], target: Target, truth: Predictions, metric: Me
     if len({run.settings.get("split") for run in runs}) > 1:
         return {}
     common = sorted(set.intersection(*(set(run.folds) for run in runs)))
-    found: dict[int, dict[str, float | None]] = {}
+    scores: dict[int, dict[str, float | None]] = {}
     for fold in common:
-        found[fold] = {}
+        scores[fold] = {}
         for run in runs:
             table = run.folds[fold][target.name]
             try:
-                found[fold][run.name] = table.score(metric, truth.align(table.ids))
+                scores[fold][run.name] = table.score(metric, truth.align(table.ids))
             except DataError:  # as ROC-AUC of a fold with one class
-                found[fold][run.name] = None
-    return found
+                scores[fold][run.name] = None
+    return scores
 
 
 def _differing(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     keys = dict.fromkeys(key for run in runs for key in run.settings if key not in NAMES)
     every = {key.removeprefix("config."): {run.name: run.settings.get(key) for run in runs} for key in keys}
-    return {key: said for key, said in every.items() if any(value != said[runs[0].name] for value in said.values())}
+    return {key: values for key, values in every.items() if any(value != values[runs[0].name] for value in values.values())}
 
 
 def _notes(runs: Sequence[Run], differing: Mapping[str, Mapping[str, Any]], rows: int) -> list[str]:
     """What keeps the comparison from being clean."""
-    found = []
+    notes = []
     first = runs[0]
     for run in runs[1:]:
-        changed = [key for key, said in differing.items() if said[run.name] != said[first.name]]
+        changed = [key for key, values in differing.items() if values[run.name] != values[first.name]]
         if len(changed) > 1:
-            found.append(f"{run.name} differs in {len(changed)} settings ({', '.join(changed)}): no telling which one did it")
+            notes.append(f"{run.name} differs in {len(changed)} settings ({', '.join(changed)}): no telling which one did it")
         elif not changed:
-            found.append(f"{run.name} has the settings of {first.name}: what differs is chance")
+            notes.append(f"{run.name} has the settings of {first.name}: what differs is chance")
     if "split" in differing:
-        found.append("the splits differ: rows are compared one by one, folds cannot be")
+        notes.append("the splits differ: rows are compared one by one, folds cannot be")
     if partial := [run.name for run in runs if sum(len(next(iter(s.values()))) for s in run.folds.values()) > rows]:
-        found.append(f"{', '.join(partial)} predicted more rows than the others; only the {rows:,} that all have count")
+        notes.append(f"{', '.join(partial)} predicted more rows than the others; only the {rows:,} that all have count")
     if chosen := [run.name for run in runs if run.selected]:
-        found.append(f"{', '.join(chosen)} chose epochs by the held-out rows: those scores are optimistic")
+        notes.append(f"{', '.join(chosen)} chose epochs by the held-out rows: those scores are optimistic")
     if all(run.settings.get("config.seeds", 1) == 1 for run in runs):
-        found.append("each was trained from one seed; the interval does not show what another seed would change")
-    return found
+        notes.append("each was trained from one seed; the interval does not show what another seed would change")
+    return notes
 
 
 def _groups(competition: Competition, ids: Sequence[str]) -> tuple[str, ...] | None:
-    path = competition.path("split.csv")
-    split = Split.read(path) if path.exists() else None
+    split = Split.if_made(competition)
     home = dict(zip(split.ids, split.groups, strict=True)) if split else {}
-    found = tuple(home.get(name, "") for name in ids)
-    return found if all(found) else None
+    groups = tuple(home.get(name, "") for name in ids)
+    return groups if all(groups) else None
 
 
 def _about(path: Path) -> dict[str, Any]:

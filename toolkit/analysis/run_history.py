@@ -51,25 +51,25 @@ class Spent:
 
 def curves(folder: Path) -> dict[str, dict[str, list[float]]]:
     """The columns of every fold's metrics.csv, by `member.fold<k>`; what cannot be read as numbers is left out."""
-    found = {}
+    by_run = {}
     for path in sorted(folder.glob("*/fold*/metrics.csv")):
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         columns = {name: _numbers([row.get(name) for row in rows]) for name in (rows[0] if rows else {})}
-        found[_name(path)] = {name: values for name, values in columns.items() if values}
-    return found
+        by_run[_name(path)] = {name: values for name, values in columns.items() if values}
+    return by_run
 
 
-def training(folder: Path, found: Curves) -> list[Fed]:
+def training(folder: Path, curves: Curves) -> list[Fed]:
     """How each run was fed, from its curves and what it says of itself in config.json."""
-    said = {_name(path): _feeding(path) for path in sorted(folder.glob("*/fold*/config.json"))}
+    feedings = {_name(path): _feeding(path) for path in sorted(folder.glob("*/fold*/config.json"))}
     rows = []
-    for run, columns in found.items():
-        one = said.get(run, {})
+    for run, columns in curves.items():
+        feeding = feedings.get(run, {})
         rate, waited = (float(median(columns[name])) if columns.get(name) else None for name in (RATE, WAITED))
         epochs = max(map(len, columns.values()), default=0)
-        words = str(one.get("said", "")).rpartition("; ")[2]
-        rows.append(Fed(run, epochs, rate, waited, _number(one.get("loader")), _number(one.get("model")), words))
+        words = str(feeding.get("said", "")).rpartition("; ")[2]
+        rows.append(Fed(run, epochs, rate, waited, _number(feeding.get("loader")), _number(feeding.get("model")), words))
     return [row for row in rows if row.rate is not None or row.loader is not None]
 
 
@@ -77,12 +77,12 @@ def predicting(store: Path, models: Sequence[Mapping[str, Any]]) -> list[Spent]:
     """Where the time went while predicting, the most first; `models` are those of the last predictions, known by name."""
     known = timings.read(store)
     names = {str(model.get("digest")): str(model.get("path")) for model in models}
-    total = sum(one.seconds for one in known.values())
+    total = sum(timing.seconds for timing in known.values())
     rows = []
-    for key, one in known.items():
+    for key, timing in known.items():
         model, _, how = key.partition(" ")
         what = "decoding, and all else that models waited for" if model == AROUND else names.get(model, f"model {model[:8]}")
-        rows.append(Spent(what, how, one.passes, one.seconds, one.seconds / total if total else 0.0))
+        rows.append(Spent(what, how, timing.passes, timing.seconds, timing.seconds / total if total else 0.0))
     return sorted(rows, key=lambda row: -row.seconds)
 
 
@@ -93,10 +93,10 @@ def _name(path: Path) -> str:
 def _feeding(path: Path) -> Mapping[str, Any]:
     """What a run measured of its feeding, of its last model; nothing where it did not, or it cannot be understood."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))["report"][-1]["feeding"]
+        feeding = json.loads(path.read_text(encoding="utf-8"))["report"][-1]["feeding"]
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return feeding if isinstance(feeding, dict) else {}
 
 
 def _number(value: Any) -> float | None:

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.blending.calibration import calibration_error, reliability, temperature
 from toolkit.blending.nested import Estimate, compare, nested, outer_folds, score_of, then
 from toolkit.blending.objectives import BRIER, area, decide
-from toolkit.blending.oof import Rows
+from toolkit.blending.oof import MemberRows
 from toolkit.core import metrics
 from toolkit.core.metrics import METRICS, Metric
 from toolkit.errors import DataError
-
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -65,12 +64,12 @@ class Scored:
         return whole(first) | {
             "rows": self.rows,
             "metrics": {name: whole(name) for name in self.metrics},
-            "classes": {name: _finite(asdict(one)) for name, one in self.classes.items()},
+            "classes": {name: _finite(asdict(class_score)) for name, class_score in self.classes.items()},
             "calibration": asdict(self.calibration) if self.calibration else None,
         }
 
 
-def score(rows: Rows, names: Sequence[str], *, calibration: bool = False) -> list[Scored]:
+def score(rows: MemberRows, names: Sequence[str], *, calibration: bool = False) -> list[Scored]:
     """Every member's table on each of these metrics.
 
     Raises:
@@ -79,7 +78,7 @@ def score(rows: Rows, names: Sequence[str], *, calibration: bool = False) -> lis
     return [_scored(rows, table, names, calibration=calibration) for table in rows.stack]
 
 
-def _scored(rows: Rows, table: F64, names: Sequence[str], *, calibration: bool) -> Scored:
+def _scored(rows: MemberRows, table: F64, names: Sequence[str], *, calibration: bool) -> Scored:
     truth = rows.truth.decided
     every = {name: METRICS[name] for name in names}
     whole = {
@@ -87,11 +86,11 @@ def _scored(rows: Rows, table: F64, names: Sequence[str], *, calibration: bool) 
     }
     numbers = [] if rows.folds is None else np.unique(rows.folds).tolist()
     folds = {name: {int(k): _of_fold(rows, table, metric, k) for k in numbers} for name, metric in every.items()}
-    found = dict(zip(rows.truth.classes, per_class(truth, table), strict=True))
-    return Scored(whole, folds, found, calibrated(rows, table) if calibration else None, len(rows.ids))
+    classes_scored = dict(zip(rows.truth.classes, per_class(truth, table), strict=True))
+    return Scored(whole, folds, classes_scored, calibrated(rows, table) if calibration else None, len(rows.ids))
 
 
-def _of_fold(rows: Rows, table: F64, metric: Metric, fold: int) -> float | None:
+def _of_fold(rows: MemberRows, table: F64, metric: Metric, fold: int) -> float | None:
     inside = rows.folds == fold
     try:
         return score_of(rows.truth.decided[inside], metric, table[inside])
@@ -107,27 +106,30 @@ def per_class(truth: NDArray[Any], table: F64) -> list[Class]:
     labels, classes = decide(table, truth), range(table.shape[1])
     yes = truth if truth.ndim == 2 else truth[:, None] == np.arange(table.shape[1])
     ours = labels if truth.ndim == 2 else labels[:, None] == np.arange(table.shape[1])
-    right, said, there = (yes & ours).sum(axis=0), ours.sum(axis=0), yes.sum(axis=0)
+    right, given, there = (yes & ours).sum(axis=0), ours.sum(axis=0), yes.sum(axis=0)
     return [
         Class(
             int(there[c]),
-            float(right[c] / max(said[c], 1)),
+            float(right[c] / max(given[c], 1)),
             float(right[c] / max(there[c], 1)),
-            float(2 * right[c] / max(said[c] + there[c], 1)),
+            float(2 * right[c] / max(given[c] + there[c], 1)),
             area(yes[:, c], np.ascontiguousarray(table[:, c])) if 0 < there[c] < len(yes) else np.nan,
         )
         for c in classes
     ]
 
 
-def calibrated(rows: Rows, table: F64) -> Calibrated:
+def calibrated(rows: MemberRows, table: F64) -> Calibrated:
     """How well confidence and being right agree, before and after a temperature per outer fold."""
     truth = rows.truth.decided
     folds = outer_folds(truth, groups=rows.groups) if rows.folds is None else rows.folds
     after = nested(table[None], truth, {"cool": then(lambda _stack, _truth: lambda rest: rest[0], temperature)}, folds)["cool"]
     before, cooled = (
-        tuple({key: float(value) for key, value in asdict(one).items()} for one in reliability(said, truth))
-        for said in (table, after)
+        tuple(
+            {key: float(value) for key, value in asdict(reliability_bin).items()}
+            for reliability_bin in reliability(probabilities, truth)
+        )
+        for probabilities in (table, after)
     )
     return Calibrated(reliable(truth, table), reliable(truth, after), temperature(table, truth).temperature, before, cooled)
 

@@ -133,8 +133,8 @@ def header(path: Path) -> list[str]:
 def _reason(error: Exception) -> str:
     """What pyarrow says, without the row's text, which may be long and the user's own."""
     text = str(error).splitlines()[0].removeprefix("CSV parse error: ")
-    if found := re.match(r"(?:Row #(\d+): )?Expected (\d+) columns, got (\d+)", text):
-        row, expected, got = found.groups()
+    if match := re.match(r"(?:Row #(\d+): )?Expected (\d+) columns, got (\d+)", text):
+        row, expected, got = match.groups()
         return f"{f'line {row} has' if row else 'a line has'} {got} cells where the header has {expected}"
     return "it is not UTF-8" if "UTF8" in text else text
 
@@ -146,12 +146,12 @@ def _missing_hint(names: Sequence[str], missing: Sequence[str]) -> str:
     return f"The file says {few(close)}: change one of the two." if close else "Name the right columns in competition.toml."
 
 
-def _check_unique(path: Path, found: Sequence[str], column: str) -> None:
-    names = set(found)
+def _check_unique(path: Path, ids: Sequence[str], column: str) -> None:
+    names = set(ids)
     if "" in names:
-        raise CompetitionError(f"{path}, line {found.index('') + 2}: the id column {column!r} is empty")
-    if len(names) < len(found):
-        repeated = [name for name, count in Counter(found).items() if count > 1]
+        raise CompetitionError(f"{path}, line {ids.index('') + 2}: the id column {column!r} is empty")
+    if len(names) < len(ids):
+        repeated = [name for name, count in Counter(ids).items() if count > 1]
         raise CompetitionError(
             f"{path}: {len(repeated):,} ids of column {column!r} appear more than once: {few(repeated)}",
             hint='Remove the repeats, or set per_id = "mean" in competition.toml if a row has several images.',

@@ -13,8 +13,8 @@ def seconds(text: str) -> float:
     Raises:
         DataError: it is written otherwise.
     """
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip())
-    if not found or not any(found.groups()):
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip())
+    if not match or not any(match.groups()):
         raise DataError(f"{text!r} is no span of time", hint="Write it as 8h30m, 45m or 90s.")
-    hours, minutes, rest = (int(part or 0) for part in found.groups())
+    hours, minutes, rest = (int(part or 0) for part in match.groups())
     return float(3600 * hours + 60 * minutes + rest)

@@ -64,8 +64,8 @@ class Table:
     def lengths(self) -> list[int]:
         """The width of each column, in cells, where nothing is folded."""
         every = [self.head, *self.rows] if self.head else self.rows
-        found = [max(map(width, column)) for column in zip(*every, strict=True)] or [0] * len(self.kinds)
-        return [max(found[0], self.key), *found[1:]]
+        widths = [max(map(width, column)) for column in zip(*every, strict=True)] or [0] * len(self.kinds)
+        return [max(widths[0], self.key), *widths[1:]]
 
 
 Part = str | Table  # a str is one line
@@ -83,7 +83,7 @@ def interval(low: float, high: float, digits: int = 5, *, sign: str = "") -> str
 
 def safe(text: str) -> str:
     """The text with what would steer a terminal written out (`\\x1b`, `\\n`, `\\u202e`): names are whatever others chose."""
-    return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
+    return _UNSAFE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def width(text: str) -> int:
@@ -115,12 +115,12 @@ def _pad(cell: str, place: tuple[str, int]) -> str:
 def to_json(record: Mapping[str, Any]) -> str:
     """One JSON object on one line, as strict parsers want it: null for what is no finite number, controls as escapes."""
     text = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
-    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _finite(one) for name, one in value.items()}
+        return {name: _finite(cell) for name, cell in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [_finite(cell) for cell in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

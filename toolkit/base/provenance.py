@@ -31,13 +31,13 @@ def now(timespec: str = "milliseconds") -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what takes part, where installed."""
-    found = {"toolkit": metadata.version("toolkit"), "python": ".".join(map(str, sys.version_info[:3]))}
+    known = {"toolkit": metadata.version("toolkit"), "python": ".".join(map(str, sys.version_info[:3]))}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            known[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return known
 
 
 def git_commit(folder: Path) -> str | None:
@@ -54,3 +54,8 @@ def portable(path: Path, root: Path) -> str:
     """A path as seen from the workspace; of one outside only the name, as the rest says where somebody's files are."""
     relative = os.path.relpath(path, root)
     return path.name if relative.startswith("..") else Path(relative).as_posix()
+
+
+def from_inside(path: Path, root: Path) -> str:
+    """A path as typed or configured in a workspace: relative where it lies inside, else whole, so that it leads there."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

@@ -37,11 +37,11 @@ def user_function(place: str) -> Callable[..., Any]:
             del sys.modules[module_name]
             raise ModelError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
     module = sys.modules[module_name]
-    found = getattr(module, name, None)
-    if not callable(found):
+    function = getattr(module, name, None)
+    if not callable(function):
         there = [word for word, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
         raise ModelError(f"{path} has no function {name!r}", hint=f"It has: {', '.join(there)}." if there else "")
-    return explained(found, place)
+    return explained(function, place)
 
 
 def explained(function: Callable[..., Any], place: str) -> Callable[..., Any]:

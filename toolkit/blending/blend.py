@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.base import html
+from toolkit.base.arrays import F64
 from toolkit.blending.calibration import Adjustment
 from toolkit.core.voting import VOTES, Vote, vote
 from toolkit.errors import DataError, few
-
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +105,7 @@ class Blend:
 
     def record(self, classes: Sequence[str]) -> dict[str, Any]:
         """Plain values; `temperature` and `thresholds` say again, for people, what `adjustment` says exactly."""
-        found: dict[str, Any] = {
+        record: dict[str, Any] = {
             "members": dict(zip(self.members, self.weights.tolist(), strict=True)),
             "vote": self.vote,
             "views": dict(self.views or {}),
@@ -117,26 +115,30 @@ class Blend:
             "adjustment": None,
         }
         if self.adjustment is not None:
-            one = self.adjustment
-            scale, bias = (dict(zip(classes, column.tolist(), strict=True)) for column in (one.scale, one.bias))
-            found["adjustment"] = {"how": self.adjusted, "scale": scale, "bias": bias, "multilabel": one.multilabel}
+            adjustment = self.adjustment
+            scale, bias = (dict(zip(classes, column.tolist(), strict=True)) for column in (adjustment.scale, adjustment.bias))
+            record["adjustment"] = {"how": self.adjusted, "scale": scale, "bias": bias, "multilabel": adjustment.multilabel}
             if self.adjusted == "temperature":
-                found["temperature"] = one.temperature
-            if not (one.scale != 1).any():
-                said = 1 / (1 + np.exp(one.bias)) if one.multilabel else np.exp(one.bias)
-                found["thresholds"] = dict(zip(classes, said.tolist(), strict=True))
-        return found
+                record["temperature"] = adjustment.temperature
+            if not (adjustment.scale != 1).any():
+                thresholds = 1 / (1 + np.exp(adjustment.bias)) if adjustment.multilabel else np.exp(adjustment.bias)
+                record["thresholds"] = dict(zip(classes, thresholds.tolist(), strict=True))
+        return record
 
 
 def cool(p: F64, temperature: float, *, multilabel: bool = False) -> F64:
-    """Probabilities [N, C] whose logits are divided by a temperature; 1 gives back the very same."""
+    """Probabilities [N, C] whose logits are divided by a temperature; 1 gives back the very same.
+
+    >>> cool(np.array([[0.8, 0.2]]), 2.0).round(3)
+    array([[0.667, 0.333]])
+    """
     if temperature == 1:
         return p
     classes = p.shape[1]
     return Adjustment(np.full(classes, 1 / temperature), np.zeros(classes), multilabel).apply(p)
 
 
-def read(record: Mapping[str, Any], classes: Sequence[str]) -> Blend:
+def read_blend(record: Mapping[str, Any], classes: Sequence[str]) -> Blend:
     """The blend that `Blend.record` wrote, its classes matched by name.
 
     Raises:
@@ -145,18 +147,18 @@ def read(record: Mapping[str, Any], classes: Sequence[str]) -> Blend:
     """
     members = {str(name): float(weight) for name, weight in record["members"].items()}
     warm = {name: float(value) for name, value in (record.get("temperatures") or {}).items()}
-    said, adjustment = record.get("adjustment"), None
-    if said:
-        if set(said["scale"]) != set(classes) or set(said["bias"]) != set(classes):
-            raise DataError(f"it was fitted to the classes {few(said['scale'])}, and there are {few(classes)}")
-        scale, bias = (np.array([float(said[what][name]) for name in classes]) for what in ("scale", "bias"))
-        adjustment = Adjustment(scale, bias, bool(said["multilabel"]))
+    stored, adjustment = record.get("adjustment"), None
+    if stored:
+        if set(stored["scale"]) != set(classes) or set(stored["bias"]) != set(classes):
+            raise DataError(f"it was fitted to the classes {few(stored['scale'])}, and there are {few(classes)}")
+        scale, bias = (np.array([float(stored[what][name]) for name in classes]) for what in ("scale", "bias"))
+        adjustment = Adjustment(scale, bias, bool(stored["multilabel"]))
     return Blend(
         tuple(members),
         np.array(list(members.values())),
         str(record.get("vote", "soft")),
         np.array([warm.get(name, 1.0) for name in members]),
         adjustment,
-        str(said["how"]) if said else "",
+        str(stored["how"]) if stored else "",
         dict(record.get("views") or {}),
     )

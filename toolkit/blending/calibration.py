@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64, Labels
 from toolkit.blending.objectives import EPS, decide
 from toolkit.core import metrics
 from toolkit.core.activations import sigmoid, softmax
 from toolkit.core.metrics import Metric
 from toolkit.errors import DataError
-
-F64 = NDArray[np.float64]
-Labels = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +39,10 @@ def temperature(p: F64, truth: Labels) -> Adjustment:
     """The one temperature with the least log-loss (convex in its inverse, found by Newton's method), kept in 0.01 to 100.
 
     Probabilities [N, C]; truth int64 [N], multilabel bool [N, C].
+
+    >>> sure = np.array([[0.99, 0.01], [0.99, 0.01]])  # and right in one row of two
+    >>> bool(temperature(sure, np.array([0, 1])).temperature > 10)
+    True
     """
     multilabel, classes = truth.ndim == 2, p.shape[1]
     if multilabel:  # every class of every row is a two-class question
@@ -50,9 +51,9 @@ def temperature(p: F64, truth: Labels) -> Adjustment:
     right = logits[np.arange(len(truth)), truth].mean()
     low, high, scale = 0.01, 100.0, 1.0
     for _ in range(100):
-        said = softmax(scale * logits)
-        mean = (said * logits).sum(axis=1)
-        slope, bend = mean.mean() - right, ((said * logits**2).sum(axis=1) - mean**2).mean()
+        p_scaled = softmax(scale * logits)
+        mean = (p_scaled * logits).sum(axis=1)
+        slope, bend = mean.mean() - right, ((p_scaled * logits**2).sum(axis=1) - mean**2).mean()
         low, high = (low, scale) if slope > 0 else (scale, high)
         step = slope / bend if bend > 0 else np.inf
         if abs(step) <= 1e-12 * scale or high - low <= 1e-12 * low:
@@ -75,21 +76,26 @@ def vector_scaling(p: F64, truth: Labels) -> Adjustment:
             error = sigmoid(z) - onehot
             value = np.logaddexp(0, np.where(truth, -z, z)).sum()
         else:
-            said = softmax(z)
-            error = said - onehot
-            value = -np.log(np.maximum(said[rows, truth], EPS)).sum()
+            probabilities = softmax(z)
+            error = probabilities - onehot
+            value = -np.log(np.maximum(probabilities[rows, truth], EPS)).sum()
         return float(value) / len(truth), np.concatenate([(error * logits).sum(axis=0), error.sum(axis=0)]) / len(truth)
 
     start = np.concatenate([np.ones(classes), np.zeros(classes)])
     bounds = [(0, None)] * classes + [(None, None)] * classes
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-13, "gtol": 1e-8})
-    return Adjustment(found.x[:classes], found.x[classes:], multilabel)
+    optimum = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-13, "gtol": 1e-8})
+    return Adjustment(optimum.x[:classes], optimum.x[classes:], multilabel)
 
 
 def factors(p: F64, truth: Labels, metric: Metric, *, widest: float = 16.0, points: int = 65) -> Adjustment:
     """A factor per class on its probability (multilabel: on its odds, which is a threshold) that makes a metric of labels best.
 
     One class at a time, over `points` factors between 1/`widest` and `widest` of the others', until none helps; 1 is preferred.
+
+    >>> from toolkit.core.metrics import METRICS
+    >>> p, truth = np.array([[0.6, 0.4], [0.9, 0.1]]), np.array([1, 0])  # the second class is never said
+    >>> factors(p, truth, METRICS["accuracy"]).apply(p).argmax(axis=1)
+    array([1, 0])
 
     Raises:
         DataError: the metric is not one of labels.
@@ -106,10 +112,10 @@ def factors(p: F64, truth: Labels, metric: Metric, *, widest: float = 16.0, poin
     while moved:
         moved = False
         for c in range(classes):
-            found = gains(truth, _others(logits + bias, c, multilabel=multilabel), logits[:, c], c, grid)
-            place = nearest[found[nearest].argmax()]
-            if found[place] > best + 1e-12:
-                best, bias[c], moved = float(found[place]), grid[place], True
+            shifted_gains = gains(truth, _others(logits + bias, c, multilabel=multilabel), logits[:, c], c, grid)
+            place = nearest[shifted_gains[nearest].argmax()]
+            if shifted_gains[place] > best + 1e-12:
+                best, bias[c], moved = float(shifted_gains[place]), grid[place], True
     return Adjustment(np.ones(classes), bias, multilabel)
 
 
@@ -127,7 +133,7 @@ def _f1_of(truth: Labels, others: tuple[Labels, F64], logit: F64, c: int, grid: 
     if truth.ndim == 2:
         turn = np.searchsorted(grid, rival - logit, side="left")
         mine = truth[:, c]
-        said, right = (yes.sum(axis=0)[None, :].repeat(len(grid), axis=0) for yes in (labels, labels & truth))
+        given, right = (yes.sum(axis=0)[None, :].repeat(len(grid), axis=0) for yes in (labels, labels & truth))
         theirs = truth.sum(axis=0)
     else:
         first = c < labels  # on a tie the first class wins
@@ -135,10 +141,10 @@ def _f1_of(truth: Labels, others: tuple[Labels, F64], logit: F64, c: int, grid: 
         size, mine, hit = int(max(truth.max(), labels.max(), c)) + 1, truth == c, truth == labels
         cells = turn * size + labels
         left, lost = (_upto(cells[rows], len(grid), size) for rows in (slice(None), hit))
-        said = np.bincount(labels, minlength=size) - left
+        given = np.bincount(labels, minlength=size) - left
         right, theirs = np.bincount(labels[hit], minlength=size) - lost, np.bincount(truth, minlength=size)
-    said[:, c], right[:, c] = _upto(turn, len(grid), 1)[:, 0], _upto(turn[mine], len(grid), 1)[:, 0]
-    total = said + theirs
+    given[:, c], right[:, c] = _upto(turn, len(grid), 1)[:, 0], _upto(turn[mine], len(grid), 1)[:, 0]
+    total = given + theirs
     return np.asarray((2 * right / np.maximum(total, 1)).sum(axis=1) / np.maximum((total > 0).sum(axis=1), 1))
 
 
@@ -150,6 +156,10 @@ def _upto(cells: NDArray[np.int64], points: int, size: int) -> NDArray[np.int64]
 
 def prior_shift(before: F64, after: F64, *, multilabel: bool = False) -> Adjustment:
     """From class shares [C] as in training to those known of the test set: probabilities × after / before (multilabel: odds).
+
+    >>> shift = prior_shift(np.array([0.5, 0.5]), np.array([0.8, 0.2]))
+    >>> shift.apply(np.array([[0.5, 0.5]]))
+    array([[0.8, 0.2]])
 
     Raises:
         DataError: shares that are not positive (multilabel: or not below 1), or of different lengths.
@@ -194,15 +204,18 @@ def reliability(p: F64, truth: Labels, *, bins: int = 15) -> list[Bin]:
     """Confidence against accuracy in bins of equal width, empty ones left out.
 
     Confidence is the largest probability of a row; multilabel: of every class, that of yes or of no, whichever is larger.
+
+    >>> [b.count for b in reliability(np.array([[0.9, 0.1], [0.6, 0.4], [0.35, 0.65]]), np.array([0, 0, 1]), bins=4)]
+    [2, 1]
     """
     decided = decide(p, truth)
     sure = np.maximum(p, 1 - p).ravel() if truth.ndim == 2 else p.max(axis=1)
     right = (decided == truth).ravel()
     place = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
-    found = []
+    table = []
     for b in np.unique(place):
         inside = place == b
-        found.append(
+        table.append(
             Bin(
                 float(b / bins),
                 float((b + 1) / bins),
@@ -211,11 +224,15 @@ def reliability(p: F64, truth: Labels, *, bins: int = 15) -> list[Bin]:
                 float(right[inside].mean()),
             )
         )
-    return found
+    return table
 
 
 def calibration_error(p: F64, truth: Labels, *, bins: int = 15) -> float:
-    """Expected calibration error (ECE): the mean gap between confidence and accuracy over `reliability`, weighted by rows."""
+    """Expected calibration error (ECE): the mean gap between confidence and accuracy over `reliability`, weighted by rows.
+
+    >>> round(calibration_error(np.array([[0.9, 0.1], [0.9, 0.1]]), np.array([0, 1])), 4)  # 0.9 sure, right in half
+    0.4
+    """
     table = reliability(p, truth, bins=bins)
     return sum(b.count * abs(b.confidence - b.accuracy) for b in table) / sum(b.count for b in table)
 

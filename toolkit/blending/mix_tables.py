@@ -12,17 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import arrow_csv, files, provenance
+from toolkit.base.arrays import F64, Labels
 from toolkit.blending import oof, outside_tables
 from toolkit.blending.blend import Blend
 from toolkit.blending.outside_tables import Reading
 from toolkit.core import prediction_files
+from toolkit.core.alignment import align_members, shared_ids, stack_values
 from toolkit.core.predictions import Predictions
 from toolkit.core.voting import Vote
 from toolkit.errors import DataError, few
-from toolkit.workspace.competition import Competition, Target
-
-F64 = NDArray[np.float64]
-Labels = NDArray[Any]
+from toolkit.workspace.competition import Competition
 
 _EVEN = 1e-12  # sums of different weights may differ in the last bits where exact arithmetic would tie
 
@@ -70,53 +69,42 @@ def mix(
     probabilities take part with the labels that they decide.
 
     Raises:
-        DataError: see `fitting.given`, `sources.read`; members without a table, tables of no member, weights that do not fit.
+        DataError: see `oof.read_blends`, `outside_tables.read`; members without a table or the reverse, odd weights.
         AlignmentError: tables over other rows or classes.
     """
     share = _weights(weights or "equal", list(paths)) if labels or weights else {}
     blends = {} if labels else _blends(competition, share, paths)
-    said, stacks, ties = {}, [], 0
+    combined, ballots, ties = {}, [], 0
     for target in competition.targets:
         read = partial(outside_tables.read, target=target, key=competition.sample_id, reading=reading)
-        found = {name: read(path) for name, path in paths.items()}
-        ids = oof.shared_ids(found, common=common)
-        if labels:
-            ballots = np.stack([table.align(ids).with_classes(target.classes).decided for table in found.values()])
-            outcome = _voted(ballots, np.array([share[one] for one in found]), len(target.classes))
+        tables = {name: read(path) for name, path in paths.items()}
+        aligned = align_members(tables, shared_ids(tables, common=common), target.classes)
+        blend = None if labels else blends[target.name].among(aligned)
+        voters = blend.members if blend else aligned
+        ballots.append([aligned[name].decided for name in voters])
+        if blend:
+            outcome = blend.apply(stack_values(aligned, blend.members), multilabel=target.multilabel)
         else:
-            rows = _probable(found, blends[target.name], ids, target)
-            ballots = np.stack([table.decided for table in rows])
-            stack = np.stack([oof.values_of(table) for table in rows])
-            outcome = blends[target.name].among(found).apply(stack, multilabel=target.multilabel)
-        said[target.name] = Predictions(
-            target.name, outcome.kind, ids, target.classes, outcome.values, outcome.labels, multilabel=target.multilabel
-        )
-        stacks.append(list(ballots))
+            outcome = _voted(np.stack(ballots[-1]), np.array([share[name] for name in voters]), len(target.classes))
+        combined[target.name] = outcome.predictions(next(iter(aligned.values())))
         ties += int(outcome.ties.sum())
     meta: dict[str, Any] = {"vote": "hard", "ties": {"all": ties}}
     if blends:
         first = next(iter(blends.values()))
         share = {n: w for n, w in zip(first.members, first.weights.tolist(), strict=True) if n in paths}
         meta |= {"vote": first.vote, "blend": {t.name: blends[t.name].record(t.classes) for t in competition.targets}}
-    path = _written(competition, name, output, said, paths, share, meta)
-    return Mixed(path, said, share, agreement(stacks), ties)
+    path = _written(competition, name, output, combined, paths, share, meta)
+    return Mixed(path, combined, share, agreement(ballots), ties)
 
 
 def _blends(competition: Competition, share: Mapping[str, float], paths: Mapping[str, Path]) -> dict[str, Blend]:
     """What to do per target: a mean where weights were given, else what blend.json says."""
     if share:
         return {target.name: Blend(tuple(share), np.array(list(share.values()))) for target in competition.targets}
-    blends = oof.given(competition)
+    blends = oof.read_blends(competition)
     for blend in blends.values():
         _check(blend, paths)
     return blends
-
-
-def _probable(found: Mapping[str, Predictions], blend: Blend, ids: Sequence[str], target: Target) -> list[Predictions]:
-    """The tables of a blend's members, in its order; all must hold probabilities."""
-    if odd := [name for name, table in found.items() if table.kind != "probabilities"]:
-        raise DataError(f"{few(odd)} holds labels, and this blend needs probabilities", hint="Use --labels for a vote.")
-    return [found[name].align(ids).with_classes(target.classes) for name in blend.members if name in found]
 
 
 def _voted(ballots: Labels, weights: F64, classes: int) -> Vote:
@@ -128,6 +116,10 @@ def majority(ballots: Labels, weights: F64, classes: int) -> tuple[Labels, NDArr
     """The labels with most weight and where that was even, from int64 [M, N] (multilabel: bool [M, N, C], class by class).
 
     An even vote goes to the first member that voted for one of those tied.
+
+    >>> labels, tied = majority(np.array([[0, 1], [1, 1], [2, 0]]), np.array([1.0, 1.0, 1.0]), 3)
+    >>> labels, tied  # the first row ties: who was named first decides
+    (array([0, 1]), array([ True, False]))
     """
     share = weights / weights.sum()
     if ballots.ndim == 3:
@@ -146,32 +138,41 @@ def majority(ballots: Labels, weights: F64, classes: int) -> tuple[Labels, NDArr
 
 
 def agreement(targets: Sequence[Sequence[Labels]]) -> F64:
-    """The share of rows that each two members label alike in every target, float64 [M, M]."""
+    """The share of rows that each two members label alike in every target, float64 [M, M].
+
+    >>> agreement([[np.array([0, 1]), np.array([0, 0])]])
+    array([[1. , 0.5],
+           [0.5, 1. ]])
+    """
     count = len(targets[0])
-    found = np.eye(count)
+    shares = np.eye(count)
     for a in range(count):
         for b in range(a):
             same = [member[a] == member[b] for member in targets]
-            whole = np.logical_and.reduce([one.all(axis=1) if one.ndim == 2 else one for one in same])
-            found[a, b] = found[b, a] = float(whole.mean())
-    return found
+            whole = np.logical_and.reduce([alike.all(axis=1) if alike.ndim == 2 else alike for alike in same])
+            shares[a, b] = shares[b, a] = float(whole.mean())
+    return shares
 
 
 def _weights(text: str, names: Sequence[str]) -> dict[str, float]:
-    """What --weights says of tables: `equal`, a number for each in their order, or `a=0.7,b=0.3`; summing to 1."""
+    """The weights of tables: `equal`, a number for each in their order, or `a=0.7,b=0.3`; summing to 1."""
     try:
         if text == "equal":
             given = dict.fromkeys(names, 1.0)
         elif "=" in text:
-            given = {name: float(value) for name, value in outside_tables.pairs(text, "--weights").items()}
+            given = {name: float(value) for name, value in outside_tables.pairs(text, "weights", code="table-weights").items()}
         else:
             given = dict(zip(names, map(float, text.split(",")), strict=True))
     except ValueError as error:
         raise DataError(
-            f"--weights {text!r} does not fit {len(names)} tables: {error}", hint=f"The order is: {', '.join(names)}."
+            f"weighting {text!r} does not fit {len(names)} tables: {error}",
+            hint=f"The order is: {', '.join(names)}.",
+            code="table-weights",
         ) from None
     if unknown := [name for name in given if name not in names]:
-        raise DataError(f"--weights names {few(unknown)}, and there is no such table", hint=f"There are: {', '.join(names)}.")
+        raise DataError(
+            f"the weighting names {few(unknown)}, and there is no such table", hint=f"There are: {', '.join(names)}."
+        )
     numbers = np.array([given.get(name, 0.0) for name in names])
     if not (np.isfinite(numbers).all() and (numbers >= 0).all() and numbers.any()):
         raise DataError(f"weights must not be negative or all zero, got {numbers.tolist()}")
@@ -197,7 +198,7 @@ def _written(
     competition: Competition,
     name: str,
     output: Path | None,
-    said: Mapping[str, Predictions],
+    combined: Mapping[str, Predictions],
     paths: Mapping[str, Path],
     weights: Mapping[str, float],
     meta: Mapping[str, Any],
@@ -205,27 +206,27 @@ def _written(
     """Write the predictions and what they were made of."""
     made_of = [
         {
-            "member": one,
+            "member": member,
             "path": provenance.portable(path.resolve(), competition.root.resolve()),
             "sha256": files.sha256(path),
-            "weight": weights.get(one, 0.0),
+            "weight": weights.get(member, 0.0),
         }
-        for one, path in paths.items()
+        for member, path in paths.items()
     ]
     whole = {"created": provenance.now(), "name": name, "models": [], "sources": made_of, "view_set": "none"} | dict(meta)
     path = output or competition.path("predictions", f"{name}.parquet")
     if path.suffix == ".csv":
-        return files.write(path, lambda file: arrow_csv.write(file, _frame(said, competition.sample_id)))
-    return prediction_files.write_table(path, said, whole)
+        return files.write(path, lambda file: arrow_csv.write(file, _frame(combined, competition.sample_id)))
+    return prediction_files.write_table(path, combined, whole)
 
 
-def _frame(said: Mapping[str, Predictions], key: str) -> Any:
+def _frame(combined: Mapping[str, Predictions], key: str) -> Any:
     """Predictions as text: the id and, per target, its label or a column per class."""
     import pandas as pd
 
-    several = len(said) > 1
-    columns: dict[str, Any] = {key: next(iter(said.values())).ids}
-    for name, table in said.items():
+    several = len(combined) > 1
+    columns: dict[str, Any] = {key: next(iter(combined.values())).ids}
+    for name, table in combined.items():
         if table.labels is not None and not table.multilabel:
             columns[name] = [table.classes[i] for i in table.labels]
             continue

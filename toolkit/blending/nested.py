@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64, Labels
 from toolkit.blending.calibration import Adjustment
 from toolkit.blending.objectives import BRIER, EPS, decide
 from toolkit.blending.weighers import fit_weights
@@ -16,8 +17,6 @@ from toolkit.core import metrics
 from toolkit.core.metrics import Metric
 from toolkit.errors import DataError
 
-F64 = NDArray[np.float64]
-Labels = NDArray[Any]
 Rule = Callable[[F64], F64]  # tables [M, n, C] → what is said of their rows, [n, C]
 Chooser = Callable[[F64, Labels], Rule]  # looks at some rows' tables and truth, and settles on a rule
 
@@ -34,9 +33,9 @@ class Estimate:
     gain_high: float
 
 
-def weigher(how: str, metric: Metric, **options: Any) -> Chooser:
+def weigher(how: str, metric: Metric, options: Mapping[str, Any] | None = None) -> Chooser:
     """A chooser of blend weights: one of WEIGHERS with its options."""
-    return lambda stack, truth: fit_weights(stack, truth, metric, how, **options).apply
+    return lambda stack, truth: fit_weights(stack, truth, metric, how, options).apply
 
 
 def then(choose: Chooser, adjust: Callable[[F64, Labels], Adjustment]) -> Chooser:
@@ -55,23 +54,32 @@ def nested(stack: F64, truth: Labels, choosers: Mapping[str, Chooser], folds: ND
 
     Rows of one group must share their fold, as `outer_folds` and split.csv see to.
 
+    >>> truth, folds = np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])
+    >>> stack = np.stack([np.eye(2)[truth], np.full((4, 2), 0.5)])
+    >>> nested(stack, truth, {"best": weigher("best_single", metrics.METRICS["accuracy"])}, folds)["best"].argmax(axis=1)
+    array([0, 1, 0, 1])
+
     Raises:
         DataError: fewer than two folds.
     """
     numbers = np.unique(folds)
     if len(numbers) < 2:
         raise DataError("a nested score needs at least two folds", hint="Leave the folds out, or use a split with more.")
-    said = {name: np.empty(stack.shape[1:]) for name in choosers}
+    predicted = {name: np.empty(stack.shape[1:]) for name in choosers}
     for number in numbers:
         kept, out = np.flatnonzero(folds != number), np.flatnonzero(folds == number)
         seen, unseen = stack.take(kept, axis=1), stack.take(out, axis=1)
         for name, choose in choosers.items():
-            said[name][out] = choose(seen, truth[kept])(unseen)
-    return said
+            predicted[name][out] = choose(seen, truth[kept])(unseen)
+    return predicted
 
 
 def outer_folds(truth: Labels, count: int = 5, *, groups: Sequence[str] | None = None, seed: int = 0) -> NDArray[np.int64]:
     """Folds [N] for `nested`: classes spread evenly (by a group's commonest class), groups never torn.
+
+    >>> folds = outer_folds(np.array([0, 0, 1, 1]), 2)
+    >>> sorted(folds[:2].tolist()), sorted(folds[2:].tolist())  # each class is spread
+    ([0, 1], [0, 1])
 
     Raises:
         DataError: fewer rows or groups than folds.
@@ -96,7 +104,7 @@ def outer_folds(truth: Labels, count: int = 5, *, groups: Sequence[str] | None =
 def compare(
     truth: Labels,
     metric: Metric,
-    said: Mapping[str, F64],
+    tables: Mapping[str, F64],
     *,
     baseline: str = "uniform",
     groups: Sequence[str] | None = None,
@@ -110,13 +118,19 @@ def compare(
     Every draw takes the same rows (with `groups`, whole groups) from all tables, so that gains are compared within a draw.
     `widen` stretches the intervals of tables by name: see `widening`.
 
+    >>> truth = np.array([0, 1] * 20)
+    >>> tables = {"uniform": np.full((40, 2), 0.5), "blend": np.eye(2)[truth]}
+    >>> estimate = compare(truth, metrics.METRICS["accuracy"], tables)["blend"]
+    >>> estimate.score, estimate.gain, estimate.gain_low > 0
+    (1.0, 0.5, True)
+
     Raises:
         DataError: no draw has a score, as when all rows are of one class.
     """
     unit, members = units(groups, len(truth))
-    score = _resampled(truth, metric, list(said.values()))
+    score = _resampled(truth, metric, list(tables.values()))
     rng = np.random.default_rng(seed)
-    drawn = np.full((draws, len(said)), np.nan)
+    drawn = np.full((draws, len(tables)), np.nan)
     for draw in range(draws):
         counts = np.bincount(rng.integers(0, members, members, dtype=np.int32), minlength=members)
         drawn[draw] = score(counts if groups is None else counts[unit])
@@ -124,16 +138,16 @@ def compare(
     if not len(drawn):
         raise DataError(f"{metric.name} cannot be had from any resample of these {len(truth):,} rows")
     once = score(np.ones(len(truth), dtype=np.int64))
-    place, sign = list(said).index(baseline), metric.gain(1.0)
+    place, sign = list(tables).index(baseline), metric.gain(1.0)
     tails = [(1 - level) / 2, (1 + level) / 2]
-    found = {}
-    for column, name in enumerate(said):
+    estimates = {}
+    for column, name in enumerate(tables):
         stretch = (widen or {}).get(name, 1.0)
         gain, gains = sign * (once[column] - once[place]), sign * (drawn[:, column] - drawn[:, place])
         low, high = once[column] + stretch * (np.quantile(drawn[:, column], tails) - once[column])
         gain_low, gain_high = gain + stretch * (np.quantile(gains, tails) - gain)
-        found[name] = Estimate(*map(float, (once[column], low, high, gain + 0.0, gain_low, gain_high)))
-    return found
+        estimates[name] = Estimate(*map(float, (once[column], low, high, gain + 0.0, gain_low, gain_high)))
+    return estimates
 
 
 def widening(folds: int) -> float:
@@ -141,41 +155,44 @@ def widening(folds: int) -> float:
 
     Resampled rows do not show that other rows would have led to other choices. Nadeau and Bengio (2003) add a share of
     test to training rows to the variance: 1/K becomes 1/K + 1/(K - 1).
+
+    >>> round(widening(5), 2)
+    1.5
     """
     return float(np.sqrt(1 + folds / (folds - 1)))
 
 
 def decide_between(how: str, nested_estimate: Estimate, metric: Metric) -> tuple[str, str]:
     """The default rule: which of `how` and "uniform" to use, and a sentence that says why."""
-    one = nested_estimate
+    estimate = nested_estimate
     if how == "uniform":
         return how, "uniform: the plain mean was asked for, there is nothing to compare"
-    interval = f"95 % interval {one.gain_low:+.5f} to {one.gain_high:+.5f}"
-    gain = f"nested gain over the plain mean in {metric.name}: {one.gain:+.5f}, {interval}"
-    if one.gain_low > 0:
+    interval = f"95 % interval {estimate.gain_low:+.5f} to {estimate.gain_high:+.5f}"
+    gain = f"nested gain over the plain mean in {metric.name}: {estimate.gain:+.5f}, {interval}"
+    if estimate.gain_low > 0:
         return how, f"{how}: {gain}, above zero throughout"
     return "uniform", f"uniform: {gain}, " + (
-        f"so {how} is worse" if one.gain_high < 0 else f"so {how} cannot be told from noise"
+        f"so {how} is worse" if estimate.gain_high < 0 else f"so {how} cannot be told from noise"
     )
 
 
-def _resampled(truth: Labels, metric: Metric, said: Sequence[F64]) -> Callable[[NDArray[np.int64]], F64]:
+def _resampled(truth: Labels, metric: Metric, tables: Sequence[F64]) -> Callable[[NDArray[np.int64]], F64]:
     """How to score every table [N, C] when row n counts `counts[n]` times: [tables]; NaN where the draw has no score."""
-    losses = row_scores(truth, metric, said)
+    losses = row_scores(truth, metric, tables)
     if losses is not None:
         return lambda counts: np.asarray(losses @ counts.astype(np.float64) / counts.sum())
     if metric.score is metrics.roc_auc:
-        return _areas(truth, said)
+        return _areas(truth, tables)
     if metric.score is metrics.macro_f1 and truth.ndim == 1:
-        labels, size = [values.argmax(axis=1) for values in said], said[0].shape[1]
+        labels, size = [values.argmax(axis=1) for values in tables], tables[0].shape[1]
         return lambda counts: np.array([_weighted_f1(truth, mine, counts, size) for mine in labels])
 
     def again(counts: NDArray[np.int64]) -> F64:
         rows = np.repeat(np.arange(len(truth)), counts)
         try:
-            return np.array([score_of(truth[rows], metric, values[rows]) for values in said])
+            return np.array([score_of(truth[rows], metric, values[rows]) for values in tables])
         except DataError:  # a draw without one of the classes
-            return np.full(len(said), np.nan)
+            return np.full(len(tables), np.nan)
 
     return again
 
@@ -185,36 +202,36 @@ def score_of(truth: Labels, metric: Metric, values: F64) -> float:
     return metric.score(truth, decide(values, truth) if metric.accepts == "labels" else values)
 
 
-def row_scores(truth: Labels, metric: Metric, said: Sequence[F64]) -> F64 | None:
+def row_scores(truth: Labels, metric: Metric, tables: Sequence[F64]) -> F64 | None:
     """Scores of single rows [tables, N] for metrics that are their mean; None for others."""
     rows = np.arange(len(truth))
     if metric.score is metrics.log_loss:
         if truth.ndim == 2:
-            clipped = [np.clip(values, EPS, 1 - EPS) for values in said]
+            clipped = [np.clip(values, EPS, 1 - EPS) for values in tables]
             return np.stack([-np.where(truth, np.log(p), np.log1p(-p)).mean(axis=1) for p in clipped])
-        return np.stack([-np.log(np.maximum(p[rows, truth] / p.sum(axis=1), EPS)) for p in said])
+        return np.stack([-np.log(np.maximum(p[rows, truth] / p.sum(axis=1), EPS)) for p in tables])
     if metric.score is BRIER.score:
-        onehot = truth if truth.ndim == 2 else truth[:, None] == np.arange(said[0].shape[1])
-        return np.stack([((p - onehot) ** 2).sum(axis=1) for p in said])
+        onehot = truth if truth.ndim == 2 else truth[:, None] == np.arange(tables[0].shape[1])
+        return np.stack([((p - onehot) ** 2).sum(axis=1) for p in tables])
     if metric.rows is not None:
-        given = [decide(values, truth) if metric.accepts == "labels" else values for values in said]
+        given = [decide(values, truth) if metric.accepts == "labels" else values for values in tables]
         return np.stack([metric.rows(truth, values) for values in given])
     return None
 
 
-def _areas(truth: Labels, said: Sequence[F64]) -> Callable[[NDArray[np.int64]], F64]:
+def _areas(truth: Labels, tables: Sequence[F64]) -> Callable[[NDArray[np.int64]], F64]:
     """ROC-AUC of every table: each column is sorted once, and a draw only counts along it."""
-    classes = said[0].shape[1]
+    classes = tables[0].shape[1]
     onehot = truth if truth.ndim == 2 else truth[:, None] == np.arange(classes)
     # two exclusive classes whose columns mirror each other have one area
-    one = truth.ndim == 1 and classes == 2 and all(np.abs(p.sum(axis=1) - 1).max(initial=0) < 1e-12 for p in said)
-    columns = [c for c in ([1] if one else range(classes)) if 0 < onehot[:, c].sum() < len(onehot)]
-    ready = [[_sorted(onehot[:, c], values[:, c]) for c in columns] for values in said]
+    mirrored = truth.ndim == 1 and classes == 2 and all(np.abs(p.sum(axis=1) - 1).max(initial=0) < 1e-12 for p in tables)
+    columns = [c for c in ([1] if mirrored else range(classes)) if 0 < onehot[:, c].sum() < len(onehot)]
+    ready = [[_sorted(onehot[:, c], values[:, c]) for c in columns] for values in tables]
 
     def score(counts: NDArray[np.int64]) -> F64:
         areas = np.array([[_weighted_area(*parts, counts) for parts in table] for table in ready])
         usable = np.isfinite(areas).all(axis=0)
-        return np.asarray(areas[:, usable].mean(axis=1)) if usable.any() else np.full(len(said), np.nan)
+        return np.asarray(areas[:, usable].mean(axis=1)) if usable.any() else np.full(len(tables), np.nan)
 
     return score
 

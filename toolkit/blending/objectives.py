@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64, Labels
 from toolkit.core import metrics
 from toolkit.core.metrics import METRICS, Metric, brier
-
-F64 = NDArray[np.float64]
-Labels = NDArray[Any]
 
 EPS = float(np.finfo(np.float64).eps)
 ROUNDING = 1e-12
@@ -54,7 +52,11 @@ def objective(stack: F64, truth: Labels, metric: Metric) -> Objective:
 
 
 def decide(values: F64, truth: Labels) -> Labels:
-    """Labels of the truth's own shape: the first of the largest values, or every class at 0.5 and above."""
+    """Labels of the truth's own shape: the first of the largest values, or every class at 0.5 and above.
+
+    >>> decide(np.array([[0.3, 0.7]]), np.array([0])), decide(np.array([[0.3, 0.7]]), np.array([[True, True]]))
+    (array([1]), array([[False,  True]]))
+    """
     return values >= 0.5 if truth.ndim == 2 else values.argmax(axis=1)
 
 
@@ -75,7 +77,11 @@ def quadratic(stack: F64, truth: Labels) -> tuple[F64, F64, float]:
 
 
 def area(positive: NDArray[np.bool_], score: F64) -> float:
-    """Area under the ROC curve of one class, ties counted half; both kinds of row must be there."""
+    """Area under the ROC curve of one class, ties counted half; both kinds of row must be there.
+
+    >>> area(np.array([False, True, False, True]), np.array([0.1, 0.4, 0.4, 0.8]))
+    0.875
+    """
     if score.min() >= 0 and score.max() < 2:
         # such a float's bits order as it does and leave the top two free: one sort with the label as last bit, no argsort
         keys = np.sort((np.abs(score).view(np.uint64) << np.uint64(1)) | positive)

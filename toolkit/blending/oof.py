@@ -12,20 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import files
-from toolkit.blending import blend as combining
+from toolkit.base.arrays import F64
 from toolkit.blending import outside_tables
-from toolkit.blending.blend import Blend
+from toolkit.blending.blend import Blend, read_blend
 from toolkit.blending.calibration import prior_shift
 from toolkit.blending.outside_tables import Reading
 from toolkit.blending.plan_selection import Verdict, judge, plans
 from toolkit.core import prediction_files
+from toolkit.core.alignment import align_members, shared_ids, stack_values
 from toolkit.core.predictions import Predictions
 from toolkit.errors import AlignmentError, DataError, few
 from toolkit.images.views import written
 from toolkit.workspace.competition import Competition, Target
 from toolkit.workspace.split import Split
 
-F64 = NDArray[np.float64]
 Tables = Mapping[str, Path]
 
 SCHEMA = 2
@@ -33,7 +33,7 @@ FILE = "blend.json"
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class MemberRows:
     """Members over the same rows: values [M, N, C], truth, and each row's fold (int64 [N]) and group where a split says so.
 
     `views` are the view sets their tables were made with, `notes` what may surprise.
@@ -48,7 +48,7 @@ class Rows:
     views: Mapping[str, str]
     notes: tuple[str, ...] = ()
 
-    def take(self, rows: NDArray[np.int64]) -> Rows:
+    def take(self, rows: NDArray[np.int64]) -> MemberRows:
         """The given rows, in that order."""
         return replace(
             self,
@@ -66,12 +66,12 @@ def find_tables(competition: Competition, words: Sequence[str] = ()) -> dict[str
     Raises:
         DataError: none were named and oof/ has none, or two have one name.
     """
-    found = outside_tables.named(words or [str(path) for path in sorted(competition.path("oof").glob("*.parquet"))])
-    if not found:
+    tables = outside_tables.named(words or [str(path) for path in sorted(competition.path("oof").glob("*.parquet"))])
+    if not tables:
         raise DataError(
             f"{competition.path('oof')} has no tables", hint="Train first (python recipes/<recipe>.py), or name tables."
         )
-    return found
+    return tables
 
 
 def chosen_by(path: Path) -> str:
@@ -90,7 +90,7 @@ def read_members(
     common: bool = False,
     reading: Reading | None = None,
     labels: bool = False,
-) -> Rows:
+) -> MemberRows:
     """The members' probabilities of one target, rows joined by id and classes by name; `common` keeps the rows all share.
 
     With `labels` tables of labels are taken as well, as if they were certain.
@@ -99,61 +99,41 @@ def read_members(
         DataError: a table that cannot be read, without this target, or of labels or scores.
         AlignmentError: tables of different rows, other classes, or rows of which the truth is not known.
     """
-    said = {name: probabilities(competition, path, target, reading, labels=labels) for name, path in paths.items()}
+    tables = {name: probabilities(competition, path, target, reading, labels=labels) for name, path in paths.items()}
     metas = {name: _meta(path) for name, path in paths.items()}
-    said_views = {name: str(meta.get("view_set") or meta.get("tta") or "none") for name, meta in metas.items()}
-    views = {name: sets for name, sets in said_views.items() if sets != "none" and "=" not in sets}
-    rows = rows_of(competition, target, said, common=common)
+    view_sets = {name: str(meta.get("view_set") or meta.get("tta") or "none") for name, meta in metas.items()}
+    views = {name: sets for name, sets in view_sets.items() if sets != "none" and "=" not in sets}
+    rows = rows_of(competition, target, tables, common=common)
     return replace(rows, views=views, notes=tuple(other_splits(competition, metas)))
 
 
-def rows_of(competition: Competition, target: Target, said: Mapping[str, Predictions], *, common: bool = False) -> Rows:
+def rows_of(competition: Competition, target: Target, tables: Mapping[str, Predictions], *, common: bool = False) -> MemberRows:
     """Tables of probabilities beside the truth, joined by id and class.
 
     Raises:
         AlignmentError: see `read_members`.
     """
     truth = competition.truth()[target.name].with_classes(target.classes)
-    ids = shared_ids(said, common=common)
+    ids = shared_ids(tables, common=common)
     if common:
         known = set(truth.ids)
-        ids = tuple(one for one in ids if one in known)
+        ids = tuple(row_id for row_id in ids if row_id in known)
     if not ids:
         raise AlignmentError("the tables share no ids", hint="Ids are compared as text: '7' and '007' differ.")
-    stack = np.stack([values_of(table.align(ids).with_classes(target.classes)) for table in said.values()])
-    folds, groups = _split(competition, ids)
-    return Rows(tuple(said), ids, stack, truth.align(ids), folds, groups, {})
-
-
-def shared_ids(said: Mapping[str, Predictions], *, common: bool) -> tuple[str, ...]:
-    """The ids of tables that must have the same, in the order of the first; with `common`, those that all have.
-
-    Raises:
-        AlignmentError: tables over different ids, unless `common`.
-    """
-    first = next(iter(said))
-    ids = said[first].ids
-    for name, table in said.items():
-        differing = set(table.ids) ^ set(ids)
-        if differing and not common:
-            raise AlignmentError(
-                f"{first!r} and {name!r} cover different rows: {len(differing):,} ids are in one of them only, "
-                f"as {few(sorted(differing))}",
-                hint="Use --fit-on common to keep the rows that all tables share.",
-            )
-        ids = tuple(one for one in ids if one not in differing)
-    return ids
+    stack = stack_values(align_members(tables, ids, target.classes))
+    folds, groups = _folds_and_groups(competition, ids)
+    return MemberRows(tuple(tables), ids, stack, truth.align(ids), folds, groups, {})
 
 
 def other_splits(competition: Competition, metas: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A sentence if members were trained on another split than the workspace's, or than each other."""
-    path = competition.path("split.csv")
-    here = {Split.read(path).digest} if path.exists() else set()
-    said = {name: str(meta["split"]) for name, meta in metas.items() if meta.get("split")}
-    if len(here | set(said.values())) < 2:
+    split = Split.if_made(competition)
+    here = {split.digest} if split else set()
+    digests = {name: str(meta["split"]) for name, meta in metas.items() if meta.get("split")}
+    if len(here | set(digests.values())) < 2:
         return []
-    usual = next(iter(here)) if here else max(said.values(), key=list(said.values()).count)
-    other = [name for name, split in said.items() if split != usual]
+    usual = next(iter(here)) if here else max(digests.values(), key=list(digests.values()).count)
+    other = [name for name, split in digests.items() if split != usual]
     return [f"{', '.join(other)} comes from another split: each row is still out of fold, folds do not compare row by row"]
 
 
@@ -172,15 +152,15 @@ def fit(
 ) -> tuple[Path, dict[str, Verdict]]:
     """Judge the members of every target and write blend.json; the verdicts by target.
 
-    `weighers`, `votes` and `calibrate` are tried in every combination, those that may pay where empty (`judging.plans`).
+    `weighers`, `votes` and `calibrate` are tried in every combination, those that may pay where empty (`plan_selection.plans`).
     `prior` is what is known of the classes of the test set, `cat=0.5,dog=0.5`.
 
     Raises:
         DataError, AlignmentError: see `read_members` and `judge`; a prior that is none, or several targets and a prior.
     """
-    verdicts, said = {}, {}
+    verdicts, records = {}, {}
     if prior and len(competition.targets) > 1:
-        raise DataError("--test-prior speaks of one target, and there are several")
+        raise DataError("class shares of the test set are of one target, and there are several", code="prior-of-one-target")
     for target in competition.targets:
         rows = read_members(competition, target, paths, common=common, reading=reading)
         every = plans(competition.score, weighers, votes, calibrate, multilabel=target.multilabel)
@@ -192,8 +172,8 @@ def fit(
             raise DataError("stacking has no weight per member to write", hint="Use another weigher.")
         blend = replace(verdict.blend, views=rows.views)
         verdicts[target.name] = replace(verdict, blend=with_prior(blend, rows.truth, prior) if prior else blend)
-        said[target.name] = _record(verdicts[target.name], rows, len(every), prior)
-    document = {"schema": SCHEMA, "metric": competition.metric, "targets": said}
+        records[target.name] = _record(verdicts[target.name], rows, len(every), prior)
+    document = {"schema": SCHEMA, "metric": competition.metric, "targets": records}
     return files.write_text(competition.path(FILE), json.dumps(document, indent=2, ensure_ascii=False) + "\n"), verdicts
 
 
@@ -203,26 +183,23 @@ def with_prior(blend: Blend, truth: Predictions, prior: str) -> Blend:
     Raises:
         DataError: shares that are missing, unknown, not above zero or (of classes that exclude each other) do not sum to 1.
     """
-    said = outside_tables.pairs(prior, "--test-prior")
-    if set(said) != set(truth.classes):
-        differing = sorted(set(said) ^ set(truth.classes))
-        raise DataError(f"--test-prior needs a share for each class, and only those: {few(differing)}")
+    shares = outside_tables.pairs(prior, "test prior", code="test-prior")
+    if differing := sorted(set(shares) ^ set(truth.classes)):
+        raise DataError(f"the test prior needs a share for each class, and only those: {few(differing)}", code="test-prior")
     try:
-        after = np.array([float(said[name]) for name in truth.classes])
+        after = np.array([float(shares[name]) for name in truth.classes])
     except ValueError as error:
-        raise DataError(f"--test-prior: {error}", hint="For example --test-prior cat=0.5,dog=0.5") from None
+        raise DataError(f"the test prior's shares are numbers: {error}", code="test-prior") from None
     if not truth.multilabel and abs(after.sum() - 1) > 0.01:
-        raise DataError(f"--test-prior: the shares sum to {after.sum():.4g}, not 1")
-    labels = truth.decided
-    before = labels.mean(axis=0) if truth.multilabel else np.bincount(labels, minlength=len(after)) / len(labels)
+        raise DataError(f"the test prior's shares sum to {after.sum():.4g}, not 1", code="test-prior")
     after = after if truth.multilabel else after / after.sum()
-    shift = prior_shift(before, after, multilabel=truth.multilabel)
+    shift = prior_shift(truth.class_shares, after, multilabel=truth.multilabel)
     if blend.adjustment is not None:
         shift = replace(shift, scale=blend.adjustment.scale, bias=blend.adjustment.bias + shift.bias)
     return replace(blend, adjustment=shift, adjusted="+".join(filter(None, (blend.adjusted, "prior"))))
 
 
-def given(competition: Competition) -> dict[str, Blend]:
+def read_blends(competition: Competition) -> dict[str, Blend]:
     """The blend of every target that blend.json holds.
 
     Raises:
@@ -236,7 +213,7 @@ def given(competition: Competition) -> dict[str, Blend]:
         targets = document["targets"]
         if missing := [target.name for target in competition.targets if target.name not in targets]:
             raise DataError(f"{path} says nothing of target {few(missing)}, only of {few(targets)}", hint=_AGAIN)
-        return {target.name: combining.read(targets[target.name], target.classes) for target in competition.targets}
+        return {target.name: read_blend(targets[target.name], target.classes) for target in competition.targets}
     except FileNotFoundError:
         raise DataError(f"{path} does not exist", hint="Run `toolkit blend` first.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -245,7 +222,7 @@ def given(competition: Competition) -> dict[str, Blend]:
 
 def views_of(blends: Mapping[str, Blend]) -> str:
     """The view sets that the members' tables were made with, as `--tta` takes them; of the first target that names any."""
-    sets = next((dict(one.views) for one in blends.values() if one.views), {})
+    sets = next((dict(blend.views) for blend in blends.values() if blend.views), {})
     members = next(iter(blends.values())).members
     return written({name: sets.get(name, "none") for name in members}) if sets else "none"
 
@@ -253,7 +230,7 @@ def views_of(blends: Mapping[str, Blend]) -> str:
 _AGAIN = "Run `toolkit blend` again."
 
 
-def _record(verdict: Verdict, rows: Rows, tried: int, prior: str) -> dict[str, Any]:
+def _record(verdict: Verdict, rows: MemberRows, tried: int, prior: str) -> dict[str, Any]:
     """What blend.json says of a target."""
     assert verdict.blend is not None
     return verdict.blend.record(rows.truth.classes) | {
@@ -275,16 +252,16 @@ def probabilities(
     """A file's probabilities of a target; with `labels` those of labels, as if they were certain.
 
     Raises:
-        DataError: see `sources.read`; it holds labels or scores.
+        DataError: see `outside_tables.read`; it holds labels or scores.
     """
-    found = outside_tables.read(path, target, key=competition.id, reading=reading)
-    if found.labels is not None and labels:
-        values = found.labels if found.multilabel else np.eye(len(found.classes))[found.labels]
-        return replace(found, kind="probabilities", values=values.astype(np.float64), labels=None)
-    if found.kind != "probabilities":
-        hint = "Labels can be voted on: toolkit blend --labels" if found.kind == "labels" else ""
-        raise DataError(f"{path} holds {found.kind}, and blending needs probabilities", hint=hint)
-    return found
+    table = outside_tables.read(path, target, key=competition.id, reading=reading)
+    if table.labels is not None and labels:
+        values = table.labels if table.multilabel else np.eye(len(table.classes))[table.labels]
+        return replace(table, kind="probabilities", values=values.astype(np.float64), labels=None)
+    if table.kind != "probabilities":
+        code = "labels-to-vote" if table.kind == "labels" else ""
+        raise DataError(f"{path} holds {table.kind}, and blending needs probabilities", code=code)
+    return table
 
 
 def _meta(path: Path) -> Mapping[str, Any]:
@@ -295,16 +272,9 @@ def _meta(path: Path) -> Mapping[str, Any]:
         return {}
 
 
-def values_of(table: Predictions) -> F64:
-    """The values of a table that is known to have them."""
-    assert table.values is not None
-    return table.values
-
-
-def _split(competition: Competition, ids: Sequence[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
+def _folds_and_groups(competition: Competition, ids: Sequence[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
     """Folds and groups of these rows, where split.csv has all of them; else groups alone, where the truth names a column."""
-    path = competition.path("split.csv")
-    split = Split.read(path) if path.exists() else None
+    split = Split.if_made(competition)
     place = {name: i for i, name in enumerate(split.ids)} if split else {}
     if split is None or not set(ids) <= set(place):
         return None, _groups(competition, ids)
@@ -320,5 +290,5 @@ def _groups(competition: Competition, ids: Sequence[str]) -> tuple[str, ...] | N
     if not competition.group or competition.group not in frame.columns:
         return None
     home = dict(zip(frame[competition.id], frame[competition.group], strict=True))
-    found = tuple(home.get(name, "") for name in ids)
-    return found if all(found) else None
+    groups = tuple(home.get(name, "") for name in ids)
+    return groups if all(groups) else None

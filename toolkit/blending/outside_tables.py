@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.base import csv_text
+from toolkit.base.arrays import F64
 from toolkit.core import prediction_files
 from toolkit.core.activations import sigmoid, softmax
 from toolkit.core.predictions import Predictions
@@ -22,7 +22,6 @@ from toolkit.workspace.competition import Competition, Images
 if TYPE_CHECKING:
     import pandas as pd
 
-F64 = NDArray[np.float64]
 
 SUFFIXES = (".parquet", ".csv", ".npz")
 ROUNDED = 0.02  # rows that sum to 1 within this were rounded (18 classes at two digits: 0.09 at worst, 0.012 as a rule)
@@ -49,34 +48,40 @@ def named(words: Sequence[str]) -> dict[str, Path]:
 
     Files of toolkit (Parquet) keep their whole name.
 
+    >>> list(named(["b4_oof.csv", "vit=preds.npz"]))
+    ['b4', 'vit']
+
     Raises:
         DataError: two tables of one name.
     """
-    found: dict[str, Path] = {}
+    tables: dict[str, Path] = {}
     for word in words:
         name, mark, rest = word.partition("=")
         path = Path(rest if mark and not Path(word).exists() else word)
         if path == Path(word):
             name = path.stem if path.suffix == ".parquet" else _PART.sub("", path.stem)
-        if name in found:
-            raise DataError(f"two tables are called {name!r}", hint=f"Name them: {name}={found[name]} other={path}")
-        found[name] = path
-    return found
+        if name in tables:
+            raise DataError(f"two tables are called {name!r}", hint=f"Name them: {name}={tables[name]} other={path}")
+        tables[name] = path
+    return tables
 
 
-def pairs(text: str, option: str) -> dict[str, str]:
-    """`a=b,c=d` as a mapping.
+def pairs(text: str, what: str, *, code: str = "") -> dict[str, str]:
+    """`a=b,c=d` as a mapping; `what` and `code` say in the error which it is.
+
+    >>> pairs("p0=cat,p1=dog", "columns")
+    {'p0': 'cat', 'p1': 'dog'}
 
     Raises:
         DataError: a part without `=`, or a name said twice.
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for part in filter(None, text.split(",")):
         name, mark, value = part.partition("=")
-        if not mark or not name or not value or name in found:
-            raise DataError(f"{option}: {part!r} is not a pair of its own", hint=f"For example {option} p0=cat,p1=dog.")
-        found[name] = value
-    return found
+        if not mark or not name or not value or name in values:
+            raise DataError(f"{what}: {part!r} is not a pair of its own", hint="Pairs are written a=b,c=d.", code=code)
+        values[name] = value
+    return values
 
 
 def competition_of(
@@ -89,11 +94,13 @@ def competition_of(
     """
     if truth is None:
         if label or group:
-            raise CompetitionError("--label and --group name columns of --truth, which is not given")
-        found = Competition.find(start)
-        return replace(found, metric=metric) if metric else found
+            raise CompetitionError(
+                "a label or group column was named, and no table of true labels that has it", code="truth-table"
+            )
+        workspace = Competition.find(start)
+        return replace(workspace, metric=metric) if metric else workspace
     if metric is None:
-        raise CompetitionError("--truth does not say how predictions are scored", hint="Name it: --metric NAME")
+        raise CompetitionError("a table of true labels does not say how predictions are scored", code="truth-metric")
     return competition(truth, label=label, key=key, metric=metric, group=group)
 
 
@@ -112,9 +119,7 @@ def competition(truth: Path, *, label: str = "", key: str = "", metric: str = "a
     rest = [name for name in frame.columns if name not in (key, group)]
     chosen = wanted or [name for name in rest if name.casefold() in {"label", "target", "class", "ans", "y"}] or rest
     if len(chosen) != 1 and not wanted:
-        raise CompetitionError(
-            f"{truth}: which column is the label? It has {few(rest, limit=12)}", hint="Name it: --label COLUMN"
-        )
+        raise CompetitionError(f"{truth}: which column is the label? It has {few(rest, limit=12)}", code="label-column")
     csv_text.read(truth, columns=[key, *chosen, *([group] if group else [])], unique=key)
     if len(chosen) > 1:
         target = Target("label", "multilabel", tuple(chosen))
@@ -139,8 +144,8 @@ def read(path: Path, target: Target, *, key: str = "id", reading: Reading | None
         AlignmentError: ids that repeat, or other classes.
     """
     how = reading or Reading()
-    if path.suffix == ".parquet" and (found := _own(path, target)) is not None:
-        return found
+    if path.suffix == ".parquet" and (table := _own(path, target)) is not None:
+        return table
     ids, columns = _columns(path, how.id or key, asked=bool(how.id))
     columns = _renamed(columns, how.names, path)
     names = _class_columns(list(columns), target.classes, path)
@@ -149,7 +154,7 @@ def read(path: Path, target: Target, *, key: str = "id", reading: Reading | None
             return _grid(path, target, ids, np.stack([_numbers(columns[n], n, ids, path) for n in names], axis=1), how)
         return _single(path, target, ids, columns, how)
     except AlignmentError as error:
-        raise AlignmentError(f"{path}: {error.message}", hint=error.hint) from error
+        raise AlignmentError(f"{path}: {error.message}", hint=error.hint, code=error.code) from error
 
 
 def _own(path: Path, target: Target) -> Predictions | None:
@@ -164,10 +169,10 @@ def _own(path: Path, target: Target) -> Predictions | None:
         metadata = {prediction_files.KEY: b""}  # read_table says what is wrong with it
     if prediction_files.KEY not in metadata:
         return None
-    found = prediction_files.read_table(path).predictions
-    if target.name not in found:
-        raise DataError(f"{path} has no target {target.name!r}, only {few(found)}")
-    return found[target.name]
+    tables = prediction_files.read_table(path).predictions
+    if target.name not in tables:
+        raise DataError(f"{path} has no target {target.name!r}, only {few(tables)}")
+    return tables[target.name]
 
 
 def _columns(path: Path, key: str, *, asked: bool) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -189,7 +194,7 @@ def _columns(path: Path, key: str, *, asked: bool) -> tuple[tuple[str, ...], dic
     else:
         raise DataError(f"{path} is no table that can be read", hint=f"Save it as {', '.join(SUFFIXES)}.")
     if asked and key not in columns:
-        raise DataError(f"{path} has no column {key!r}; it has {few(columns, limit=12)}", hint="Name the id column with --id.")
+        raise DataError(f"{path} has no column {key!r}; it has {few(columns, limit=12)}", code="id-column")
     place = _key(list(columns), key, path)
     ids = tuple(map(str, columns.pop(place)))
     return ids, {name: cells for name, cells in columns.items() if name and not name.startswith("Unnamed:")}
@@ -202,7 +207,7 @@ def _key(names: Sequence[str], key: str, path: Path) -> str:
     alike = [name for name in names if name.casefold() in _IDS]
     place = alike[0] if len(alike) == 1 else names[0]
     if len(alike) > 1 or not place or place.startswith("Unnamed:"):
-        raise DataError(f"{path}: which column is the id? It has {few(names, limit=12)}", hint="Name it: --id COLUMN")
+        raise DataError(f"{path}: which column is the id? It has {few(names, limit=12)}", code="id-column")
     return place
 
 
@@ -233,10 +238,10 @@ _NPZ = "np.savez(FILE, ids=ids, classes=class_names, probabilities=p) says all t
 
 
 def _renamed(columns: Mapping[str, Any], names: Mapping[str, str], path: Path) -> dict[str, Any]:
-    """The columns under the names that `--columns` gives them; a class named twice is refused."""
+    """The columns under our names for them (theirs → ours); a class named twice is refused."""
     new = [names.get(name, name) for name in columns]
     if repeated := sorted({name for name in new if new.count(name) > 1}):
-        raise DataError(f"{path}: several columns stand for {few(repeated)}", hint="Mend --columns.")
+        raise DataError(f"{path}: several columns stand for {few(repeated)}", code="class-columns")
     return dict(zip(new, columns.values(), strict=True))
 
 
@@ -252,23 +257,20 @@ def _class_columns(columns: Sequence[str], classes: Sequence[str], path: Path) -
     frames = {
         (before, after)
         for name in columns
-        for before, found, after in [name.partition(classes[0])]
-        if found and all(f"{before}{c}{after}" in there for c in classes)
+        for before, match, after in [name.partition(classes[0])]
+        if match and all(f"{before}{c}{after}" in there for c in classes)
     }
     if len(frames) > 1:
         shown = [f"{before}{classes[0]}{after}" for before, after in sorted(frames)]
-        raise DataError(f"{path}: several columns may be class {classes[0]!r}: {few(shown)}", hint=_SAY)
+        raise DataError(f"{path}: several columns may be class {classes[0]!r}: {few(shown)}", code="class-columns")
     if not frames:
         return []
     before, after = frames.pop()
     ours = [f"{before}{c}{after}" for c in classes]
     others = [n for n in columns if n not in ours and n.startswith(before) and n.endswith(after)]
     if others and before + after:
-        raise AlignmentError(f"{path} has columns for classes that are not known: {few(others)}", hint=_SAY)
+        raise AlignmentError(f"{path} has columns for classes that are not known: {few(others)}", code="class-columns")
     return ours
-
-
-_SAY = "Say which name in the file is which class: --columns theirs=ours,…"
 
 
 def _single(path: Path, target: Target, ids: tuple[str, ...], columns: Mapping[str, Any], how: Reading) -> Predictions:
@@ -290,14 +292,15 @@ def _single(path: Path, target: Target, ids: tuple[str, ...], columns: Mapping[s
     if not name and not (target.factors and set(target.factors) <= set(columns)):
         missing = [c for c in target.classes if c not in columns]
         raise AlignmentError(
-            f"{path} has no column for class {few(missing)}, and none of labels; it has {few(columns, limit=8)}", hint=_SAY
+            f"{path} has no column for class {few(missing)}, and none of labels; it has {few(columns, limit=8)}",
+            code="class-columns",
         )
     frame = pd.DataFrame({n: [how.names.get(str(c), str(c)) for c in cells] for n, cells in columns.items()}, dtype="str")
     frame = frame.rename(columns={name: target.column}) if name else frame
     try:
         return target.truth(frame, ids, str(path))
     except CompetitionError as error:
-        raise AlignmentError(error.message, hint=f"{error.hint} {_SAY}".strip()) from error
+        raise AlignmentError(error.message, hint=error.hint, code="class-columns") from error
 
 
 def _numbers(cells: Any, name: str, ids: Sequence[str], path: Path) -> F64:
@@ -342,7 +345,7 @@ def _grid(path: Path, target: Target, ids: tuple[str, ...], values: F64, how: Re
         seen = f"values lie between {low:.4g} and {high:.4g}"
         seen += "" if target.multilabel else f", rows sum to {sums.min():.4g} to {sums.max():.4g}"
         raise DataError(
-            f"{path} does not hold probabilities: {seen}", hint="If they are logits, say --logits; else normalise each row."
+            f"{path} does not hold probabilities: {seen}", hint="Unless they are logits, normalise each row.", code="logits"
         )
     if odd:
         values = sigmoid(values) if target.multilabel else softmax(values)

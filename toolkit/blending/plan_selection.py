@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import html
+from toolkit.base.arrays import F64, Labels
 from toolkit.blending.blend import Blend, cool
 from toolkit.blending.calibration import ADJUSTMENTS, Adjustment, temperature
 from toolkit.blending.nested import (
@@ -30,16 +31,13 @@ from toolkit.core.metrics import Metric
 from toolkit.core.voting import vote
 from toolkit.errors import DataError
 
-F64 = NDArray[np.float64]
-Labels = NDArray[Any]
-
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
     """What `judge` found: estimates by name ("best_single", "uniform", "in_sample", "nested"), and what to use and why.
 
     `weights` were fitted to all rows by the weigher of the plan that is `chosen`; `blend` is the whole of that plan's outcome,
-    None for stacking. `picks` counts in how many outer folds each plan was the one chosen, `said` holds what the nested
+    None for stacking. `picks` counts in how many outer folds each plan was the one chosen, `predicted` holds what the nested
     choice says of each row, float64 [N, C].
     """
 
@@ -49,7 +47,7 @@ class Verdict:
     weights: Weights
     blend: Blend | None
     picks: Mapping[str, int]
-    said: F64
+    predicted: F64
 
     def _repr_html_(self) -> str:
         """The estimates side by side, for notebooks."""
@@ -59,7 +57,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BlendPlan:
     """One way to blend: a weigher, a vote, and what is calibrated: nothing, "members" before the vote, or one of ADJUSTMENTS.
 
     Weights are learned on the weighted mean, whatever the vote.
@@ -93,11 +91,14 @@ CALIBRATIONS = ("", "members", *ADJUSTMENTS)
 
 def plans(
     metric: Metric, weighers: Sequence[str] = (), votes: Sequence[str] = (), calibrate: Sequence[str] = (), *, multilabel: bool
-) -> list[Plan]:
+) -> list[BlendPlan]:
     """Every combination that makes sense for the metric, the simplest first; what is left empty is filled with what may pay.
 
     That is: the mean and one learned weight per member; soft and geometric vote, for labels hard, for ranks rank; and for
     probabilities a temperature, for macro-F1 and its like a factor per class.
+
+    >>> [plan.name for plan in plans(metrics.METRICS["accuracy"], votes=["soft", "hard"], multilabel=False)]
+    ['uniform', 'uniform, hard vote', 'greedy', 'greedy, hard vote']
 
     Raises:
         DataError: none of the combinations suits the metric.
@@ -110,20 +111,20 @@ def plans(
         votes or tuple(filter(None, ("soft", "geometric", third))),
         calibrate or (("",) if metric.score is metrics.accuracy else after),
     )
-    found = [plan for plan in (Plan(*one) for one in every) if plan.suits(metric, multilabel=multilabel)]
-    if not found:
+    suitable = [plan for plan in (BlendPlan(*parts) for parts in every) if plan.suits(metric, multilabel=multilabel)]
+    if not suitable:
         raise DataError(
             f"no combination of this weigher, vote and calibration suits {metric.name}, a metric of {metric.accepts}",
             hint="Hard votes and factors decide labels, rank votes make scores, temperatures need probabilities.",
         )
-    return found
+    return suitable
 
 
 @dataclass(frozen=True, eq=False)
 class _Fitted:
     """A plan with its numbers, as settled on some rows."""
 
-    plan: Plan
+    plan: BlendPlan
     weights: Weights
     temperatures: F64
     adjustment: Adjustment | None = None
@@ -140,8 +141,8 @@ class _Fitted:
 
     def apply(self, stack: F64) -> F64:
         """What the plan says of tables [M, n, C]."""
-        said = self.before(_cooled(stack, self.temperatures, multilabel=self.multilabel))
-        return said if self.adjustment is None else self.adjustment.apply(said)
+        blended = self.before(_cooled(stack, self.temperatures, multilabel=self.multilabel))
+        return blended if self.adjustment is None else self.adjustment.apply(blended)
 
     def blend(self, members: Sequence[str]) -> Blend | None:
         """The plan as others apply it; None for stacking and negative weights, which have no weight per member."""
@@ -157,28 +158,28 @@ def _cooled(stack: F64, temperatures: F64, *, multilabel: bool) -> F64:
     return np.stack([cool(p, float(t), multilabel=multilabel) for p, t in zip(stack, temperatures, strict=True)])
 
 
-def _fit(stack: F64, truth: Labels, metric: Metric, every: Sequence[Plan], options: Mapping[str, Any]) -> list[_Fitted]:
+def _fit(stack: F64, truth: Labels, metric: Metric, every: Sequence[BlendPlan], options: Mapping[str, Any]) -> list[_Fitted]:
     """Each plan settled on these rows; what plans share is fitted once."""
     multilabel, plain = truth.ndim == 2, np.ones(len(stack))
     warm = {False: plain}
     if any(plan.calibrate == "members" for plan in every):
         warm[True] = np.array([temperature(table, truth).temperature for table in stack])
-    cold = {members: _cooled(stack, found, multilabel=multilabel) for members, found in warm.items()}
+    cold = {members: _cooled(stack, each, multilabel=multilabel) for members, each in warm.items()}
     weights: dict[tuple[str, bool], Weights] = {}
-    said: dict[tuple[str, str], F64] = {}
-    found = []
+    blends: dict[tuple[str, str], F64] = {}
+    plans_fitted = []
     for plan in every:
         members = plan.calibrate == "members"
         if (plan.weigher, members) not in weights:
-            weights[plan.weigher, members] = fit_weights(cold[members], truth, metric, plan.weigher, **options)
-        one = _Fitted(plan, weights[plan.weigher, members], warm[members], multilabel=multilabel)
+            weights[plan.weigher, members] = fit_weights(cold[members], truth, metric, plan.weigher, options)
+        fitted = _Fitted(plan, weights[plan.weigher, members], warm[members], multilabel=multilabel)
         if plan.calibrate in ADJUSTMENTS:
-            if (key := (plan.weigher, plan.vote)) not in said:
-                said[key] = one.before(stack)
-            adjustment = ADJUSTMENTS[plan.calibrate](said[key], truth, metric)
-            one = _Fitted(plan, one.weights, one.temperatures, adjustment, multilabel=multilabel)
-        found.append(one)
-    return found
+            if (key := (plan.weigher, plan.vote)) not in blends:
+                blends[key] = fitted.before(stack)
+            adjustment = ADJUSTMENTS[plan.calibrate](blends[key], truth, metric)
+            fitted = _Fitted(plan, fitted.weights, fitted.temperatures, adjustment, multilabel=multilabel)
+        plans_fitted.append(fitted)
+    return plans_fitted
 
 
 @dataclass(eq=False)
@@ -191,7 +192,7 @@ class _Choice:
     folds: NDArray[np.int64]
     options: Mapping[str, Any]
     report: Callable[[int, int], None]
-    fits: dict[tuple[frozenset[int], Plan], _Fitted] = field(default_factory=dict)
+    fits: dict[tuple[frozenset[int], BlendPlan], _Fitted] = field(default_factory=dict)
 
     def thinned(self) -> _Choice:
         """The same work on rows enough to choose by."""
@@ -199,30 +200,30 @@ class _Choice:
         stack = self.stack.take(rows, axis=1)
         return _Choice(stack, self.truth[rows], self.metric, self.folds[rows], self.options, self.report)
 
-    def without(self, left: frozenset[int], every: Sequence[Plan]) -> list[_Fitted]:
+    def without(self, left: frozenset[int], every: Sequence[BlendPlan]) -> list[_Fitted]:
         """The plans settled on the rows of all other folds."""
         lacking = [plan for plan in every if (left, plan) not in self.fits]
         if lacking:
             kept = np.flatnonzero(~np.isin(self.folds, list(left)))
             rows = self.stack.take(kept, axis=1) if left else self.stack
-            for one in _fit(rows, self.truth[kept], self.metric, lacking, self.options):
-                self.fits[left, one.plan] = one
+            for fitted in _fit(rows, self.truth[kept], self.metric, lacking, self.options):
+                self.fits[left, fitted.plan] = fitted
             folds = len(np.unique(self.folds))
             self.report(len({key for key, _ in self.fits}), folds * (folds + 1) // 2 + 1)
         return [self.fits[left, plan] for plan in every]
 
-    def best(self, left: frozenset[int], every: Sequence[Plan]) -> Plan:
+    def best(self, left: frozenset[int], every: Sequence[BlendPlan]) -> BlendPlan:
         """The plan with the best score on the rows of the other folds, each row by a rule that was settled without its fold."""
         if len(every) == 1:
             return every[0]
         kept = np.flatnonzero(~np.isin(self.folds, list(left)))
-        said = [np.empty((len(self.folds), self.stack.shape[2])) for _ in every]
+        predicted = [np.empty((len(self.folds), self.stack.shape[2])) for _ in every]
         for number in np.unique(self.folds[kept]):
             out = np.flatnonzero(self.folds == number)
             rows = self.stack.take(out, axis=1)
-            for place, one in enumerate(self.without(left | {int(number)}, every)):
-                said[place][out] = one.apply(rows)
-        gains = np.array([self.metric.gain(score_of(self.truth[kept], self.metric, values[kept])) for values in said])
+            for place, fitted in enumerate(self.without(left | {int(number)}, every)):
+                predicted[place][out] = fitted.apply(rows)
+        gains = np.array([self.metric.gain(score_of(self.truth[kept], self.metric, values[kept])) for values in predicted])
         return every[int(np.flatnonzero(gains >= gains.max() - 1e-12)[0])]
 
 
@@ -230,12 +231,12 @@ def choose(
     stack: F64,
     truth: Labels,
     metric: Metric,
-    every: Sequence[Plan],
+    every: Sequence[BlendPlan],
     folds: NDArray[np.int64],
     *,
     options: Mapping[str, Any] | None = None,
     report: Callable[[int, int], None] | None = None,
-) -> tuple[F64, list[Plan], _Fitted]:
+) -> tuple[F64, list[BlendPlan], _Fitted]:
     """Choose among plans and score the choice: what is said of each row [N, C], the plan of each outer fold, the final one.
 
     For each outer fold the plan is chosen by its cross-validated score on the other folds, settled on them, and applied to the
@@ -249,23 +250,24 @@ def choose(
     if len(numbers) < 2 + (len(every) > 1):
         raise DataError(
             f"{len(numbers)} folds cannot choose among {len(every)} plans and score the choice",
-            hint="Use a split with more folds, or name one --weigher, --vote and --calibrate.",
+            hint="Use a split with more folds, or try one plan only.",
+            code="one-plan",
         )
     work = _Choice(stack, truth, metric, folds, options or {}, report or (lambda _done, _total: None))
     few = work if len(truth) <= ENOUGH or len(every) == 1 else work.thinned()
-    said, picks = np.empty(stack.shape[1:]), []
+    predicted, picks = np.empty(stack.shape[1:]), []
     for number in numbers:
         left, out = frozenset({int(number)}), np.flatnonzero(folds == number)
         picks.append(few.best(left, every))
-        said[out] = work.without(left, picks[-1:])[0].apply(stack.take(out, axis=1))
-    return said, picks, work.without(frozenset(), [few.best(frozenset(), every)])[0]
+        predicted[out] = work.without(left, picks[-1:])[0].apply(stack.take(out, axis=1))
+    return predicted, picks, work.without(frozenset(), [few.best(frozenset(), every)])[0]
 
 
 def judge(
     stack: F64,
     truth: Labels,
     metric: Metric,
-    how: str | Sequence[Plan] = "greedy",
+    how: str | Sequence[BlendPlan] = "greedy",
     *,
     members: Sequence[str] = (),
     folds: NDArray[np.int64] | None = None,
@@ -274,7 +276,7 @@ def judge(
     seed: int = 0,
     always: bool = False,
     report: Callable[[int, int], None] | None = None,
-    **options: Any,
+    options: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Should these members be blended so, or by the plain mean? The plain mean, unless the gain exceeds its noise.
 
@@ -284,26 +286,26 @@ def judge(
     Raises:
         DataError: see `fit_weights`, `choose` and `outer_folds`; folds that tear a group apart.
     """
-    every = [Plan(how)] if isinstance(how, str) else list(how)
+    every = [BlendPlan(how)] if isinstance(how, str) else list(how)
     if folds is None or (len(every) > 1 and len(np.unique(folds)) < 3):
         folds = outer_folds(truth, groups=groups, seed=seed)
     check_groups(folds, groups)
     names = list(members) or [str(place) for place in range(len(stack))]
     apart, picks, best = choose(stack, truth, metric, every, folds, options=options, report=report)
-    plain = _fit(stack, truth, metric, [Plan("uniform")], {})[0]
-    said = {
+    plain = _fit(stack, truth, metric, [BlendPlan("uniform")], {})[0]
+    tables = {
         "best_single": nested(stack, truth, {"best_single": weigher("best_single", metric)}, folds)["best_single"],
         "uniform": plain.apply(stack),
         "in_sample": best.apply(stack),
         "nested": apart,
     }
     widen = dict.fromkeys(("best_single", "nested"), widening(len(np.unique(folds))))
-    found = compare(truth, metric, said, groups=groups, widen=widen, draws=draws, seed=seed)
-    chosen, reason = decide_between(best.plan.name, found["nested"], metric)
-    if len(every) > 1 and best.plan == Plan("uniform"):
+    estimates = compare(truth, metric, tables, groups=groups, widen=widen, draws=draws, seed=seed)
+    chosen, reason = decide_between(best.plan.name, estimates["nested"], metric)
+    if len(every) > 1 and best.plan == BlendPlan("uniform"):
         reason = f"uniform: the plain mean has the best cross-validated score of {len(every)} plans"
     if always and chosen != best.plan.name:
         chosen, reason = best.plan.name, f"{best.plan.name} because it was asked for, although the rule says: {reason}"
     used = best if chosen == best.plan.name else plain
     counts = {plan.name: sum(pick == plan for pick in picks) for plan in every if plan in picks}
-    return Verdict(found, chosen, reason, used.weights, used.blend(names), counts, apart)
+    return Verdict(estimates, chosen, reason, used.weights, used.blend(names), counts, apart)

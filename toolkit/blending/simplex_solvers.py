@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.core.activations import softmax
-
-F64 = NDArray[np.float64]
 
 _NOTHING = 1e-15  # what no member thinks possible costs the same whatever the weights
 
@@ -63,14 +62,18 @@ def _walk(weights: F64, target: F64, ratio: F64) -> F64 | None:
 
 
 def nonnegative(curvature: F64, pull: F64) -> F64:
-    """The x [M] >= 0 with the least x'Qx/2 - b'x, for Q positive semidefinite [M, M]."""
+    """The x [M] >= 0 with the least x'Qx/2 - b'x, for Q positive semidefinite [M, M].
+
+    >>> nonnegative(np.eye(2), np.array([1.0, -1.0])).round(6)
+    array([1., 0.])
+    """
     from scipy.linalg import solve_triangular
     from scipy.optimize import nnls
 
     ridge = 1e-13 * float(np.trace(curvature)) + 1e-150  # members that are copies of each other make Q singular
     lower = np.linalg.cholesky(curvature + ridge * np.eye(len(pull)))
-    found: F64 = nnls(lower.T, solve_triangular(lower, pull, lower=True), maxiter=100 * len(pull))[0]
-    return found
+    solution: F64 = nnls(lower.T, solve_triangular(lower, pull, lower=True), maxiter=100 * len(pull))[0]
+    return solution
 
 
 def regression(
@@ -98,8 +101,8 @@ def regression(
 
     bounds = [(0 if non_negative else None, None)] * start.size + [(None, None)] * classes
     limits = {"maxiter": steps, "maxfun": 2 * steps, "ftol": 1e-10, "gtol": 1e-6}
-    found = minimize(
+    optimum = minimize(
         loss, np.concatenate([start.ravel(), np.zeros(classes)]), jac=True, method="L-BFGS-B", bounds=bounds, options=limits
     )
-    coefficients = found.x[:-classes].reshape(classes, width)
-    return coefficients, found.x[-classes:] - coefficients @ centre, int(found.nit)
+    coefficients = optimum.x[:-classes].reshape(classes, width)
+    return coefficients, optimum.x[-classes:] - coefficients @ centre, int(optimum.nit)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64, Labels
 from toolkit.blending import simplex_solvers
 from toolkit.blending.objectives import EPS, Objective, Search, decide, objective, quadratic, search, true_probability
 from toolkit.core import metrics
 from toolkit.core.activations import softmax
 from toolkit.core.metrics import METRICS, Metric, brier
 from toolkit.errors import DataError
-
-F64 = NDArray[np.float64]
-Labels = NDArray[Any]
 
 _BETTER = 1e-12  # a smaller gain is rounding
 _DIGITS = 6  # gains equal to six decimals are ties, so that a member of no use is not taken up for noise
@@ -53,8 +51,17 @@ class Weights:
         return softmax(_features(stack) @ self.weights.reshape(len(self.bias), -1).T + self.bias)
 
 
-def fit_weights(stack: F64, truth: Labels, metric: Metric, how: str = "greedy", **options: Any) -> Weights:
+def fit_weights(
+    stack: F64, truth: Labels, metric: Metric, how: str = "greedy", options: Mapping[str, Any] | None = None
+) -> Weights:
     """Weights for M tables of probabilities [M, N, C] by one of WEIGHERS; truth is int64 [N], or bool [N, C] if multilabel.
+
+    `options` are that weigher's own, by name.
+
+    >>> truth = np.array([0, 1, 0, 1])
+    >>> good, bad = np.eye(2)[truth] * 0.6 + 0.2, np.eye(2)[1 - truth] * 0.6 + 0.2
+    >>> fit_weights(np.stack([good, bad]), truth, METRICS["log_loss"], "convex").weights.round(3)
+    array([1., 0.])
 
     Raises:
         DataError: an unknown weigher or option, shapes that do not fit, values that are not finite.
@@ -67,18 +74,28 @@ def fit_weights(stack: F64, truth: Labels, metric: Metric, how: str = "greedy", 
         raise DataError(f"members × rows × classes of shape {stack.shape} do not fit a truth of shape {truth.shape}")
     if bad := [m for m in range(len(stack)) if not np.isfinite(stack[m].sum())]:
         raise DataError(f"members {bad} (counted from 0) have NaN or infinite values")
-    found = WEIGHERS[how](stack, truth, metric, **options)
-    return replace(found, how=how)
+    fitted = WEIGHERS[how](stack, truth, metric, **(options or {}))
+    return replace(fitted, how=how)
 
 
 def uniform(stack: F64, truth: Labels, metric: Metric) -> Weights:
-    """Every member the same."""
+    """Every member the same.
+
+    >>> truth = np.array([0, 1])
+    >>> uniform(np.stack([np.eye(2), np.full((2, 2), 0.5)]), truth, METRICS["accuracy"]).weights
+    array([0.5, 0.5])
+    """
     weights = np.full(len(stack), 1 / len(stack))
     return _found(weights, objective(stack, truth, metric).of(weights), metric, 0, "the plain mean, nothing was fitted")
 
 
 def best_single(stack: F64, truth: Labels, metric: Metric) -> Weights:
-    """All weight to the member with the best score; the first of equals."""
+    """All weight to the member with the best score; the first of equals.
+
+    >>> truth = np.array([0, 1])
+    >>> best_single(np.stack([1 - np.eye(2), np.eye(2)]), truth, METRICS["accuracy"]).weights
+    array([0., 1.])
+    """
     gains = _singles(objective(stack, truth, metric))
     best = int(gains.argmax())
     return _found(_unit(best, len(stack)), gains[best], metric, 0, f"member {best} alone scores best")
@@ -101,6 +118,10 @@ def greedy(
     At most `steps` picks, `patience` of them without a better score; the best prefix counts. Ties go to members already picked,
     then to the lower log-loss, then to the first. `sorted_start` begins with the best members as long as their mean gets
     better; with `bags` > 1 the weights are the mean over that many searches, each among a random `share` of the members.
+
+    >>> truth = np.array([0, 1])
+    >>> greedy(np.stack([1 - np.eye(2), np.eye(2)]), truth, METRICS["accuracy"]).picks
+    (1,)
     """
     everyone = np.arange(len(stack))
     if bags == 1:
@@ -204,13 +225,13 @@ def nelder_mead(stack: F64, truth: Labels, metric: Metric, *, evaluations: int =
     goal, start = objective(stack, truth, metric), np.full(count, 1 / count)
     simplex = np.vstack([start, (start + np.eye(count)) / 2])[: count + 1]
     limits = {"initial_simplex": simplex, "maxfev": evaluations * count, "adaptive": True, "xatol": 1e-6, "fatol": _BETTER}
-    found = minimize(lambda x: -goal.of(_simplex(x)), start, method="Nelder-Mead", options=limits)
-    moved = goal.of(_simplex(found.x)) > goal.of(start) + _BETTER
-    weights = _simplex(found.x) if moved else start
-    message = f"{found.nit} iterations, {found.nfev} blends scored; a local optimum at best"
+    optimum = minimize(lambda x: -goal.of(_simplex(x)), start, method="Nelder-Mead", options=limits)
+    moved = goal.of(_simplex(optimum.x)) > goal.of(start) + _BETTER
+    weights = _simplex(optimum.x) if moved else start
+    message = f"{optimum.nit} iterations, {optimum.nfev} blends scored; a local optimum at best"
     if not moved:
-        message = f"stopped where it started, at uniform: none of {found.nfev} blends was better"
-    return _found(weights, goal.of(weights), metric, int(found.nit) if moved else 0, message)
+        message = f"stopped where it started, at uniform: none of {optimum.nfev} blends was better"
+    return _found(weights, goal.of(weights), metric, int(optimum.nit) if moved else 0, message)
 
 
 def coordinate(stack: F64, truth: Labels, metric: Metric, *, first: float = 0.5, least: float = 0.005) -> Weights:
@@ -296,9 +317,9 @@ def stacking(
     message = f"{count} steps" if count < steps else f"not there yet after {steps} steps"
     if not count:
         message = "stopped where it started, at the geometric mean"
-    found = Weights("", coefficients.reshape(classes, members, classes), 0.0, count, message, bias=bias)
-    values = found.apply(stack)
-    return replace(found, score=metric.score(truth, decide(values, truth) if metric.accepts == "labels" else values))
+    fitted = Weights("", coefficients.reshape(classes, members, classes), 0.0, count, message, bias=bias)
+    values = fitted.apply(stack)
+    return replace(fitted, score=metric.score(truth, decide(values, truth) if metric.accepts == "labels" else values))
 
 
 def _features(stack: F64) -> F64:

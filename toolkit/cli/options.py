@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +16,14 @@ from toolkit.cli.terminal import show
 from toolkit.errors import DataError, ToolkitError
 from toolkit.images.views import AUTO, VIEW_SETS, views
 from toolkit.runtime.devices import PRECISIONS, PROVIDERS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from toolkit.blending.combination import Combination
+    from toolkit.inference.execution import Execution
+    from toolkit.inference.store.retention import Growth
+    from toolkit.workspace.competition import Competition
 
 Said = tuple[dict[str, Any], Part | Sequence[Part]]  # what a command found as plain values, and what people are shown
 
@@ -44,19 +53,59 @@ class _Views(click.ParamType[str]):
 VIEWS, SETS = _Views(single=False), _Views(single=True)
 
 
-def settled_views(competition: Any, paths: Any, asked: str, *, check: bool, how: dict[str, Any]) -> dict[str, Any]:
-    """What `ensembling.run` is told of views, after `auto` was replaced by a choice and sets that were named were checked."""
-    if asked == "none":
-        return {"tta": asked}
+def requests(body: Callable[..., Any]) -> Callable[..., Any]:
+    """Pass `combination`, `execution` or both, as the body takes them, made of the options that the command has.
+
+    With `--blend`, the blend is that of blend.json in the workspace, which is then the first argument.
+    """
+
+    @wraps(body)
+    def wrapped(*args: Any, blend: bool = False, members: str = "", **kwargs: Any) -> Any:
+        from dataclasses import fields
+
+        from toolkit.blending import oof
+        from toolkit.blending.combination import Combination
+        from toolkit.inference.execution import Execution
+
+        given = [name for name in ("weights", "vote") if kwargs.get(name, "soft") not in ("", "soft")]
+        if blend and given:
+            raise click.UsageError(f"--blend says weights and vote: leave {' and '.join(f'--{name}' for name in given)} out.")
+        kwargs |= {"members": tuple(name for name in members.split(",") if name)}
+        kwargs |= {"blend": oof.read_blends(args[0])} if blend else {}
+        requests = {}
+        for kind in (Combination, Execution):
+            own = {field.name: kwargs.pop(field.name) for field in fields(kind) if field.name in kwargs}
+            requests[kind.__name__.lower()] = kind(**own)
+        wanted = inspect.signature(body).parameters
+        return body(*args, **{name: request for name, request in requests.items() if name in wanted}, **kwargs)
+
+    return wrapped
+
+
+def settled_views(
+    competition: Competition, paths: Sequence[Path], combination: Combination, execution: Execution, *, check: bool
+) -> tuple[Combination, dict[str, Any]]:
+    """The request after `auto` was replaced by a choice and sets that were named were checked; and what predictions say of it.
+
+    Where none are named, views are those that a blend was made with.
+    """
+    from dataclasses import replace
+
+    from toolkit.blending import oof
     from toolkit.cli.progress import bar
     from toolkit.ensemble import tta
+    from toolkit.inference.store.retention import Keeping
 
-    options = {name: how[name] for name in ("members", "device", "batch")}
+    if combination.tta == "none" and combination.blend:
+        combination = replace(combination, tta=oof.views_of(combination.blend))
+    if combination.tta == "none":
+        return combination, {}
     with bar("Judging views") as progress:
-        settled = tta.resolve(competition, paths, asked, check=check, progress=progress, **options)
+        judging = replace(execution, precision="fp32", keeping=Keeping(), deadline=None, progress=progress)
+        settled = tta.resolve(competition, paths, combination, judging, check=check)
     for line in settled.warnings:
         aside(f"Warning: {line}")
-    return {"tta": settled.tta, "said": {"tta": settled.record}}
+    return replace(combination, tta=settled.tta), {"tta": settled.record}
 
 
 def engine(body: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,8 +133,18 @@ def engine(body: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def settled_engine(competition: Any, paths: Any, how: dict[str, Any]) -> dict[str, Any]:
-    """What `ensembling.run` is told of device and precision, after `auto` was replaced by a choice and a precision compared."""
+def settled_engine(
+    competition: Competition | None,
+    paths: Sequence[Path],
+    execution: Execution,
+    *,
+    min_agreement: float,
+    members: Sequence[str] = (),
+    limit: int | None = None,
+) -> tuple[Execution, dict[str, Any]]:
+    """The request after `auto` was replaced by a choice and a precision compared; and what predictions say of it."""
+    from dataclasses import replace
+
     from toolkit.cli.progress import bar
     from toolkit.inference import engine_choice
 
@@ -93,11 +152,19 @@ def settled_engine(competition: Any, paths: Any, how: dict[str, Any]) -> dict[st
         raise DataError(
             "a reduced precision is compared with fp32 on a workspace's images, and this is none", hint="Use --precision fp32."
         )
-    asked = {name: how[name] for name in ("device", "precision", "batch", "members", "min_agreement", "limit") if name in how}
     with bar("Preparing models") as progress:
-        chosen = engine_choice.settle(competition, paths, progress=progress, **asked)
-    said = {**how.get("said", {}), "engine": chosen.record}
-    return {"device": chosen.device, "precision": chosen.key, "opener": chosen.open, "fill": chosen.fill, "said": said}
+        told = replace(execution, progress=progress)
+        engine = engine_choice.settle(competition, paths, told, members=members, limit=limit, min_agreement=min_agreement)
+    return engine.applied(execution), {"engine": engine.record}
+
+
+def announce(growth: Growth) -> None:
+    """Say how much the store may grow, and which options make it less."""
+    from toolkit.inference.store.retention import HALVED, MERGED
+
+    flags = {(HALVED,): "--keep-as float16", (MERGED,): "--keep folds", (HALVED, MERGED): "both"}
+    less = ", ".join(f"{flags[way]}: {size / 1e9:,.1f}" for way, size in growth.smaller.items())
+    aside(f"The store may grow by {growth.size / 1e9:,.1f} GB ({less or '--keep none removes it in the end'})")
 
 
 def workspace(body: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.cli import Explaining
+from toolkit.cli import INTERRUPTED, Explaining
+from toolkit.setup.recipe_files import recipe_path
+from toolkit.training.worker import WORKER, at_work
 from toolkit.workspace.competition import FILE, Competition
 
 if TYPE_CHECKING:
-    from toolkit.training import Plan
-    from toolkit.training.cross_validation import TrainFold, Watch
-    from toolkit.training.launcher import Crew
+    from toolkit.training.launcher import ProcessLauncher
+    from toolkit.training.plan import TrainFold, TrainingPlan, Watch
     from toolkit.workspace.split import Split
 
-WORKER = "TOOLKIT_WORKER"  # training.crew's, whose import is heavy
+__all__ = ["INTERRUPTED", "Recipe", "common", "folds_of", "follow", "here", "recipe_path", "results", "settings"]
 
 
 class Recipe(Explaining):
@@ -39,8 +40,6 @@ class Recipe(Explaining):
         """Run the command."""
         if WORKER not in os.environ:
             return super().invoke(ctx)
-        from toolkit.training.launcher import at_work
-
         with at_work() as ctx.meta[WORKER]:
             return click.Command.invoke(self, ctx)
 
@@ -58,15 +57,11 @@ def common(
 
     `spread` is what several processes can share: a recipe with a loop of its own has no "batches".
     """
-
-    def keep(context: click.Context, parameter: click.Parameter, said: Any) -> None:
-        context.meta.setdefault(PROCESSES, {})[parameter.name] = said
-
     options = (
         click.option(
             "--workspace",
             type=click.Path(path_type=Path),
-            callback=lambda _context, _parameter, said: said or here(workspace),
+            callback=lambda _context, _parameter, path: path or here(workspace),
             help=f"Where the competition is.  [default: the workspace around the current folder, else {workspace}]",
         ),
         click.option(
@@ -77,6 +72,35 @@ def common(
             help="Only this fold, or all: one model on every row. May be repeated.",
         ),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+        *_process_options(spread),
+        click.option("--fresh", is_flag=True, help="Train again what is finished."),
+        click.option("--smoke", is_flag=True, help="Two batches of one fold, exported, then thrown away: does it run?"),
+        click.option(
+            "--logger",
+            type=click.Choice(["tensorboard", "wandb", "none"]),
+            default="tensorboard",
+            show_default=True,
+            expose_value=False,
+            callback=lambda context, _parameter, name: context.meta.__setitem__(LOGGER, name),
+            help="Where training can be watched: tensorboard --logdir runs; metrics.csv is written anyhow.",
+        ),
+    )
+
+    def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            body = option(body)
+        return body
+
+    return decorate
+
+
+def _process_options(spread: Sequence[str]) -> tuple[Callable[..., Any], ...]:
+    """--gpus, --processes and --spread: kept in the context, since recipes need not take them."""
+
+    def keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+        context.meta.setdefault(PROCESSES, {})[parameter.name] = value
+
+    return (
         click.option(
             "--gpus",
             type=_NumberOr(int, ["all"], 1),
@@ -100,25 +124,7 @@ def common(
             + ("  batches: all share every batch of one fold." if "batches" in spread else "")
             + "  [default: folds]",
         ),
-        click.option("--fresh", is_flag=True, help="Train again what is finished."),
-        click.option("--smoke", is_flag=True, help="Two batches of one fold, exported, then thrown away: does it run?"),
-        click.option(
-            "--logger",
-            type=click.Choice(["tensorboard", "wandb", "none"]),
-            default="tensorboard",
-            show_default=True,
-            expose_value=False,
-            callback=lambda context, _parameter, said: context.meta.__setitem__(LOGGER, said),
-            help="Where training can be watched: tensorboard --logdir runs; metrics.csv is written anyhow.",
-        ),
     )
-
-    def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            body = option(body)
-        return body
-
-    return decorate
 
 
 class _Fold(click.ParamType[Any]):
@@ -169,22 +175,22 @@ def settings(config: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def _option(known: dataclasses.Field[Any], kind: Any) -> Callable[..., Any]:
-    said, words, least, most = (known.metadata[key] for key in ("help", "choices", "minimum", "maximum"))
+    text, words, least, most = (known.metadata[key] for key in ("help", "choices", "minimum", "maximum"))
     flag = "--" + known.name.replace("_", "-")
     if kind is bool:
-        return click.option(f"{flag}/--no-{flag[2:]}", known.name, default=known.default, show_default=True, help=said)
-    numbers = [one for one in (kind, *typing.get_args(kind)) if one in (int, float)]
+        return click.option(f"{flag}/--no-{flag[2:]}", known.name, default=known.default, show_default=True, help=text)
+    numbers = [part for part in (kind, *typing.get_args(kind)) if part in (int, float)]
     if numbers:
         of: Any = _NumberOr(numbers[0], words, least, most) if words else _RANGES[numbers[0]](least, most)
     else:
         of = click.Choice(words) if words else click.STRING
     return click.option(
-        flag, known.name, type=of, default=known.default, show_default=known.default not in (None, ""), help=said
+        flag, known.name, type=of, default=known.default, show_default=known.default not in (None, ""), help=text
     )
 
 
 def follow(
-    plan: Plan,
+    plan: TrainingPlan,
     train_fold: TrainFold,
     *,
     folds: Sequence[int | None] = (),
@@ -200,18 +206,19 @@ def follow(
     def say(text: str) -> None:
         click.echo(text, err=True)  # results only on stdout
 
-    crew = None
+    launcher = None
     if context := click.get_current_context(silent=True):
         plan = dataclasses.replace(plan, logger=context.meta.get(LOGGER, "none"))
         if worker := context.meta.get(WORKER):
             worker.train(plan, train_fold)
             return
         watch = watch or context.obj  # a search over this recipe's flags looks on
-        crew = None if watch else _crew(context, plan, folds, device)  # whoever looks on does so in this process
+        launcher = None if watch else _launcher(context, plan, folds, device)  # whoever looks on does so in this process
     if leak := pseudo_labels.leaks(plan):
         say(leak)
     metric, told = plan.competition.metric, False
-    for done in train(plan, train_fold, bar=bar, folds=folds, device=device, fresh=fresh, say=say, watch=watch, crew=crew):
+    options: dict[str, Any] = {"folds": folds, "device": device, "fresh": fresh, "watch": watch, "launcher": launcher}
+    for done in train(plan, train_fold, bar=bar, say=say, **options):
         how = "finished before" if done.resumed else f"{done.seconds:.0f} s"
         what = "all rows" if done.fold is None else f"fold {done.fold}"
         score = "not scored" if done.score is None else f"{metric} {done.score:.4f}"
@@ -224,35 +231,35 @@ def follow(
         click.echo(f"out of fold  {metric} {joined:.4f}  ({len(plan.split.ids):,} images){mark}")
 
 
-def _crew(context: click.Context, plan: Plan, folds: Sequence[int | None], device: str) -> Crew | None:
+def _launcher(context: click.Context, plan: TrainingPlan, folds: Sequence[int | None], device: str) -> ProcessLauncher | None:
     """The processes that the command line asks for; a smoke run is one fold, so that there are none to spread."""
     from toolkit.training.cross_validation import asked
-    from toolkit.training.launcher import crew
+    from toolkit.training.launcher import launcher_for
 
-    said = context.meta.get(PROCESSES, {})
-    if context.params.get("smoke") and said.get("spread") != "batches":
+    processes = context.meta.get(PROCESSES, {})
+    if context.params.get("smoke") and processes.get("spread") != "batches":
         return None
     command = (context.command.callback, context.meta.get(ARGUMENTS, ()))
-    return crew(command, **said, device=device, models=len(asked(plan, folds)))  # type: ignore[arg-type]
+    return launcher_for(command, **processes, device=device, models=len(asked(plan, folds)))  # type: ignore[arg-type]
 
 
 def folds_of(competition: Competition) -> Split:
     """The split of the workspace: split.csv, or five stratified folds, grouped where there are groups, written there."""
-    from toolkit.workspace import make_split
+    from toolkit.workspace.make_split import load_or_make
+    from toolkit.workspace.split import SPLIT_FILE
 
-    path = competition.path("split.csv")
-    if not path.exists():
-        made = make_split.for_competition(competition)
-        made.write(path)
-        click.echo(f"made {path.name}: {made.count} folds of {len(made.ids):,} rows", err=True)
-    return make_split.load(competition)
+    new = not competition.path(SPLIT_FILE).exists()
+    split = load_or_make(competition)
+    if new:
+        click.echo(f"made {SPLIT_FILE}: {split.count} folds of {len(split.ids):,} rows", err=True)
+    return split
 
 
 def here(otherwise: str) -> Path:
     """The workspace that holds the current folder; `otherwise` where there is none."""
     folder = Path.cwd()
-    found = next((parent for parent in (folder, *folder.parents) if (parent / FILE).is_file()), None)
-    return found or Path(otherwise)
+    workspace = next((parent for parent in (folder, *folder.parents) if (parent / FILE).is_file()), None)
+    return workspace or Path(otherwise)
 
 
 @contextmanager

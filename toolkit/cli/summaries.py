@@ -13,7 +13,7 @@ from toolkit.errors import few
 if TYPE_CHECKING:
     from toolkit.analysis.explanation import Explanation
     from toolkit.core.cards import Card
-    from toolkit.ensemble.run import Ensemble
+    from toolkit.ensemble.run import EnsembleRun
     from toolkit.inference.store.maintenance import Kept
     from toolkit.setup.demo import Demo
     from toolkit.submissions.difference import Diff
@@ -24,7 +24,7 @@ CHOSEN = "← chosen"
 WARNING = Mark("Warning", "odd")
 
 
-def ensemble(made: Ensemble) -> list[Part]:
+def ensemble(made: EnsembleRun) -> list[Part]:
     """Members, views, vote, device, what was computed and what was stored, bad images, where it stands."""
     models = made.meta["models"]
     members = ", ".join(f"{name} ({sum(m['member'] == name for m in models)} models)" for name in made.meta["views"])
@@ -48,7 +48,7 @@ def ensemble(made: Ensemble) -> list[Part]:
     return [facts([*rows, *_remarks(made)])]
 
 
-def _passes(made: Ensemble, views: Mapping[str, Sequence[str]]) -> str:
+def _passes(made: EnsembleRun, views: Mapping[str, Sequence[str]]) -> str:
     """How many were computed, how many taken from the store or not needed, and how fast."""
     outcome, stopping = made.outcome, made.meta["stopping"] or {}
     per_image = sum(len(views[model["member"]]) for model in made.meta["models"])
@@ -59,7 +59,7 @@ def _passes(made: Ensemble, views: Mapping[str, Sequence[str]]) -> str:
     return f"{outcome.passes:,} computed{stored} ({outcome.seconds:.1f} s{rate})"
 
 
-def _remarks(made: Ensemble) -> Iterator[tuple[str, str]]:
+def _remarks(made: EnsembleRun) -> Iterator[tuple[str, str]]:
     """What is to be known of the predictions, where they are, and what comes next."""
     if "off" in (stopping := made.meta["stopping"] or {}):
         yield "Note", f"no passes were left out: {stopping['off']}"

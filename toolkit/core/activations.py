@@ -7,20 +7,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.core.cards import Output
 from toolkit.errors import ModelError
 
-F64 = NDArray[np.float64]
-
 
 def softmax(logits: F64) -> F64:
-    """Rows of logits [N, C] as probabilities."""
+    """Rows of logits [N, C] as probabilities.
+
+    >>> softmax(np.log([[1.0, 3.0]]))
+    array([[0.25, 0.75]])
+    """
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(p / p.sum(axis=1, keepdims=True))
 
 
 def sigmoid(logits: F64) -> F64:
-    """Logits as the probabilities of yes, without overflow at either end."""
+    """Logits as the probabilities of yes, without overflow at either end.
+
+    >>> sigmoid(np.array([0.0, -1000.0, 1000.0]))
+    array([0.5, 0. , 1. ])
+    """
     return np.asarray(np.exp(-np.logaddexp(0.0, -logits)))
 
 
@@ -28,6 +35,9 @@ def probabilities(logits: NDArray[Any], output: Output) -> NDArray[np.float64]:
     """Logits (N, width) of one model as the probabilities (N, C) of one of its outputs: the one place where this is done.
 
     Softmax and sigmoid in float64; a single logit becomes (1 − p, p); "identity" is renormalised against rounding.
+
+    >>> probabilities(np.array([[0.0]]), Output("label", ("no", "yes"), "sigmoid", 0, 1))  # one logit, two classes
+    array([[0.5, 0.5]])
 
     Raises:
         ModelError: NaN or infinite logits.

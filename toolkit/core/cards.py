@@ -68,11 +68,11 @@ class Preprocess:
     @property
     def digest(self) -> str:
         """Sixteen hex digits that change whenever any pixel could."""
-        said = asdict(self)
+        fields = asdict(self)
         for name, plain in (("box", ""), ("region", WHOLE)):  # as before there were boxes: stored rows stay valid
-            if said[name] == plain:
-                del said[name]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+            if fields[name] == plain:
+                del fields[name]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def framed(self) -> str:
@@ -104,8 +104,8 @@ def frame(text: str) -> tuple[str, Region]:
     Raises:
         CardError: it says something else.
     """
-    if found := _NAMED.fullmatch(text):
-        name, margin = found[1], float(found[2] or 0)
+    if match := _NAMED.fullmatch(text):
+        name, margin = match[1], float(match[2] or 0)
         return name, (0.0 - margin, 0.0 - margin, 1 + margin, 1 + margin)
     name, _, edges = text.rpartition(":")
     try:
@@ -245,7 +245,7 @@ class Card:
         try:
             return cls(**_typed(raw))
         except CardError as error:
-            raise CardError(f"{where}: {error.message}", hint=error.hint) from error
+            raise CardError(f"{where}: {error.message}", hint=error.hint, code=error.code) from error
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise CardError(f"{where}: its card cannot be read ({error})", hint="Export the model again.") from error
 

@@ -39,7 +39,11 @@ class Metric:
 
 
 def accuracy(truth: Array, labels: Array) -> float:
-    """Share of rows whose label is right; multilabel rows must be right in every class (subset accuracy)."""
+    """Share of rows whose label is right; multilabel rows must be right in every class (subset accuracy).
+
+    >>> accuracy(np.array([0, 1, 1, 1]), np.array([0, 1, 1, 0]))
+    0.75
+    """
     return float(np.mean(hits(truth, labels)))
 
 
@@ -51,6 +55,9 @@ def hits(truth: Array, labels: Array) -> Array:
 
 def balanced_accuracy(truth: Array, labels: Array) -> float:
     """Mean recall of the classes that the truth has, so that every class counts alike; no multilabel meaning.
+
+    >>> round(balanced_accuracy(np.array([0, 1, 1, 1]), np.array([0, 1, 1, 0])), 4)
+    0.8333
 
     Raises:
         DataError: multilabel truth, or no rows.
@@ -94,12 +101,20 @@ def averaged_f1(truth: Array, labels: Array, *, average: Average) -> float:
 
 
 def macro_f1(truth: Array, labels: Array) -> float:
-    """Mean of the per-class F1: see `averaged_f1`."""
+    """Mean of the per-class F1: see `averaged_f1`.
+
+    >>> round(macro_f1(np.array([0, 1, 1, 1]), np.array([0, 1, 1, 0])), 4)
+    0.7333
+    """
     return averaged_f1(truth, labels, average="macro")
 
 
 def log_loss(truth: Array, probabilities: Array) -> float:
-    """Mean negative log-likelihood in nats; probabilities are kept 2.2e-16 away from 0 and 1, as in scikit-learn."""
+    """Mean negative log-likelihood in nats; probabilities are kept 2.2e-16 away from 0 and 1, as in scikit-learn.
+
+    >>> round(log_loss(np.array([0, 1]), np.array([[0.5, 0.5], [0.5, 0.5]])), 4)
+    0.6931
+    """
     tiny = np.finfo(np.float64).eps
     p = np.clip(probabilities, tiny, 1 - tiny)
     if truth.ndim == 2:
@@ -109,7 +124,11 @@ def log_loss(truth: Array, probabilities: Array) -> float:
 
 
 def brier(truth: Array, probabilities: Array) -> float:
-    """Mean over rows of the squared distance to the truth, summed over the classes: 0 is perfect, 2 certain and wrong."""
+    """Mean over rows of the squared distance to the truth, summed over the classes: 0 is perfect, 2 certain and wrong.
+
+    >>> brier(np.array([0, 1]), np.array([[1.0, 0.0], [1.0, 0.0]]))  # one right, one wrong, both certain
+    1.0
+    """
     if truth.ndim == 2:
         return float(np.mean(((probabilities - truth) ** 2).sum(axis=1)))
     right = probabilities[np.arange(len(truth)), truth]
@@ -120,6 +139,9 @@ def roc_auc(truth: Array, probabilities: Array) -> float:
     """Area under the ROC curve, one class against the rest, mean over the classes that have rows on both sides.
 
     Two exclusive classes give the usual binary area. scikit-learn refuses when a class is absent; here that class is left out.
+
+    >>> roc_auc(np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3], [0.2, 0.8]]))
+    0.75
 
     Raises:
         DataError: no class has both positive and negative rows.
@@ -136,6 +158,9 @@ def roc_auc(truth: Array, probabilities: Array) -> float:
 def distance(truth: Array, labels: Array, *, power: int) -> Array:
     """How far each label is from the truth in class numbers (the competition's order), to a power.
 
+    >>> distance(np.array([0, 4]), np.array([1, 1]), power=2)
+    array([1., 9.])
+
     Raises:
         DataError: multilabel truth.
     """
@@ -148,6 +173,9 @@ def quadratic_kappa(truth: Array, labels: Array) -> float:
 
     All rows of one and the same class, rightly named, give 1 (scikit-learn: NaN).
 
+    >>> quadratic_kappa(np.array([0, 1, 2]), np.array([0, 1, 2])), quadratic_kappa(np.array([0, 2]), np.array([2, 0]))
+    (1.0, -1.0)
+
     Raises:
         DataError: multilabel truth.
     """
@@ -159,7 +187,11 @@ def quadratic_kappa(truth: Array, labels: Array) -> float:
 
 
 def reciprocal_ranks(truth: Array, probabilities: Array) -> Array:
-    """One over the rank of each row's true class; multilabel: of its first true class, 0 where a row has none."""
+    """One over the rank of each row's true class; multilabel: of its first true class, 0 where a row has none.
+
+    >>> reciprocal_ranks(np.array([0, 2]), np.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]])).round(3)
+    array([1.   , 0.333])
+    """
     return _relevant(truth, probabilities).max(axis=1) if truth.ndim == 2 else 1 / _ranks_of(truth, probabilities)
 
 
@@ -176,13 +208,16 @@ def average_precisions(truth: Array, probabilities: Array, *, at: int) -> Array:
     """Average precision of each row's first `at` classes; with one true class, one over its rank, or 0 beyond `at`.
 
     Multilabel as Kaggle's MAP@k has it: over the smaller of `at` and the number of true classes; 0 where a row has none.
+
+    >>> average_precisions(np.array([1, 2]), np.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]), at=2)
+    array([0.5, 0. ])
     """
     if truth.ndim == 1:
         ranks = _ranks_of(truth, probabilities)
         return np.where(ranks <= at, 1 / ranks, 0.0)
-    found = _ordered(truth, probabilities)[:, :at]
-    precision = np.cumsum(found, axis=1) / np.arange(1, found.shape[1] + 1)
-    return np.asarray((precision * found).sum(axis=1) / np.clip(truth.sum(axis=1), 1, at))
+    relevant = _ordered(truth, probabilities)[:, :at]
+    precision = np.cumsum(relevant, axis=1) / np.arange(1, relevant.shape[1] + 1)
+    return np.asarray((precision * relevant).sum(axis=1) / np.clip(truth.sum(axis=1), 1, at))
 
 
 def _exclusive(truth: Array, what: str) -> None:
@@ -252,7 +287,9 @@ def _of_rows(name: str, rows: Callable[[Array, Array], Array], *, higher: bool =
 def _averages(what: str, score: Callable[..., float]) -> list[Metric]:
     """The three averages of a score of single classes."""
     how: tuple[Average, ...] = ("macro", "micro", "weighted")
-    return [Metric(f"{one}_{what}", partial(score, average=one), higher_is_better=True, accepts="labels") for one in how]
+    return [
+        Metric(f"{average}_{what}", partial(score, average=average), higher_is_better=True, accepts="labels") for average in how
+    ]
 
 
 _EVERY = [

@@ -24,7 +24,7 @@ KEY = b"toolkit"  # of the metadata that says what the columns are
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class PredictionTable:
     """What a file holds: predictions per target over the same ids, and `meta`, plain JSON values that say whence."""
 
     predictions: Mapping[str, Predictions]
@@ -58,11 +58,11 @@ def write_table(path: Path, predictions: Mapping[str, Predictions], meta: Mappin
     text = json.dumps({"schema": SCHEMA, "targets": targets, "meta": meta}, ensure_ascii=False)
     table = pa.Table.from_arrays(list(columns.values()), names=list(columns)).replace_schema_metadata({KEY: text.encode()})
     words = [name for name, column in columns.items() if column.type == pa.string()]  # numbers seldom repeat
-    said = {"compression": "zstd", "write_page_checksum": True, "use_dictionary": words}
-    return files.write(path, lambda file: pq.write_table(table, file, **said))
+    options = {"compression": "zstd", "write_page_checksum": True, "use_dictionary": words}
+    return files.write(path, lambda file: pq.write_table(table, file, **options))
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path) -> PredictionTable:
     """Read what `write_table` wrote.
 
     Raises:
@@ -71,7 +71,7 @@ def read_table(path: Path) -> Table:
     with _named(path):
         table, header = _open(path)
         ids = tuple(table.column("id").to_pylist())
-        return Table({target["target"]: _target(table, ids, target) for target in header["targets"]}, header["meta"])
+        return PredictionTable({target["target"]: _target(table, ids, target) for target in header["targets"]}, header["meta"])
 
 
 def read_meta(path: Path) -> Mapping[str, Any]:
@@ -85,12 +85,17 @@ def read_meta(path: Path) -> Mapping[str, Any]:
     return meta
 
 
-def _target(table: pa.Table, ids: tuple[str, ...], said: Mapping[str, Any]) -> Predictions:
-    name, kind, classes, multilabel = said["target"], said["kind"], tuple(said["classes"]), said["multilabel"]
+def _target(table: pa.Table, ids: tuple[str, ...], described: Mapping[str, Any]) -> Predictions:
+    name, kind, classes, multilabel = (
+        described["target"],
+        described["kind"],
+        tuple(described["classes"]),
+        described["multilabel"],
+    )
     if kind == "labels" and not multilabel:
         place = {c: i for i, c in enumerate(classes)}
-        found = np.array([place[cell] for cell in table.column(name).to_pylist()], dtype=np.int64)
-        return Predictions(name, kind, ids, classes, labels=found)
+        numbers = np.array([place[cell] for cell in table.column(name).to_pylist()], dtype=np.int64)
+        return Predictions(name, kind, ids, classes, labels=numbers)
     # stacked by column and turned: writing rows across 18 columns took five times as long
     grid = np.stack([table.column(f"{name}/{c}").to_numpy() for c in classes]).T if ids else np.zeros((0, len(classes)))
     filled = {"labels": grid} if kind == "labels" else {"values": grid}
@@ -147,7 +152,7 @@ def _named(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except DataError as error:
-        raise DataError(f"{path} cannot be used: {error.message}", hint=error.hint) from error
+        raise DataError(f"{path} cannot be used: {error.message}", hint=error.hint, code=error.code) from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # Arrow's own errors are among them
         raise DataError(
             f"{path} is not a predictions table, or is damaged: {error}", hint="Make it again, or restore it from a copy."

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import html
+from toolkit.base.arrays import Labels
 from toolkit.errors import AlignmentError, DataError, few
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 Kind = Literal["probabilities", "scores", "labels"]
 _SHOWN = 10  # rows and classes of a table in a notebook
 
-Labels = NDArray[Any]  # int64 [N] class indices, or bool [N, C] for a multilabel target
 
 ROW_SUM = 1e-4  # probabilities come from float64 softmax (1e-15) or from others' tables rounded to five digits
 
@@ -97,11 +97,13 @@ class Predictions:
         what = f"{self.target}: {self.kind} of {len(self):,} rows over {len(self.classes):,} classes"
         names = self.classes[:_SHOWN] + (("…",) if len(self.classes) > _SHOWN else ())
         if self.values is None:
-            said = np.asarray(self.decided[:_SHOWN])
-            several = said.ndim == 2
-            cells = [[" ".join(self.classes[c] for c in np.flatnonzero(row)) if several else self.classes[row]] for row in said]
+            labels = np.asarray(self.decided[:_SHOWN])
+            several = labels.ndim == 2
+            cells = [
+                [" ".join(self.classes[c] for c in np.flatnonzero(row)) if several else self.classes[row]] for row in labels
+            ]
             return html.table(("id", "label"), [(i, *cell) for i, cell in zip(self.ids, cells, strict=False)], caption=what)
-        rows = [(one, *map(float, row[:_SHOWN])) for one, row in zip(self.ids, self.values[:_SHOWN], strict=False)]
+        rows = [(row_id, *map(float, row[:_SHOWN])) for row_id, row in zip(self.ids, self.values[:_SHOWN], strict=False)]
         return html.table(("id", *names), rows, caption=what)
 
     @property
@@ -111,6 +113,13 @@ class Predictions:
             return self.labels
         assert self.values is not None
         return self.values >= 0.5 if self.multilabel else self.values.argmax(axis=1)
+
+    @property
+    def class_shares(self) -> NDArray[np.float64]:
+        """The share of the rows whose label is each class (multilabel: that have it), float64 [C]: the prior, of a truth."""
+        labels = self.decided
+        counts = labels.sum(axis=0) if self.multilabel else np.bincount(labels, minlength=len(self.classes))
+        return np.asarray(counts / len(labels), dtype=np.float64)
 
     def take(self, rows: NDArray[np.int64]) -> Predictions:
         """The given rows, in that order."""
@@ -123,6 +132,11 @@ class Predictions:
 
     def align(self, ids: Sequence[str]) -> Predictions:
         """The rows of exactly these ids, in their order.
+
+        >>> table = Predictions("label", "probabilities", ("a", "b"), ("cat", "dog"), np.array([[0.9, 0.1], [0.2, 0.8]]))
+        >>> table.align(("b", "a")).values
+        array([[0.2, 0.8],
+               [0.9, 0.1]])
 
         Raises:
             AlignmentError: an id has no row here; rows that were not asked for are left out without a word.
@@ -139,6 +153,10 @@ class Predictions:
 
     def with_classes(self, classes: Sequence[str]) -> Predictions:
         """The same table with its columns in another order of the same classes.
+
+        >>> table = Predictions("label", "probabilities", ("a",), ("cat", "dog"), np.array([[0.9, 0.1]]))
+        >>> table.with_classes(("dog", "cat")).values
+        array([[0.1, 0.9]])
 
         Raises:
             AlignmentError: the class sets differ.
@@ -171,12 +189,16 @@ class Predictions:
         if metric.accepts == "labels":
             return metric.score(truth.decided, ours.decided)
         if ours.values is None or (metric.accepts == "probabilities" and ours.kind != "probabilities"):
-            raise DataError(f"{metric.name} needs {metric.accepts}, this table has {ours.kind}", hint="Use --vote soft.")
+            raise DataError(f"{metric.name} needs {metric.accepts}, this table has {ours.kind}", code="needs-probabilities")
         return metric.score(truth.decided, ours.values)
 
 
 def concat(tables: Iterable[Predictions]) -> Predictions:
     """One table with the rows of all, which share target, kind and classes (matched by name) and no id.
+
+    >>> halves = [Predictions("label", "labels", (name,), ("cat", "dog"), labels=np.array([1])) for name in ("a", "b")]
+    >>> concat(halves).ids
+    ('a', 'b')
 
     Raises:
         AlignmentError: an id in two tables, or class sets that differ.

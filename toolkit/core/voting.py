@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.core.activations import probabilities, sigmoid, softmax
 from toolkit.core.cards import Output
 from toolkit.core.predictions import Kind, Predictions
 from toolkit.core.targets import Target
 from toolkit.errors import DataError
 
-F64 = NDArray[np.float64]
 Reduction = Callable[[F64, F64], F64]  # [M, N, C] and shares [M, 1, 1 or C] that sum to 1 over the members → [N, C]
 
 
@@ -32,6 +32,10 @@ class Vote:
     ties: NDArray[np.bool_]
     kind: Kind
 
+    def predictions(self, like: Predictions) -> Predictions:
+        """The outcome as a table with the target, rows and classes of one of the tables that were voted on."""
+        return replace(like, kind=self.kind, values=self.values, labels=self.labels)
+
 
 def vote(
     stack: F64, *, how: str = "soft", weights: Sequence[float] | NDArray[Any] | None = None, multilabel: bool = False
@@ -40,6 +44,14 @@ def vote(
 
     Weights are [M], or [M, C] for a weight per class. They are >= 0 and need not sum to 1; a member of weight 0 is as good as
     absent. Rows do not see each other, except in the votes of `WHOLE_TABLE`.
+
+    >>> stack = np.array([[[0.9, 0.1]], [[0.4, 0.6]], [[0.4, 0.6]]])  # three members, one row, two classes
+    >>> vote(stack).values.round(3)
+    array([[0.567, 0.433]])
+    >>> vote(stack, how="hard").labels  # two of three say the second class
+    array([1])
+    >>> vote(stack, weights=[2, 1, 1], how="hard").labels  # even by weight: the higher mean decides
+    array([0])
 
     Raises:
         DataError: an unknown vote, no members, or weights that are negative, not finite, all zero or of another shape.
@@ -62,7 +74,13 @@ def vote(
 
 
 def per_row(stack: F64, starts: NDArray[np.int64], how: str, *, multilabel: bool) -> F64:
-    """Images [M, n, C] to rows [M, N, C], of which each begins at one of `starts`: the mean or the renormalised maximum."""
+    """Images [M, n, C] to rows [M, N, C], of which each begins at one of `starts`: the mean or the renormalised maximum.
+
+    >>> images = np.array([[[0.9, 0.1], [0.7, 0.3], [0.2, 0.8]]])  # the first row has two images, the second one
+    >>> per_row(images, np.array([0, 2]), "mean", multilabel=False)
+    array([[[0.8, 0.2],
+            [0.2, 0.8]]])
+    """
     if how == "max":
         merged = np.maximum.reduceat(stack, starts, axis=1)
         return merged if multilabel else np.asarray(merged / merged.sum(axis=2, keepdims=True))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from toolkit.blending import blend as combining
-from toolkit.blending.blend import Blend
+from toolkit.blending.blend import Blend, read_blend
 from toolkit.core import prediction_files
+from toolkit.core.alignment import align_members, shared_ids, stack_values
 from toolkit.core.metrics import METRICS
 from toolkit.core.predictions import Predictions
 from toolkit.errors import DataError, few
@@ -47,7 +47,7 @@ def gather(competition: Competition, meta: Mapping[str, Any]) -> Evidence:
     Members are averaged with their weights, or combined as their blend says, over the ids that all of them have, without views:
     a score that is not fitted on the rows it is taken from, as long as the weights were not.
     """
-    blends = meta.get("blend") or {}
+    records = meta.get("blend") or {}
     weights: dict[str, float] = {}
     for model in meta.get("models", ()):
         weights[model["member"]] = weights.get(model["member"], 0.0) + float(model.get("weight", 1.0))
@@ -55,40 +55,37 @@ def gather(competition: Competition, meta: Mapping[str, Any]) -> Evidence:
     if not paths or not all(path.is_file() for path in paths.values()):
         return Evidence()
     try:
-        found = {name: prediction_files.read_table(path) for name, path in paths.items()}
+        tables = {name: prediction_files.read_table(path) for name, path in paths.items()}
         truth = competition.truth()
-        joined = {target.name: _joined(target.name, found, weights, blends.get(target.name)) for target in competition.targets}
-        members = {name: _score(competition, table.predictions, truth)[0] for name, table in found.items()}
-        score, error = _score(competition, joined, truth)
+        combined = {
+            target.name: _combined(
+                {name: table.predictions[target.name] for name, table in tables.items()}, weights, records.get(target.name)
+            )
+            for target in competition.targets
+        }
+        members = {name: _score(competition, table.predictions, truth)[0] for name, table in tables.items()}
+        score, error = _score(competition, combined, truth)
     except (DataError, KeyError) as problem:
         return Evidence(doubts=(Doubt("SUB066", 1, getattr(problem, "message", str(problem))),))
     scores = {
         "metric": competition.metric,
         "out_of_fold": score,
         "interval": None if math.isnan(error) else [score - 1.96 * error, score + 1.96 * error],
-        "rows": len(next(iter(joined.values()))),
+        "rows": len(next(iter(combined.values()))),
         "members": members,
     }
-    return Evidence(joined, scores, tuple(paths.values()), tuple(_mismatched(competition, meta, found, truth)))
+    return Evidence(combined, scores, tuple(paths.values()), tuple(_mismatched(competition, meta, tables, truth)))
 
 
-def _joined(
-    target: str, found: Mapping[str, prediction_files.Table], weights: Mapping[str, float], blend: Mapping[str, Any] | None
-) -> Predictions:
-    parts = {name: table.predictions[target] for name, table in found.items()}
-    first = next(iter(parts.values()))
-    shared = set(first.ids).intersection(*(table.ids for table in parts.values()))
-    ids = [name for name in first.ids if name in shared]
-    values = {name: table.align(ids).with_classes(first.classes).values for name, table in parts.items()}
-    if labels := [name for name, one in values.items() if one is None]:
-        raise DataError(f"member {few(labels)} has out-of-fold labels, not probabilities")
-    if blend is None:
-        how = Blend(tuple(values), np.array([weights[name] for name in values]) / sum(weights[name] for name in values))
+def _combined(tables: Mapping[str, Predictions], weights: Mapping[str, float], record: Mapping[str, Any] | None) -> Predictions:
+    """The members' tables of a target as one: their blend's, where `record` has it, else the mean with their weights."""
+    aligned = align_members(tables, shared_ids(tables, common=True))
+    like = next(iter(aligned.values()))
+    if record is None:
+        blend = Blend(tuple(aligned), np.array([weights[name] for name in aligned]) / sum(weights[name] for name in aligned))
     else:
-        how = combining.read(blend, first.classes).among(values)
-    stack = np.stack([values[name] for name in how.members])  # type: ignore[misc]
-    said = how.apply(stack, multilabel=first.multilabel)
-    return replace(first, ids=tuple(ids), kind=said.kind, values=said.values, labels=said.labels)
+        blend = read_blend(record, like.classes).among(aligned)
+    return blend.apply(stack_values(aligned, blend.members), multilabel=like.multilabel).predictions(like)
 
 
 def _score(
@@ -109,17 +106,16 @@ def _score(
 def _mismatched(
     competition: Competition,
     meta: Mapping[str, Any],
-    found: Mapping[str, prediction_files.Table],
+    tables: Mapping[str, prediction_files.PredictionTable],
     truth: Mapping[str, Predictions],
 ) -> Sequence[Doubt]:
     """Exports whose score is not what their held-out rows give: another checkpoint, class order or split."""
-    path = competition.path("split.csv")
-    split = Split.read(path) if path.is_file() else None
+    split = Split.if_made(competition)
     wrong = []
     for model in meta.get("models", ()):
-        table = found.get(model["member"])
-        said, fold = model.get("score"), model.get("fold")
-        if table is None or split is None or said is None or fold is None or table.meta.get("split") != split.digest:
+        table = tables.get(model["member"])
+        stated, fold = model.get("score"), model.get("fold")
+        if table is None or split is None or stated is None or fold is None or table.meta.get("split") != split.digest:
             continue
         metric = METRICS.get(model.get("metric") or table.meta.get("metric") or competition.metric)
         ids = split.held_out(fold)
@@ -127,6 +123,6 @@ def _mismatched(
             continue
         names = [target.name for target in competition.targets if target.name in table.predictions]
         score = np.mean([table.predictions[name].score(metric, truth[name].align(ids)) for name in names])
-        if abs(score - said) > MISMATCH * max(1.0, abs(said)):
-            wrong.append(f"{model['path']} says {said:.4f}, its rows give {score:.4f}")
+        if abs(score - stated) > MISMATCH * max(1.0, abs(stated)):
+            wrong.append(f"{model['path']} says {stated:.4f}, its rows give {score:.4f}")
     return [Doubt("SUB065", len(wrong), few(wrong))] if wrong else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64, U8
 from toolkit.base.files import write
-from toolkit.blending import oof
 from toolkit.blending.blend import Blend
+from toolkit.blending.combination import Combination
 from toolkit.blending.objectives import EPS
 from toolkit.core import voting
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Card, Output, Preprocess
-from toolkit.ensemble.run import views_for
+from toolkit.ensemble.combine import views_for, weights_of
 from toolkit.errors import DataError, ModelError, ParityError, few
 from toolkit.images.views import Cut, parse, written
-from toolkit.inference import exports as members
-from toolkit.inference.exports import output_of
+from toolkit.inference.exports import output_of, read_exports
 from toolkit.models.export import parity
 from toolkit.models.export_checkpoint import samples
 from toolkit.runtime.graphs import onnx_file
@@ -38,9 +38,6 @@ from toolkit.workspace.competition import Competition, Target
 TOLERANCE = 1e-5  # float32 softmax and mean against float64: 1e-6 was measured
 VOTES = ("soft", "geometric")  # those that a graph computes
 ROUNDS = 3
-
-U8 = NDArray[np.uint8]
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class Fused:
 
 
 @dataclass(frozen=True, eq=False)
-class _Plan:
+class _FusePlan:
     """Models of one pixel pipeline, the views of each (by digest), and per target the blend with a weight per model."""
 
     exports: Sequence[Export]
@@ -81,18 +78,15 @@ def fuse(
     competition: Competition,
     paths: Sequence[Path],
     path: Path,
+    combination: Combination = Combination(),
     *,
-    tta: str = "none",
-    weights: str = "",
-    blend: bool = False,
-    only: Sequence[str] = (),
     force: bool = False,
 ) -> Fused:
     """Write the ensemble of these exports as one export, after it gave what they give on the workspace's training images.
 
-    `weights` are those of `toolkit ensemble`; `blend` takes them, the vote, temperatures and (unless `tta` says others) views
-    from blend.json. The file takes the same uint8 images and gives `probabilities`, float32 (N, classes of all targets), in
-    the competition's order of classes.
+    A blend says weights, vote, temperatures and (unless the request names others) views. The file takes the same uint8 images
+    and gives `probabilities`, float32 (N, classes of all targets), in the competition's order of classes. `force` replaces a
+    file that is there.
 
     Raises:
         ModelError, CardError, DataError: see `read_exports`, `share` and `views_for`; members of different pixels, views that
@@ -101,9 +95,9 @@ def fuse(
         ImageError: no training image can be read.
     """
     if path.exists() and not force:
-        raise ModelError(f"{path} exists", hint="Use --force to replace it, or -o to name another.")
-    exports = members.read_exports(paths, competition, members=only)
-    plan = _plan(competition, exports, tta=tta, weights=weights, blend=blend)
+        raise ModelError(f"{path} exists", hint="Name another file, or have it replaced.", code="exists")
+    exports = read_exports(paths, competition, members=combination.members)
+    plan = _plan(competition, exports, combination)
     merger, width = Merger(), sum(len(target.classes) for target in plan.targets)
     merger.rename(_graph(merger, plan), "probabilities")
     proto = merger.model(plan.preprocess.size, "probabilities", width)
@@ -127,23 +121,23 @@ def fuse(
         models=tuple(export.title for export in plan.exports),
         views={export.title: plan.views[export.digest] for export in plan.exports},
         bytes=path.stat().st_size,
-        parts_bytes=sum(said["bytes"] for said in sizes),
+        parts_bytes=sum(facts["bytes"] for facts in sizes),
         nodes=len(proto.graph.node),
-        parts_nodes=sum(said["nodes"] for said in sizes),
+        parts_nodes=sum(facts["nodes"] for facts in sizes),
         rate=rates[0],
         parts_rate=rates[1],
         checked=len(pixels),
     )
 
 
-def reference(plan: _Plan, session: Session, pixels: U8) -> F64:
+def reference(plan: _FusePlan, session: Session, pixels: U8) -> F64:
     """What the ensemble says of images, float64 (N, classes of all targets), by the unfused pipeline."""
     batch = session.place(pixels)
     logits: dict[tuple[str, str], NDArray[np.float32]] = {}
     for view in dict.fromkeys(view for views in plan.views.values() for view in views):
         wanted = [export.digest for export in plan.exports if view in plan.views[export.digest]]
-        logits |= {(digest, view): found for digest, found in session.run(batch, view, wanted).items()}
-    said = []
+        logits |= {(digest, view): values for digest, values in session.run(batch, view, wanted).items()}
+    tables = []
     for target in plan.targets:
         blend, share = plan.blends[target.name]
         stack = []
@@ -156,37 +150,40 @@ def reference(plan: _Plan, session: Session, pixels: U8) -> F64:
             stack.append(blend.cooled(export.card.member, merged, multilabel=target.multilabel))
         values = blend.combine(np.stack(stack), share, multilabel=target.multilabel).values
         assert values is not None
-        said.append(values)
-    return np.concatenate(said, axis=1)
+        tables.append(values)
+    return np.concatenate(tables, axis=1)
 
 
-def _plan(competition: Competition, exports: Sequence[Export], *, tta: str, weights: str, blend: bool) -> _Plan:
-    blends: dict[str, tuple[Blend, Sequence[float]]] = {}
+def _plan(competition: Competition, exports: Sequence[Export], combination: Combination) -> _FusePlan:
     names = tuple(dict.fromkeys(export.card.member for export in exports))
-    given = oof.given(competition) if blend else {}
-    for target in competition.targets:
-        one = given.get(target.name) or Blend(names, np.ones(len(names)))
-        if blend:
-            weights = ",".join(f"{n}={w!r}" for n, w in zip(one.members, one.weights.tolist(), strict=True) if w)
-        if one.vote not in VOTES:
+    blends = dict(combination.blend or {t.name: Blend(names, np.ones(len(names))) for t in competition.targets})
+    for target, blend in blends.items():
+        if blend.vote not in VOTES:
             raise DataError(
-                f"target {target.name!r}: blend.json votes {one.vote!r}, and a graph computes {few(VOTES)}",
-                hint="Run `toolkit blend --vote soft`.",
+                f"target {target!r}: blend.json votes {blend.vote!r}, and a graph computes {few(VOTES)}",
+                hint="Blend with a soft vote.",
+                code="blend-soft",
             )
-        blends[target.name] = one, members.share(exports, weights, higher_is_better=competition.score.higher_is_better)
-        if blend and one.views and tta == "none":
-            tta = written({name: (one.views or {}).get(name, "none") for name in names})
-    used = [place for place in range(len(exports)) if any(share[place] for _, share in blends.values())]
+    weights = weights_of(competition, exports, combination)
+    used = [place for place in range(len(exports)) if any(own[place] for own in weights.values())]
     kept = [exports[place] for place in used]
-    shares = {name: (one, [share[place] for place in used]) for name, (one, share) in blends.items()}
-    views = views_for(kept, tta)
+    shares = {name: (blends[name], [own[place] for place in used]) for name, own in weights.items()}
+    views = views_for(kept, _sets(combination, blends.values(), names))
     _check_pixels(kept)
     if cut := [view for views_of in views.values() for view in views_of if parse(view)[0] != Cut()]:
         raise DataError(
             f"view {cut[0]!r} is cut from the decoded image, and a graph sees only the pixels it is given",
             hint="Use views that turn images: hflip, flip, rot90, d4.",
         )
-    return _Plan(kept, views, shares, competition.targets)
+    return _FusePlan(kept, views, shares, competition.targets)
+
+
+def _sets(combination: Combination, blends: Iterable[Blend], members: Sequence[str]) -> str:
+    """The views that were asked for, else those of the first blend that names any."""
+    named = next((blend.views for blend in blends if blend.views), None)
+    if combination.tta != "none" or not named:
+        return combination.tta
+    return written({name: named.get(name, "none") for name in members})
 
 
 def _check_pixels(exports: Sequence[Export]) -> None:
@@ -199,14 +196,14 @@ def _check_pixels(exports: Sequence[Export]) -> None:
             )
 
 
-def _graph(merger: Merger, plan: _Plan) -> str:
+def _graph(merger: Merger, plan: _FusePlan) -> str:
     """All of it below the input: the value that holds the probabilities of every target side by side."""
     logits = {}
     for export in plan.exports:
         stacked = _views(merger, plan.views[export.digest])
         logits[export.digest] = merger.add(onnx_file.load(export.path), stacked, where=str(export.path))
-    said = [_target(merger, plan, target, logits) for target in plan.targets]
-    return merger.op("Concat", *said, axis=1) if len(said) > 1 else said[0]
+    tables = [_target(merger, plan, target, logits) for target in plan.targets]
+    return merger.op("Concat", *tables, axis=1) if len(tables) > 1 else tables[0]
 
 
 def _views(merger: Merger, views: Sequence[str]) -> str:
@@ -238,7 +235,7 @@ _STEPS: dict[str, tuple[bool, list[int]]] = {
 _Table = tuple[str, str]  # the probabilities of yes and, where classes are independent, of no: 1 − p loses its digits near 1
 
 
-def _target(merger: Merger, plan: _Plan, target: Target, logits: Mapping[str, str]) -> str:
+def _target(merger: Merger, plan: _FusePlan, target: Target, logits: Mapping[str, str]) -> str:
     """The blend of one target's probabilities, (batch, C)."""
     blend, share = plan.blends[target.name]
     tables = []
@@ -256,7 +253,7 @@ def _target(merger: Merger, plan: _Plan, target: Target, logits: Mapping[str, st
 
 
 def _activated(merger: Merger, logits: str, output: Output, width: int) -> _Table:
-    """A model's columns of one target as probabilities: what `sessions.probabilities` does, in float32."""
+    """A model's columns of one target as probabilities: what `activations.probabilities` does, in float32."""
     x = logits
     if (output.start, output.stop) != (0, width):
         x = merger.op("Slice", x, *(merger.constant([edge], np.int64) for edge in (output.start, output.stop, 1)))
@@ -324,7 +321,7 @@ def _each(table: _Table, change: Callable[[str], str]) -> _Table:
     return change(yes), change(no) if no else ""
 
 
-def _card(plan: _Plan, member: str, competition: Competition) -> Card:
+def _card(plan: _FusePlan, member: str, competition: Competition) -> Card:
     """What the fused file says of itself: the competition's classes, probabilities as they are, trained on everything."""
     cards, start, outputs = [export.card for export in plan.exports], 0, []
     for target in plan.targets:
@@ -346,11 +343,11 @@ def _card(plan: _Plan, member: str, competition: Competition) -> Card:
     )
 
 
-def _prove(plan: _Plan, card: Card, parts: Session, whole: Session, pixels: U8) -> dict[str, float]:
+def _prove(plan: _FusePlan, card: Card, parts: Session, whole: Session, pixels: U8) -> dict[str, float]:
     """The gaps between the fused file and the ensemble on these images, or ParityError."""
     expected = reference(plan, parts, pixels)
-    found = whole.run(whole.place(pixels), "id")["fused"]
-    gaps = parity(expected.astype(np.float32), found, card.outputs)
+    fused = whole.run(whole.place(pixels), "id")["fused"]
+    gaps = parity(expected.astype(np.float32), fused, card.outputs)
     if not gaps["probability"] <= TOLERANCE:
         raise ParityError(
             f"the fused file differs from the ensemble by {gaps['probability']:.2e} in probability (allowed {TOLERANCE:.0e}), "
@@ -361,9 +358,9 @@ def _prove(plan: _Plan, card: Card, parts: Session, whole: Session, pixels: U8) 
     return gaps
 
 
-def _rates(plan: _Plan, parts: Session, whole: Session, pixels: U8) -> tuple[float, float]:
+def _rates(plan: _FusePlan, parts: Session, whole: Session, pixels: U8) -> tuple[float, float]:
     """Images per second of the fused file and of the parts, medians of runs in turn."""
-    found: dict[str, list[float]] = {"whole": [], "parts": []}
+    rates: dict[str, list[float]] = {"whole": [], "parts": []}
     runs: dict[str, Callable[[], object]] = {
         "whole": partial(whole.run, whole.place(pixels), "id"),
         "parts": partial(reference, plan, parts, pixels),
@@ -372,5 +369,5 @@ def _rates(plan: _Plan, parts: Session, whole: Session, pixels: U8) -> tuple[flo
         for name, run in runs.items():
             started = time.perf_counter()
             run()
-            found[name].append(len(pixels) / (time.perf_counter() - started))
-    return statistics.median(found["whole"]), statistics.median(found["parts"])
+            rates[name].append(len(pixels) / (time.perf_counter() - started))
+    return statistics.median(rates["whole"]), statistics.median(rates["parts"])

@@ -7,25 +7,27 @@ import io
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, cast
 
 import numpy as np
 
 from toolkit.base import csv_text, files, provenance
+from toolkit.blending.combination import Combination
 from toolkit.core import prediction_files, voting
 from toolkit.core.predictions import Predictions
-from toolkit.ensemble import run as ensembling
+from toolkit.ensemble.combine import combine, views_for
+from toolkit.ensemble.unseen import out_of_fold
 from toolkit.errors import DataError, ImageError, few
 from toolkit.images import render
-from toolkit.inference import exports as members
-from toolkit.inference.predict import BadImage, Opener, Progress, predict
+from toolkit.inference.execution import Execution
+from toolkit.inference.exports import WeightedModels, read_exports, share
+from toolkit.inference.outcome import BadImage, bad_images_error
+from toolkit.inference.predict import predict
 from toolkit.inference.store.prediction_store import Store
 from toolkit.runtime.graphs import onnx_file
 from toolkit.runtime.graphs.onnx_file import Export
-from toolkit.runtime.session import open_session
-from toolkit.workspace import make_split
 from toolkit.workspace.competition import Competition, Images, Part, Target
 from toolkit.workspace.image_rows import Item
 from toolkit.workspace.split import Split
@@ -33,30 +35,27 @@ from toolkit.workspace.split import Split
 PARTS = ("train", "test")
 SUFFIXES = (".parquet", ".csv")
 
-OnBadImage = Literal["fail", "skip"]
-
 
 @dataclass(frozen=True)
-class Passing:
-    """How images go through models: views, device and precision, and who is told how far it is; `said` is kept with tables."""
+class ImageSource:
+    """Which images are predicted, and as what.
 
-    tta: str = "none"
-    device: str = "auto"
-    batch: int | None = None
-    progress: Progress | None = None
-    precision: str = "fp32"
-    opener: Opener = open_session
-    said: Mapping[str, Any] = field(default_factory=dict)
+    - `on`: "train" or "test" of the workspace, a folder (ids are the files' paths in it), or a CSV of an id and a path per row.
+    - `id_column`, `path_column`: of the CSV, where its own names do not say.
+    - `limit`: the first so many images only.
+    - `held_out`: training rows by the folds that did not see them; `in_sample`: also by those that did.
+    """
 
-    @property
-    def how(self) -> dict[str, Any]:
-        """As `predict` takes it."""
-        kept = ("device", "batch", "progress", "precision", "opener")
-        return {name: getattr(self, name) for name in kept}
+    on: str
+    id_column: str = ""
+    path_column: str = ""
+    limit: int | None = None
+    held_out: bool = False
+    in_sample: bool = False
 
 
 @dataclass(frozen=True, eq=False)
-class Tables:
+class WrittenTables:
     """The predictions by target that each file holds, images that could not be used, and what is good to know."""
 
     written: Mapping[Path, Mapping[str, Predictions]]
@@ -64,89 +63,99 @@ class Tables:
     notes: tuple[str, ...]
 
 
-def run(
+def predict_images(
     competition: Competition | None,
     paths: Sequence[Path],
-    on: str,
+    source: ImageSource,
     output: Path,
+    combination: Combination = Combination(),
+    execution: Execution = Execution(),
     *,
-    passing: Passing = Passing(),
-    vote: str = "soft",
-    weights: str = "",
     each: bool = False,
-    held_out: bool = False,
-    in_sample: bool = False,
-    on_bad_image: OnBadImage = "fail",
-    limit: int | None = None,
-    id_column: str = "",
-    path_column: str = "",
-) -> Tables:
-    """Predict images with models and write one table, .parquet or .csv; with `each` one per model (`held_out`: per member).
+    origin: Mapping[str, Any] | None = None,
+) -> WrittenTables:
+    """Predict images with models and write one table, .parquet or .csv; with `each` one per model (held out: per member).
 
-    `on` is "train" or "test" of the workspace, a folder (ids are the files' paths in it), or a CSV with an id and a path per
-    row. `held_out` predicts training rows with the folds that did not see them; without it, models that saw them are refused
-    unless `in_sample` says so. Rows whose image cannot be used are an error, or left out.
+    Models that saw training rows are refused unless the source says otherwise. Rows whose image cannot be used are an error, or
+    left out. What `origin` says (plain values) is kept with .parquet tables.
 
     Raises:
         DataError: nothing to predict, a file that is neither .parquet nor .csv, or training rows that a model saw.
         ModelError, CardError: models that cannot be used, or differ in what they predict.
         ImageError: images that cannot be used.
     """
+    _check(competition, source, output)
+    with _frame(competition, paths) as frame:
+        exports = read_exports(paths, frame)
+        request = _Request(frame, exports, combination, execution, each)
+        notes: list[str] = []
+        bad: Sequence[BadImage] = ()
+        if source.held_out:
+            tables = _held_out(request, notes)
+        else:
+            items = _items(frame, source)[: source.limit]
+            if source.on == "train":
+                notes += _seen(frame, exports, {item.id for item in items}, allowed=source.in_sample)
+            tables, bad = _predicted(request, items, kept=competition is not None)
+    meta = {
+        "created": provenance.now(),
+        "on": source.on if source.on in PARTS else Path(source.on).name,
+        "models": [{"title": export.title, "digest": export.digest, "sha256": export.sha256} for export in exports],
+        "tta": combination.tta,
+        "vote": combination.vote,
+        "notes": notes,
+        **(origin or {}),
+    }
+    return WrittenTables(_write(tables, output, meta), tuple(bad), tuple(notes))
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """What is asked of which models: one table of all of them, or one of each."""
+
+    competition: Competition
+    exports: Sequence[Export]
+    combination: Combination
+    execution: Execution
+    each: bool
+
+
+_ByName = dict[str, dict[str, Predictions]]  # tables by target, per model or member; "" for all together
+
+
+def _check(competition: Competition | None, source: ImageSource, output: Path) -> None:
+    """See that there is something to predict, and a kind of file to write."""
     if output.suffix not in SUFFIXES:
         raise DataError(
             f"{output} is no kind of table that is written", hint=f"Name it {' or '.join('*' + s for s in SUFFIXES)}."
         )
-    if on in PARTS and competition is None:
-        raise DataError(f"--on {on}: this is no workspace", hint="Name a folder of images or a CSV, or cd into the workspace.")
-    with _frame(competition, paths) as frame:
-        exports = members.read_exports(paths, frame)
-        notes: list[str] = []
-        bad: Sequence[BadImage] = ()
-        if held_out:
-            found = _held_out(frame, exports, on, passing, vote, weights, each=each, notes=notes)
-        else:
-            items = _items(frame, on, id_column, path_column)[:limit]
-            if on == "train":
-                notes += _seen(frame, exports, {item.id for item in items}, allowed=in_sample)
-            found, bad = _predicted(frame, exports, items, passing, vote, weights, each=each, skip=on_bad_image == "skip")
-    meta = {
-        "created": provenance.now(),
-        "on": on if on in PARTS else Path(on).name,
-        "models": [{"title": export.title, "digest": export.digest, "sha256": export.sha256} for export in exports],
-        "tta": passing.tta,
-        "vote": vote,
-        "notes": notes,
-        **passing.said,
-    }
-    return Tables(_write(found, output, meta), tuple(bad), tuple(notes))
+    if source.on in PARTS and competition is None:
+        raise DataError(
+            f"{source.on} images are a workspace's, and this is none",
+            hint="Name a folder of images or a CSV, or cd into the workspace.",
+            code="images-on",
+        )
+    if source.held_out and source.on != "train":
+        raise DataError("only training rows are held out", hint="Predict the training images.", code="held-out-train")
 
 
-def _predicted(
-    frame: Competition,
-    exports: Sequence[Export],
-    items: Sequence[Item],
-    passing: Passing,
-    vote: str,
-    weights: str,
-    *,
-    each: bool,
-    skip: bool,
-) -> tuple[dict[str, dict[str, Predictions]], Sequence[BadImage]]:
-    """The tables by model (or "" for all together), and the images that were left out."""
-    views = ensembling.views_for(exports, passing.tta)
-    outcome = predict(exports, views, items, Store(frame.path("store")), boxes=frame.boxes, **passing.how)
-    if outcome.bad and not skip:
-        raise _bad_images(outcome.bad)
+def _predicted(request: _Request, items: Sequence[Item], *, kept: bool) -> tuple[_ByName, Sequence[BadImage]]:
+    """The tables by model, and the images that were left out."""
+    frame, exports, combination = request.competition, request.exports, request.combination
+    views = views_for(exports, combination.tta)
+    outcome = predict(exports, views, items, Store(frame.path("store")), request.execution, boxes=frame.boxes)
+    if outcome.bad and request.execution.on_bad_image != "skip":
+        raise bad_images_error(outcome.bad, kept=kept, code="bad-images-skip")
     good = {item.id for item in outcome.items}
     ids = [name for name in dict.fromkeys(item.id for item in items) if name in good]
     if not ids:
         raise ImageError(f"not one of {len(items):,} images can be used")
-    found: dict[str, dict[str, Predictions]] = {}
-    for name, group in {export.title: [export] for export in exports}.items() if each else [("", list(exports))]:
-        share = members.share(group, "" if each else weights)
-        how: dict[str, Any] = {"views": views, "vote": vote, "share": share}
-        found[name] = {t.name: ensembling.combine(frame, t, group, outcome, ids, **how)[0] for t in frame.targets}
-    return found, outcome.bad
+    groups = {export.title: [export] for export in exports} if request.each else {"": list(exports)}
+    tables: _ByName = {}
+    for name, group in groups.items():
+        models = WeightedModels(group, views, share(group, "" if request.each else combination.weights))
+        tables[name] = {t.name: combine(frame, t, models, outcome, ids, combination)[0] for t in frame.targets}
+    return tables, outcome.bad
 
 
 @contextmanager
@@ -162,27 +171,36 @@ def _frame(competition: Competition | None, paths: Sequence[Path]) -> Iterator[C
         yield Competition(root=Path(folder), name="", metric="accuracy", targets=targets, train=nowhere, test=nowhere)
 
 
-def _items(competition: Competition, on: str, id_column: str, path_column: str) -> list[Item]:
-    """The images that `on` names."""
-    if on in PARTS:
-        return [Item(name, path) for name, path in competition.images(cast("Part", on))]
-    path = Path(on)
+def _items(competition: Competition, source: ImageSource) -> list[Item]:
+    """The images that the source names."""
+    if source.on in PARTS:
+        return [Item(name, path) for name, path in competition.images(cast("Part", source.on))]
+    path = Path(source.on)
     if path.is_dir():
-        found = [Item(file.relative_to(path).as_posix(), file) for file in render.find(path)]
-        if not found:
+        items = [Item(file.relative_to(path).as_posix(), file) for file in render.find(path)]
+        if not items:
             raise DataError(f"{path} has no image files", hint=f"They end in {', '.join(render.SUFFIXES)}.")
-        return found
+        return items
     if path.suffix.lower() != ".csv":
         raise DataError(
-            f"--on {on}: there is no such folder", hint="Use train, test, a folder of images, or a CSV of id and path."
+            f"{source.on}: there is no such folder",
+            hint="Name train, test, a folder of images, or a CSV of id and path.",
+            code="images-on",
         )
+    return _listed(path, source)
+
+
+def _listed(path: Path, source: ImageSource) -> list[Item]:
+    """The images that a CSV lists, by paths relative to it."""
     frame = csv_text.read(path)
     names = [str(name) for name in frame.columns]
-    key = id_column or ("id" if "id" in names else names[0])
-    place = path_column or next((name for name in names if name.casefold() in _PATHS), "")
+    key = source.id_column or ("id" if "id" in names else names[0])
+    place = source.path_column or next((name for name in names if name.casefold() in _PATHS), "")
     if not place:
         raise DataError(
-            f"{path}: which column holds the images' paths? It has {few(names, limit=12)}", hint="--path-column NAME"
+            f"{path}: which column holds the images' paths? It has {few(names, limit=12)}",
+            hint="Name the column.",
+            code="path-column",
         )
     frame = csv_text.read(path, columns=[key, place], unique=key)
     return [Item(name, path.parent / file) for name, file in zip(frame[key], frame[place], strict=True)]
@@ -197,89 +215,81 @@ def _seen(competition: Competition, exports: Sequence[Export], ids: set[str], *,
     Raises:
         DataError: they saw some, and that was not allowed.
     """
-    path = competition.path(make_split.TABLE)
-    split = Split.read(path) if path.exists() else None
-    found = []
+    split = Split.if_made(competition)
+    sentences = []
     for export in exports:
         here = split is not None and export.card.split == split.digest
         if export.card.fold is None or (split is not None and here):
             seen = len(ids & set(split.training(export.card.fold))) if split is not None and here else len(ids)
-            found += [f"{export.title} was trained on {seen:,} of these {len(ids):,} rows"] if seen else []
+            sentences += [f"{export.title} was trained on {seen:,} of these {len(ids):,} rows"] if seen else []
         else:
-            found.append(f"{export.title} was trained on another split: which of these {len(ids):,} rows it saw is not known")
-    if found and not allowed:
-        raise DataError(
-            f"what models say of rows that they were trained on is no prediction: {'; '.join(found)}",
-            hint="Use --held-out to predict each row with the folds that did not see it, or --in-sample to go on all the same.",
-        )
-    return [f"in-sample: {one}" for one in found]
-
-
-def _held_out(
-    competition: Competition,
-    exports: Sequence[Export],
-    on: str,
-    passing: Passing,
-    vote: str,
-    weights: str,
-    *,
-    each: bool,
-    notes: list[str],
-) -> dict[str, dict[str, Predictions]]:
-    """Out-of-fold tables of the members, or their vote over the rows that all of them cover."""
-    if on != "train":
-        raise DataError("--held-out is about training rows", hint="Use --on train.")
-    split = Split.read(competition.path(make_split.TABLE))
-    by_member: dict[str, list[Export]] = {}
-    for export in exports:
-        by_member.setdefault(export.card.member, []).append(export)
-    said = {
-        name: ensembling.out_of_fold(competition, group, split, tta=passing.tta, **passing.how)
-        for name, group in by_member.items()
-    }
-    if each or len(said) == 1:
-        return said if each else {"": next(iter(said.values()))}
-    share = [
-        sum(w for w, export in zip(members.share(exports, weights), exports, strict=True) if export.card.member == m)
-        for m in said
-    ]
-    combined: dict[str, Predictions] = {}
-    for target in competition.targets:
-        every = [found[target.name] for found in said.values()]
-        common = set.intersection(*(set(table.ids) for table in every))
-        ids = tuple(name for name in every[0].ids if name in common)
-        if not ids:
-            raise DataError(
-                f"the members {few(said)} have no held-out row in common", hint="Use --each for a table per member."
+            sentences.append(
+                f"{export.title} was trained on another split: which of these {len(ids):,} rows it saw is not known"
             )
-        if left := max(map(len, every)) - len(ids):
-            notes.append(f"{left:,} rows are held out by some members only, and left out")
-        aligned = [table.align(ids) for table in every]
-        stack = np.stack([table.values for table in aligned if table.values is not None])
-        outcome = voting.vote(stack, how=vote, weights=share, multilabel=target.multilabel)
-        combined[target.name] = replace(
-            aligned[0], kind=outcome.kind, values=outcome.values, labels=outcome.labels if outcome.kind == "labels" else None
+    if sentences and not allowed:
+        raise DataError(
+            f"what models say of rows that they were trained on is no prediction: {'; '.join(sentences)}",
+            hint="Have each row predicted by the folds that did not see it, or ask for rows in sample.",
+            code="in-sample",
         )
-    return {"": combined}
+    return [f"in-sample: {sentence}" for sentence in sentences]
 
 
-def _bad_images(bad: Sequence[BadImage]) -> ImageError:
-    shown = "\n  ".join(image.why for image in bad)
-    return ImageError(
-        f"{len(bad):,} image{'s' if len(bad) > 1 else ''} cannot be used, and nothing was written:\n  {shown}",
-        hint="Mend them and run the same command again, or use --on-bad-image skip to leave them out.",
-    )
+def _held_out(request: _Request, notes: list[str]) -> _ByName:
+    """Out-of-fold tables of the members, or their vote over the rows that all of them cover."""
+    competition, combination = request.competition, request.combination
+    split = Split.of(competition)
+    by_member: dict[str, list[Export]] = {}
+    for export in request.exports:
+        by_member.setdefault(export.card.member, []).append(export)
+    tables = {
+        name: out_of_fold(competition, group, split, combination.tta, request.execution) for name, group in by_member.items()
+    }
+    if request.each:
+        return tables
+    if len(tables) == 1:
+        return {"": next(iter(tables.values()))}
+    by_model = zip(request.exports, share(request.exports, combination.weights), strict=True)
+    weights = dict.fromkeys(tables, 0.0)
+    for export, weight in by_model:
+        weights[export.card.member] += weight
+    voted = {}
+    for target in competition.targets:
+        own = {name: by_target[target.name] for name, by_target in tables.items()}
+        voted[target.name] = _voted(target, own, list(weights.values()), combination.vote, notes)
+    return {"": voted}
 
 
-def _write(
-    found: Mapping[str, Mapping[str, Predictions]], output: Path, meta: Mapping[str, Any]
-) -> dict[Path, Mapping[str, Predictions]]:
+def _voted(
+    target: Target, tables: Mapping[str, Predictions], weights: Sequence[float], vote: str, notes: list[str]
+) -> Predictions:
+    """The members' vote over the rows that all of them have; a note where some are left out."""
+    first = next(iter(tables.values()))
+    common = set.intersection(*(set(table.ids) for table in tables.values()))
+    ids = tuple(name for name in first.ids if name in common)
+    if not ids:
+        raise DataError(
+            f"the members {few(tables)} have no held-out row in common", hint="Write a table per member.", code="each-member"
+        )
+    if left := max(map(len, tables.values())) - len(ids):
+        notes.append(f"{left:,} rows are held out by some members only, and left out")
+    aligned = [table.align(ids) for table in tables.values()]
+    stack = np.stack([table.values for table in aligned if table.values is not None])
+    answer = voting.vote(stack, how=vote, weights=weights, multilabel=target.multilabel)
+    labels = answer.labels if answer.kind == "labels" else None
+    return replace(aligned[0], kind=answer.kind, values=answer.values, labels=labels)
+
+
+def _write(tables: _ByName, output: Path, meta: Mapping[str, Any]) -> dict[Path, Mapping[str, Predictions]]:
     """The tables, each in a file of its own: NAME.parquet, or NAME.<model>.parquet where there are several."""
     written: dict[Path, Mapping[str, Predictions]] = {}
-    for name, said in found.items():
+    for name, by_target in tables.items():
         path = output.with_name(f"{output.stem}.{name}{output.suffix}") if name else output
-        write_csv(path, said) if path.suffix == ".csv" else prediction_files.write_table(path, said, meta)
-        written[path] = said
+        if path.suffix == ".csv":
+            write_csv(path, by_target)
+        else:
+            prediction_files.write_table(path, by_target, meta)
+        written[path] = by_target
     return written
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.base.printing import INTERVAL, Mark, Part, Table, facts, interval
 from toolkit.blending.nested import Chooser, Estimate, compare, nested, outer_folds, score_of, widening
 from toolkit.blending.objectives import decide
@@ -22,18 +23,15 @@ NAMED = 3  # classes in a line for people
 DRAWS, FEWER, MANY = 1000, 200, 5_000_000  # bootstrap draws; fewer where rows × tables are so many that they take minutes
 NONE = "none"
 
-F64 = NDArray[np.float64]
-Labels = NDArray[Any]
-
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class ViewRows:
     """What one member's fold models say of rows they did not see: per target, probabilities [V, N, C] by view and the truth."""
 
     member: str
     targets: tuple[Target, ...]
     views: tuple[str, ...]
-    said: Mapping[str, F64]
+    probabilities: Mapping[str, F64]
     truth: Mapping[str, NDArray[Any]]
     folds: NDArray[np.int64]
     groups: tuple[str, ...] | None
@@ -41,7 +39,7 @@ class Rows:
     def merged(self, wanted: Sequence[str]) -> F64:
         """These views merged, the classes of all targets side by side: float64 [N, C]."""
         rows = [self.views.index(view) for view in wanted]
-        parts = [vote(self.said[t.name][rows], how="soft", multilabel=t.multilabel).values for t in self.targets]
+        parts = [vote(self.probabilities[t.name][rows], how="soft", multilabel=t.multilabel).values for t in self.targets]
         return np.concatenate([part for part in parts if part is not None], axis=1)
 
 
@@ -58,7 +56,7 @@ class Suffering:
 
 
 @dataclass(frozen=True)
-class Line:
+class ViewLine:
     """A set of views (or the identity with nothing else, or a view alone), against the identity."""
 
     name: str
@@ -70,7 +68,7 @@ class Line:
 
 
 @dataclass(frozen=True, eq=False)
-class Finding:
+class ViewFinding:
     """What views bring one member: every view alone, every set, the nested estimate of choosing among the sets, the choice.
 
     `picks` counts in how many outer folds each set was the best. Scores and gains are in `metric`, over `rows` held-out rows.
@@ -79,15 +77,15 @@ class Finding:
     member: str
     metric: str
     rows: int
-    views: tuple[Line, ...]
-    sets: tuple[Line, ...]
+    views: tuple[ViewLine, ...]
+    sets: tuple[ViewLine, ...]
     nested: Estimate
     picks: Mapping[str, int]
     chosen: str
     reason: str
 
 
-def judge(rows: Rows, metric: Metric, sets: Sequence[str], *, draws: int | None = None) -> Finding:
+def judge(rows: ViewRows, metric: Metric, sets: Sequence[str], *, draws: int | None = None) -> ViewFinding:
     """Score every view and set against the identity, and choose: the identity, unless the nested gain exceeds its noise.
 
     The set is chosen inside each outer fold and scored on the fold left out; intervals are paired bootstraps, by group where
@@ -98,14 +96,14 @@ def judge(rows: Rows, metric: Metric, sets: Sequence[str], *, draws: int | None 
     """
     sets = list(dict.fromkeys([NONE, *sets]))
     scored, truth = _joint(rows, metric)
-    said = {name: rows.merged(views(name)) for name in sets}
+    merged = {name: rows.merged(views(name)) for name in sets}
     alone = {view: rows.merged([view]) for view in dict.fromkeys(v for n in sets for v in views(n))}
     numbers = np.unique(rows.folds)
     folds = rows.folds if len(numbers) > 1 else outer_folds(next(iter(rows.truth.values())), groups=rows.groups)
     picked: list[int] = []
-    choice = nested(np.stack(list(said.values())), truth, {"": _best(scored, picked)}, folds)[""]
-    tables = {**{f"set {n}": p for n, p in said.items()}, **{f"view {v}": p for v, p in alone.items()}, "nested": choice}
-    found = compare(
+    choice = nested(np.stack(list(merged.values())), truth, {"": _best(scored, picked)}, folds)[""]
+    tables = {**{f"set {n}": p for n, p in merged.items()}, **{f"view {v}": p for v, p in alone.items()}, "nested": choice}
+    estimates = compare(
         truth,
         scored,
         tables,
@@ -115,58 +113,57 @@ def judge(rows: Rows, metric: Metric, sets: Sequence[str], *, draws: int | None 
         draws=draws or (DRAWS if len(tables) * len(truth) < MANY else FEWER),
     )
 
-    def line(name: str, parts: tuple[str, ...], key: str) -> Line:
-        won, lost, suffering = _moves(rows, said[NONE], tables[key])
-        return Line(name, parts, found[key], won, lost, suffering)
+    def line(name: str, parts: tuple[str, ...], key: str) -> ViewLine:
+        won, lost, suffering = _moves(rows, merged[NONE], tables[key])
+        return ViewLine(name, parts, estimates[key], won, lost, suffering)
 
-    lines = tuple(line(name, views(name), f"set {name}") for name in sets)
-    best = max(sets, key=lambda name: (found[f"set {name}"].gain, -sets.index(name)))
-    chosen, reason = _rule(best, found["nested"], metric.name)
-    return Finding(
+    best = max(sets, key=lambda name: (estimates[f"set {name}"].gain, -sets.index(name)))
+    chosen, reason = _rule(best, estimates["nested"], metric.name)
+    return ViewFinding(
         member=rows.member,
         metric=metric.name,
         rows=len(rows.folds),
         views=tuple(line(view, (view,), f"view {view}") for view in alone),
-        sets=lines,
-        nested=found["nested"],
+        sets=tuple(line(name, views(name), f"set {name}") for name in sets),
+        nested=estimates["nested"],
         picks={sets[place]: picked.count(place) for place in sorted(set(picked))},
         chosen=chosen,
         reason=reason,
     )
 
 
-def table(finding: Finding, *, alone: bool = True) -> list[Part]:
+def table(finding: ViewFinding, *, alone: bool = True) -> list[Part]:
     """What a person reads of a finding: a row per set and per view `alone`, the classes that suffer, the choice and why."""
     lines: list[Part] = []
     caption = f"{finding.member}: {finding.metric} on {finding.rows:,} held-out rows"
-    for title, found in (("set", finding.sets), ("view alone", finding.views))[: 1 + alone]:
+    for title, judged in (("set", finding.sets), ("view alone", finding.views))[: 1 + alone]:
         rows = []
-        for line in found:
+        for line in judged:
             e, chosen = line.estimate, title == "set" and line.name == finding.chosen
             sure = interval(e.gain_low, e.gain_high, 4, sign="+")
             moved = (f"{line.won:,}", f"{line.lost:,}")
             rows.append((line.name, f"{e.score:.4f}", f"{e.gain:+.4f}", sure, *moved, Mark("← chosen" * chosen, "good")))
         head = (title, "score", "gain", INTERVAL, "wrong → right", "right → wrong", "")
         lines.append(Table(head, rows, "lrrrrrl", caption="" if lines else caption))
-        suffering = [("" if i else line.name, said) for line in found for i, said in enumerate(sufferers(line))]
+        suffering = [("" if i else line.name, words) for line in judged for i, words in enumerate(sufferers(line))]
         lines += [facts(suffering)] if suffering else []
     return [*lines, facts([("Chosen", finding.reason)])]
 
 
-def sufferers(line: Line) -> list[str]:
+def sufferers(line: ViewLine) -> list[str]:
     """The classes that suffer most, in words."""
     shown = line.suffering[:NAMED]
     words = [
-        f"class '{one.name}': {one.lost:,} of {one.rows:,} rows lost"
-        + (f" (most become '{one.became}')" if one.became else "")
-        + f", {one.won:,} won"
-        for one in shown
+        f"class '{suffering.name}': {suffering.lost:,} of {suffering.rows:,} rows lost"
+        + (f" (most become '{suffering.became}')" if suffering.became else "")
+        + f", {suffering.won:,} won"
+        for suffering in shown
     ]
     more = len(line.suffering) - len(shown)
     return [*words, *([f"and {more:,} more classes"] if more else [])]
 
 
-def _joint(rows: Rows, metric: Metric) -> tuple[Metric, NDArray[Any]]:
+def _joint(rows: ViewRows, metric: Metric) -> tuple[Metric, NDArray[Any]]:
     """The metric over all targets (their mean, where there are several) and the truth it is told."""
     targets = rows.targets
     if len(targets) == 1:
@@ -175,10 +172,10 @@ def _joint(rows: Rows, metric: Metric) -> tuple[Metric, NDArray[Any]]:
     columns = np.cumsum([0, *(len(t.classes) for t in targets)])
     places = np.cumsum([0, *(part.shape[1] for part in truth)])
 
-    def mean(said_truth: NDArray[Any], values: F64) -> float:
+    def mean(joined: NDArray[Any], values: F64) -> float:
         scores = []
         for i, target in enumerate(targets):
-            own = said_truth[:, places[i] : places[i + 1]]
+            own = joined[:, places[i] : places[i + 1]]
             own = own.astype(bool) if target.multilabel else own[:, 0]
             scores.append(score_of(own, metric, values[:, columns[i] : columns[i + 1]]))
         return float(np.mean(scores))
@@ -197,22 +194,22 @@ def _best(metric: Metric, picked: list[int]) -> Chooser:
     return choose
 
 
-def _rule(best: str, found: Estimate, metric: str) -> tuple[str, str]:
+def _rule(best: str, choosing: Estimate, metric: str) -> tuple[str, str]:
     """The default rule: the best set, or none; and a sentence that says why."""
     if best == NONE:
         return NONE, f"{NONE}: no set of views has a better {metric}"
-    interval = f"95 % interval {found.gain_low:+.4f} to {found.gain_high:+.4f}"
-    gain = f"choosing views gains {found.gain:+.4f} {metric} (nested, {interval})"
-    if found.gain_low > 0:
+    interval = f"95 % interval {choosing.gain_low:+.4f} to {choosing.gain_high:+.4f}"
+    gain = f"choosing views gains {choosing.gain:+.4f} {metric} (nested, {interval})"
+    if choosing.gain_low > 0:
         return best, f"{best}: {gain}, above zero throughout"
-    worse = "it costs score" if found.gain_high < 0 else "this cannot be told from noise"
+    worse = "it costs score" if choosing.gain_high < 0 else "this cannot be told from noise"
     return NONE, f"{NONE}: {gain}, so {worse}; best on all rows was {best}"
 
 
-def _moves(rows: Rows, before: F64, after: F64) -> tuple[int, int, tuple[Suffering, ...]]:
+def _moves(rows: ViewRows, before: F64, after: F64) -> tuple[int, int, tuple[Suffering, ...]]:
     """How many answers become right and wrong, and the classes that lose more than chance explains."""
     won = lost = start = 0
-    found: list[Suffering] = []
+    suffering: list[Suffering] = []
     for target in rows.targets:
         stop = start + len(target.classes)
         truth = rows.truth[target.name]
@@ -220,8 +217,8 @@ def _moves(rows: Rows, before: F64, after: F64) -> tuple[int, int, tuple[Sufferi
         start = stop
         gains, losses = (old != truth) & (new == truth), (old == truth) & (new != truth)
         won, lost = won + int(gains.sum()), lost + int(losses.sum())
-        found += _sufferers(target, truth, new, gains, losses)
-    return won, lost, tuple(sorted(found, key=lambda one: one.won - one.lost))
+        suffering += _sufferers(target, truth, new, gains, losses)
+    return won, lost, tuple(sorted(suffering, key=lambda own: own.won - own.lost))
 
 
 def _sufferers(

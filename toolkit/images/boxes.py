@@ -69,17 +69,18 @@ class BoxTable:
         if not any(cell.strip() for cell in cells):
             return None
         try:
-            one, two, three, four = (float(cell) for cell in cells)
+            first, second, third, fourth = (float(cell) for cell in cells)
         except ValueError as error:
             raise CompetitionError(
                 f"{where}: {list(cells)} is no box", hint="Four numbers, or four empty cells for the whole image."
             ) from error
         if self.form == "centre":
-            one, two = one - three / 2, two - four / 2
-        box = Box(one, two, *((three, four) if self.form == "corners" else (one + three, two + four)), self.unit == "share")
+            first, second = first - third / 2, second - fourth / 2
+        right, bottom = (third, fourth) if self.form == "corners" else (first + third, second + fourth)
+        box = Box(first, second, right, bottom, self.unit == "share")
         if not all(map(isfinite, box)) or box.left >= box.right or box.top >= box.bottom:
-            said = ", ".join(f"{name} {cell}" for name, cell in zip(FORMS[self.form], cells, strict=True))
-            raise CompetitionError(f"{where}: {said} has no area", hint=f"The form is {self.form!r}: is that so?")
+            shown = ", ".join(f"{name} {cell}" for name, cell in zip(FORMS[self.form], cells, strict=True))
+            raise CompetitionError(f"{where}: {shown} has no area", hint=f"The form is {self.form!r}: is that so?")
         return box
 
 
@@ -145,13 +146,13 @@ class Boxes:
             for (_, other), box in table.items():
                 by_file.setdefault(_place(other), set()).add(box)
             self._files[name] = by_file
-        found = self._files[name].get(_place(file), set())
-        if len(found) != 1:
-            several = f"{len(found)} boxes {name!r}, none of them for {key!r}" if found else f"no box {name!r}"
+        boxes = self._files[name].get(_place(file), set())
+        if len(boxes) != 1:
+            several = f"{len(boxes)} boxes {name!r}, none of them for {key!r}" if boxes else f"no box {name!r}"
             raise ImageError(
                 f"{file} has {several}", hint=f"Add a row to the table of [boxes.{name}]; empty cells mean the whole image."
             )
-        return next(iter(found))
+        return next(iter(boxes))
 
     def key(self, content: bytes, names: Sequence[str], key: str, file: str | os.PathLike[str]) -> bytes:
         """Sixteen bytes that name an image as models of these boxes see it; its content's digest where there are none.
@@ -162,8 +163,8 @@ class Boxes:
         used = [name for name in names if name]
         if not used:
             return content
-        said = repr([(name, self.of(name, key, file)) for name in sorted(used)])
-        return hashlib.blake2b(content + said.encode(), digest_size=16).digest()
+        shown = repr([(name, self.of(name, key, file)) for name in sorted(used)])
+        return hashlib.blake2b(content + shown.encode(), digest_size=16).digest()
 
     def digest(self, name: str, ids: Collection[str]) -> str:
         """Sixteen hex digits that change whenever a box of that name of one of these ids does.
@@ -178,20 +179,20 @@ class Boxes:
         """What is known of these images as plain values, for another process."""
 
         def known(name: str) -> tuple[tuple[str, str, Any], ...]:
-            found = []
+            rows = []
             for key, file in items:
                 try:
-                    found.append((key, file, self.of(name, key, file)))
+                    rows.append((key, file, self.of(name, key, file)))
                 except ImageError:
                     continue  # said again, and collected, where the image is asked for
-            return tuple(found)
+            return tuple(rows)
 
         return tuple((name, known(name)) for name in sorted(set(names) - {""}))
 
     @classmethod
-    def of_plain(cls, said: Plain) -> Boxes:
+    def of_plain(cls, told: Plain) -> Boxes:
         """The boxes that `plain` told."""
-        tables = {name: {(key, file): box and Box(*box) for key, file, box in rows} for name, rows in said}
+        tables = {name: {(key, file): box and Box(*box) for key, file, box in rows} for name, rows in told}
         return cls(lambda name: tables[name] if name in tables else _none(name))
 
     def _table(self, name: str) -> Found:
@@ -217,4 +218,4 @@ def _none(name: str) -> Found:
     raise unknown(name, ())
 
 
-NONE = Boxes(_none)
+NO_BOXES = Boxes(_none)

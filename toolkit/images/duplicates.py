@@ -65,7 +65,7 @@ def prints(paths: Sequence[Path], *, progress: Report | None = None) -> Prints:
     """Read every picture once; what cannot be read is noted and left out."""
     thumbs = np.zeros((len(paths), SIDE, SIDE), dtype=np.uint8)
 
-    def one(path: Path) -> tuple[bytes, NDArray[np.uint8]] | str:
+    def print_of(path: Path) -> tuple[bytes, NDArray[np.uint8]] | str:
         try:
             data = render.read(path)
             return render.digest(data), thumb(render.decode(data, str(path), implementation="pillow"), str(path))
@@ -75,13 +75,13 @@ def prints(paths: Sequence[Path], *, progress: Report | None = None) -> Prints:
     digests: list[bytes | None] = []
     bad: dict[int, str] = {}
     with ThreadPoolExecutor() as pool:
-        for place, found in enumerate(pool.map(one, paths)):
-            if isinstance(found, str):
-                bad[place] = found
+        for place, printed in enumerate(pool.map(print_of, paths)):
+            if isinstance(printed, str):
+                bad[place] = printed
                 digests.append(None)
             else:
-                digests.append(found[0])
-                thumbs[place] = found[1]
+                digests.append(printed[0])
+                thumbs[place] = printed[1]
             if progress and (place % 64 == 63 or place + 1 == len(paths)):
                 progress(place + 1, len(paths))
     return Prints(tuple(digests), thumbs, bad)
@@ -102,7 +102,7 @@ def find(given: Prints, *, similar: float = SIMILAR) -> tuple[list[Twin], int]:
     homes: dict[bytes, int] = {}
     twins, alone = [], []
     # one by one: numpy would make float64 of all of them at once
-    flat = [one.std() < FLAT for one in given.thumbs]
+    flat = [picture.std() < FLAT for picture in given.thumbs]
     for place, digest in enumerate(given.digests):
         if digest is None:
             continue
@@ -123,7 +123,7 @@ def hashes(thumbs: NDArray[np.uint8]) -> U64:
     """
     from scipy import fft
 
-    found = np.zeros((len(TURNS), len(thumbs)), dtype=np.uint64)
+    bits = np.zeros((len(TURNS), len(thumbs)), dtype=np.uint64)
     odd = np.where(np.arange(LOW) % 2, -1.0, 1.0).astype(np.float32)
     powers = np.uint64(1) << np.arange(1, LOW * LOW, dtype=np.uint64)
     for start in range(0, len(thumbs), 4096):
@@ -133,8 +133,8 @@ def hashes(thumbs: NDArray[np.uint8]) -> U64:
             turned = turned * (odd[:, None] if rows else 1) * (odd if columns else 1)
             flat = turned.reshape(len(part), -1)[:, 1:]  # the first is the brightness
             above = flat > np.median(flat, axis=1, keepdims=True)
-            found[number, start : start + 4096] = (above * powers).sum(axis=1, dtype=np.uint64)
-    return found
+            bits[number, start : start + 4096] = (above * powers).sum(axis=1, dtype=np.uint64)
+    return bits
 
 
 def _near(thumbs: NDArray[np.uint8], similar: float) -> tuple[list[tuple[int, int, str, float]], int]:
@@ -202,11 +202,11 @@ def _correlations(
 ) -> NDArray[np.float32]:
     """Correlation of the turned first with the second thumbnail of each pair."""
     transposed, rows, columns = TURNS[turn]
-    found = np.empty(len(left), dtype=np.float32)
+    correlations = np.empty(len(left), dtype=np.float32)
     for start in range(0, len(left), step):
         pair = [thumbs[side[start : start + step]].astype(np.float32) for side in (left, right)]
-        one = pair[0].transpose(0, 2, 1) if transposed else pair[0]
-        one = one[:, :: -1 if rows else 1, :: -1 if columns else 1]
-        a, b = (x.reshape(len(x), -1) - x.mean(axis=(1, 2))[:, None] for x in (one, pair[1]))
-        found[start : start + step] = (a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
-    return found
+        turned = pair[0].transpose(0, 2, 1) if transposed else pair[0]
+        turned = turned[:, :: -1 if rows else 1, :: -1 if columns else 1]
+        a, b = (x.reshape(len(x), -1) - x.mean(axis=(1, 2))[:, None] for x in (turned, pair[1]))
+        correlations[start : start + step] = (a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+    return correlations

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.errors import ImageError
 from toolkit.images import decode, duplicates, render
 from toolkit.images.duplicates import FLAT, Prints
@@ -20,7 +21,6 @@ RARE = 0.01  # share of the files above which what is odd is a kind of its own
 SHAPE = ("width", "height", "aspect", "kilobytes")
 PIXEL = ("brightness", "contrast", "red", "green", "blue")
 
-F64 = NDArray[np.float64]
 
 # what the far ends of a property are called; contrast has a lower end of its own: pictures of nothing
 _ENDS = {

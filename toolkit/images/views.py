@@ -86,21 +86,21 @@ def per_member(asked: str, members: Sequence[str]) -> dict[str, str]:
         DataError: a member that is not there or named twice, or see `views`.
     """
     if "=" not in asked:
-        found = dict.fromkeys(members, asked)
+        sets = dict.fromkeys(members, asked)
     else:
         first, *pieces = re.split(r"(?:^|,)([^=,]+)=", asked)  # commas also part the values of a step
         named = list(zip(pieces[::2], pieces[1::2], strict=True))
         given = dict(named)
         unknown = [name for name in given if name not in members]
         if first or unknown or len(given) < len(named):
-            problem = f"names {few(unknown)}, which is no member here" if unknown else f"cannot be read: {asked!r}"
+            problem = f"are named for {few(unknown)}, which is no member here" if unknown else f"cannot be read: {asked!r}"
             hint = f"Name each once, as in b4=flip,vit=none. There are: {', '.join(members)}."
-            raise DataError(f"--tta {problem}", hint=hint)
-        found = {name: given.get(name, "none") for name in members}
-    for name in found.values():
+            raise DataError(f"views {problem}", hint=hint, code="views")
+        sets = {name: given.get(name, "none") for name in members}
+    for name in sets.values():
         if name != AUTO:
             views(name)
-    return found
+    return sets
 
 
 def written(sets: dict[str, str]) -> str:

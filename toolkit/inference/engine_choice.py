@@ -16,16 +16,17 @@ import numpy as np
 from toolkit.core.cards import Preprocess
 from toolkit.errors import DeviceError, ModelError, StoreError
 from toolkit.images import render
-from toolkit.images.boxes import Boxes
 from toolkit.inference import precision_check
+from toolkit.inference.execution import Execution
 from toolkit.inference.exports import read_exports
+from toolkit.inference.outcome import PredictOutcome
 from toolkit.inference.precision_check import Difference
-from toolkit.inference.predict import Opener, Outcome, Progress, predict
+from toolkit.inference.predict import predict
 from toolkit.inference.store.prediction_store import Store, segment_paths
 from toolkit.runtime import int8, speed_trials
-from toolkit.runtime.devices import PROVIDERS, available, check_precision, choose_device, engine_tag, gpu_count
+from toolkit.runtime.devices import PROVIDERS, available, check_precision, choose_device, engine_tag
 from toolkit.runtime.graphs.onnx_file import Export
-from toolkit.runtime.session import Session, open_session
+from toolkit.runtime.session import Session
 from toolkit.workspace.competition import Competition
 from toolkit.workspace.image_rows import Item
 
@@ -49,43 +50,10 @@ class Engine:
     why: str = ""
     compared: Mapping[str, Difference] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
-    batch: int | None = None
-    opener: Opener = open_session
 
-    def open(self, models: Mapping[str, Path], *, device: str, batch: int | None = None) -> Session:
-        """Sessions as `predict` asks for them, in this precision."""
-        if self.precision == "fp32":
-            return self.opener(models, device=device, batch=batch)
-        named = {digest: self.files.get(digest, path) for digest, path in models.items()}
-        return self.opener(named, device=device, batch=batch, precision=self.precision, cache=self.cache)
-
-    def fill(
-        self,
-        exports: Sequence[Export],
-        views: Mapping[str, Sequence[str]],
-        items: Sequence[Item],
-        store: Path,
-        boxes: Boxes,
-        progress: Progress | None,
-    ) -> int:
-        """Bring rows into the store by one process per GPU, where there are several; how many passes that took."""
-        if self.device in ("cpu", "openvino") or gpu_count() < 2:
-            return 0
-        from toolkit.inference import multi_process
-
-        return multi_process.fill(
-            exports,
-            views,
-            items,
-            store,
-            device=self.device,
-            precision=self.precision,
-            key=self.key,
-            files=self.files,
-            batch=self.batch,
-            boxes=boxes,
-            progress=progress,
-        )
+    def applied(self, execution: Execution) -> Execution:
+        """The request with this device and precision."""
+        return replace(execution, device=self.device, precision=self.key, files=self.files, cache=self.cache)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -94,8 +62,8 @@ class Engine:
             "device": self.device,
             "precision": self.key,
             "why": self.why,
-            "compared": {member: asdict(one) for member, one in self.compared.items()},
-            "changes": {member: str(one) for member, one in self.compared.items()},
+            "compared": {member: asdict(difference) for member, difference in self.compared.items()},
+            "changes": {member: str(difference) for member, difference in self.compared.items()},
             "rates": dict(self.rates),
         }
 
@@ -103,31 +71,29 @@ class Engine:
 def settle(
     competition: Competition,
     paths: Sequence[Path],
+    execution: Execution,
     *,
-    device: str = AUTO,
-    precision: str = "fp32",
     members: Sequence[str] = (),
     limit: int | None = None,
-    batch: int | None = None,
     min_agreement: float = 0.99,
-    progress: Progress | None = None,
-    opener: Opener = open_session,
 ) -> Engine:
     """The engine for what was asked of the exports at `paths`: "auto" is the fastest device, or precision that passes.
 
     Devices are timed for about a second each, once per machine and model. One that the store already has rows of is preferred,
-    so that nothing is computed twice; and the usual one is taken where there is little to compute.
+    so that nothing is computed twice; and the usual one is taken where there is little to compute. `limit` is how many test
+    images there will be, `min_agreement` the share of labels that a reduced precision must leave as they are.
 
     Raises:
         DeviceError: a device that is not there or does not compute in the precision.
         ModelError: the precision changes more labels than `min_agreement` allows, or a model cannot be had in it.
         CardError: see `read_exports`.
     """
+    device, precision = execution.device, execution.precision
     devices = available() if device == AUTO else [choose_device(device)]
     if precision == "fp32" and len(devices) == 1:
-        return Engine(devices[0], why=_absent() if device == AUTO else "", batch=batch, opener=opener)
+        return Engine(devices[0], why=_absent() if device == AUTO else "")
     exports = read_exports(paths, competition, members=members)
-    bench = _Bench(competition, exports, batch, min_agreement, progress, opener)
+    bench = _Bench(competition, exports, execution, min_agreement)
     if precision == AUTO:
         return bench.fastest(devices)
     if device == AUTO:
@@ -149,7 +115,7 @@ def recorded(competition: Competition, paths: Sequence[Path], record: Mapping[st
     device, precision = choose_device(record["device"]), str(record["precision"]).partition("-")[0]
     check_precision(device, precision)
     exports = read_exports(paths, competition)
-    return _Bench(competition, exports, None, 0.0, None, open_session).engine(device, precision)
+    return _Bench(competition, exports, Execution(), 0.0).engine(device, precision)
 
 
 @dataclass(eq=False)
@@ -158,10 +124,8 @@ class _Bench:
 
     competition: Competition
     exports: Sequence[Export]
-    batch: int | None
+    execution: Execution
     min_agreement: float
-    progress: Progress | None
-    opener: Opener
 
     @property
     def heaviest(self) -> Export:
@@ -175,7 +139,7 @@ class _Bench:
         key = precision
         if precision == "int8":
             files, key = self._quantised(cache / "int8", exports or self.exports)
-        return Engine(device, precision, key, files, cache / device, batch=self.batch, opener=self.opener)
+        return Engine(device, precision, key, files, cache / device)
 
     def choose(self, engines: Sequence[Engine], *, passes: int) -> Engine:
         """The one with rows in the store, else the one that is fastest in a short trial, if `passes` are worth one."""
@@ -207,7 +171,7 @@ class _Bench:
                     reasons.append(f"{precision} on {name}: {error.message}")
         rates = self.rates(engines)
         plain = self.choose([engine for engine in engines if engine.precision == "fp32"], passes=WORTH)
-        for engine in sorted(engines, key=lambda one: -rates[_title(one)]):
+        for engine in sorted(engines, key=lambda engine: -rates[_title(engine)]):
             if engine.precision == "fp32" or rates[_title(engine)] < MARGIN * rates[_title(plain)]:
                 continue
             try:
@@ -223,7 +187,7 @@ class _Bench:
     def rates(self, engines: Sequence[Engine]) -> dict[str, float]:
         """Images per second of one model by the engine's title, from the cache or a trial."""
         ways = {
-            _title(engine): (f"{engine_tag(engine.device)}/{engine.key}/{self.batch or 0}", self._opening(engine))
+            _title(engine): (f"{engine_tag(engine.device)}/{engine.key}/{self.execution.batch or 0}", self._opening(engine))
             for engine in engines
         }
         return speed_trials.rates(self.competition.path("cache", "trials.json"), self.heaviest, ways)
@@ -238,37 +202,31 @@ class _Bench:
         compared = {}
         for member in dict.fromkeys(export.card.member for export in self.exports):
             group = [export for export in self.exports if export.card.member == member]
-            ways = [partial(self._predict, engine=one) for one in (plain, engine)]
+            ways = [partial(self._predict, engine=either) for either in (plain, engine)]
             compared[member] = precision_check.difference(self.competition, group, *ways)
         worst = min(compared, key=lambda member: compared[member].agreement)
         if compared[worst].agreement < self.min_agreement:
             raise ModelError(
                 f"{_title(engine)} changes too many labels of {worst!r}, {self.min_agreement:.2%} must stay: {compared[worst]}",
-                hint="Use --precision auto or fp32, or a lower --min-agreement.",
+                hint="Use fp32 or what is chosen for you, or ask for less agreement.",
+                code="min-agreement",
             )
         return replace(engine, compared=compared)
 
     def _opening(self, engine: Engine) -> Callable[[], Session]:
         models = {self.heaviest.digest: self.heaviest.path}
-        return lambda: engine.open(models, device=engine.device, batch=self.batch)
+        return lambda: engine.applied(self.execution).open(models, engine.device)
 
-    def _predict(self, exports: Sequence[Export], items: Sequence[Item], engine: Engine) -> Outcome:
-        return predict(
-            exports,
-            {export.digest: ("id",) for export in exports},
-            items,
-            Store(self.competition.path("store")),
-            device=engine.device,
-            batch=self.batch,
-            precision=engine.key,
-            boxes=self.competition.boxes,
-            opener=engine.open,
-        )
+    def _predict(self, exports: Sequence[Export], items: Sequence[Item], engine: Engine) -> PredictOutcome:
+        views = {export.digest: ("id",) for export in exports}
+        alone = Execution(batch=self.execution.batch, opener=self.execution.opener)
+        store, boxes = Store(self.competition.path("store")), self.competition.boxes
+        return predict(exports, views, items, store, engine.applied(alone), boxes=boxes)
 
     def _quantised(self, folder: Path, exports: Sequence[Export]) -> tuple[dict[str, Path], str]:
         """These models in int8 (by digest), and the key of the calibration."""
-        found = precision_check.calibration_images(self.competition)
-        paths, boxes = [path for _, path in found], self.competition.boxes
+        images = precision_check.calibration_images(self.competition)
+        paths, boxes = [path for _, path in images], self.competition.boxes
         known, sure = Store(self.competition.path("store")).images.known(paths)
         digests = [
             bytes(digest).ljust(16, b"\0") if there else render.digest(render.read(path))
@@ -276,7 +234,7 @@ class _Bench:
         ]
 
         def seen(how: Preprocess) -> list[bytes]:
-            return [boxes.key(digest, [how.box], *image) for digest, image in zip(digests, found, strict=True)]
+            return [boxes.key(digest, [how.box], *image) for digest, image in zip(digests, images, strict=True)]
 
         files = {e.digest: folder / int8.name(e.digest, seen(e.card.preprocess)) for e in exports}
         missing = [export for export in exports if not files[export.digest].exists()]
@@ -284,10 +242,10 @@ class _Bench:
         for done, export in enumerate(missing):
             how = export.card.preprocess
             if how not in pixels:
-                pixels[how] = np.stack([render.load(path, how, box=boxes.of(how.box, key, path)) for key, path in found])
+                pixels[how] = np.stack([render.load(path, how, box=boxes.of(how.box, key, path)) for key, path in images])
             int8.quantise(export.path, files[export.digest], pixels[how])
-            if self.progress:
-                self.progress(done + 1, len(missing))
+            if self.execution.progress:
+                self.execution.progress(done + 1, len(missing))
         return files, f"int8-{int8.calibration(digests)}"
 
 
@@ -302,15 +260,19 @@ def _title(engine: Engine) -> str:
 def _refuse(precision: str) -> NoReturn:
     able = [name for name, provider in PROVIDERS.items() if precision in provider.precisions]
     hint = "Run: uv pip install 'toolkit[openvino]', or use" if "openvino" in able else "Use"
-    raise DeviceError(f"{precision} takes {' or '.join(able)}, which is not here", hint=f"{hint} --precision auto or fp32.")
+    raise DeviceError(
+        f"{precision} takes {' or '.join(able)}, which is not here",
+        hint=f"{hint} fp32, or what is chosen for you.",
+        code="precision-auto",
+    )
 
 
 def _stored(root: Path, models: set[str]) -> dict[tuple[str, str], int]:
     """How many tables of these models the store has rows in, by engine and precision."""
-    found: Counter[tuple[str, str]] = Counter()
+    tables: Counter[tuple[str, str]] = Counter()
     for path in root.glob("tables/*/key.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
             key = json.loads(path.read_text(encoding="utf-8"))
             if key["model"] in models and segment_paths(path.parent):
-                found[key["engine"], key["precision"]] += 1
-    return found
+                tables[key["engine"], key["precision"]] += 1
+    return tables

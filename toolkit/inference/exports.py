@@ -6,6 +6,7 @@ import glob
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,17 @@ from toolkit.inference.store.file_index import ExportIndex
 from toolkit.runtime.graphs.onnx_file import Export
 from toolkit.workspace.competition import FILE, Competition
 
+Views = Mapping[str, Sequence[str]]  # those of each model, by its digest
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedModels:
+    """Fold models, the views of each by its digest, and a weight for each in their order; None: all the same."""
+
+    exports: Sequence[Export]
+    views: Views
+    weights: Sequence[float] | None = None
+
 
 def find_exports(patterns: Sequence[str], *, base: Path | None = None) -> list[Path]:
     """The .onnx files that paths, folders and quoted globs name, in the order given, folds in natural order, each once.
@@ -24,7 +36,7 @@ def find_exports(patterns: Sequence[str], *, base: Path | None = None) -> list[P
         ModelError: something named is not there, or matches nothing.
     """
     base = base or Path.cwd()
-    found: dict[Path, None] = {}
+    exports: dict[Path, None] = {}
     for pattern in patterns:
         path = base / pattern
         if path.is_dir():
@@ -37,10 +49,10 @@ def find_exports(patterns: Sequence[str], *, base: Path | None = None) -> list[P
             there = sorted(file.name for file in Path(pattern if path.is_dir() else path.parent).glob("*.onnx"))
             hint = f"There are: {few(there)}." if there else "Train first: python recipes/<recipe>.py"
             raise ModelError(f"{pattern} matches no .onnx file", hint=hint)
-        found |= dict.fromkeys(matches)
-    if not found:
-        raise ModelError("no models were named", hint="For example: toolkit ensemble folds/*.onnx --tta flip")
-    return list(found)
+        exports |= dict.fromkeys(matches)
+    if not exports:
+        raise ModelError("no models were named", hint="Name files, folders or patterns, such as folds/*.onnx.")
+    return list(exports)
 
 
 def read_exports(paths: Sequence[Path], competition: Competition, *, members: Sequence[str] = ()) -> list[Export]:
@@ -67,7 +79,7 @@ def read_exports(paths: Sequence[Path], competition: Competition, *, members: Se
 
 
 def share(exports: Sequence[Export], weights: str, *, higher_is_better: bool = True) -> list[float]:
-    """One weight per fold model, summing to 1, from what `--weights` says.
+    """One weight per fold model, summing to 1, from what `weights` says.
 
     "" gives every member the same weight, divided over its fold models; "score" weighs members by the mean score on their cards
     (by its inverse where lower is better); "0.2,0.8,…" is a number per model in the order given; "b4=0.7,vit=0.3" names members
@@ -88,12 +100,13 @@ def share(exports: Sequence[Export], weights: str, *, higher_is_better: bool = T
         given = [_number(part) for part in weights.split(",")]
         if len(given) != len(exports):
             raise DataError(
-                f"--weights has {len(given)} numbers for {len(exports)} models",
+                f"weights are {len(given)} numbers for {len(exports)} models",
                 hint=f"The order is: {', '.join(export.title for export in exports)}.",
+                code="model-weights",
             )
     total = sum(given)
     if total <= 0 or min(given) < 0:
-        raise DataError(f"weights must not be negative or all zero, got {given}")
+        raise DataError(f"weights must not be negative or all zero, got {given}", code="model-weights")
     return [weight / total for weight in given]
 
 
@@ -142,7 +155,11 @@ def output_of(export: Export, target: str) -> Output:
 def _member_score(member: str, exports: Sequence[Export], *, higher_is_better: bool) -> float:
     scores = [export.card.score for export in exports if export.card.member == member and export.card.fold is not None]
     if not scores or None in scores:
-        raise DataError(f"--weights score: the cards of {member!r} carry no score", hint="Give the weights as numbers.")
+        raise DataError(
+            f"weights by score: the cards of {member!r} carry no score",
+            hint="Give the weights as numbers.",
+            code="model-weights",
+        )
     mean = float(np.mean([score for score in scores if score is not None]))
     return mean if higher_is_better else 1 / mean
 
@@ -152,24 +169,28 @@ def _named_weights(exports: Sequence[Export], weights: str, sizes: Mapping[str, 
     titles = {export.title for export in exports}
     if unknown := [name for name in given if name not in titles and name not in sizes]:
         raise DataError(
-            f"--weights names {few(unknown)}, which is no member or model here", hint=f"There are: {', '.join(sorted(sizes))}."
+            f"weights name {few(unknown)}, which is no member or model here",
+            hint=f"There are: {', '.join(sorted(sizes))}.",
+            code="model-weights",
         )
-    found = []
+    weighing = []
     for export in exports:
         if export.title in given:
-            found.append(_number(given[export.title]))
+            weighing.append(_number(given[export.title]))
         else:
-            found.append(_number(given.get(export.card.member, "0")) / sizes[export.card.member])
-    return found
+            weighing.append(_number(given.get(export.card.member, "0")) / sizes[export.card.member])
+    return weighing
 
 
 def _number(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        raise DataError(f"--weights: {text!r} is not a number", hint="For example 0.2,0.8 or b4=0.7,vit=0.3.") from None
+        raise DataError(
+            f"weights: {text!r} is not a number", hint="For example 0.2,0.8 or b4=0.7,vit=0.3.", code="model-weights"
+        ) from None
     if not np.isfinite(number):
-        raise DataError(f"--weights: {text!r} is not a finite number")
+        raise DataError(f"weights: {text!r} is not a finite number", code="model-weights")
     return number
 
 

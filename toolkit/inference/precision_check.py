@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.blending.nested import compare
 from toolkit.errors import CompetitionError, DataError, ModelError
 from toolkit.inference.exports import output_of
-from toolkit.inference.predict import Outcome
+from toolkit.inference.outcome import PredictOutcome
+from toolkit.inference.store.file_index import Digests
 from toolkit.runtime.graphs.onnx_file import Export
-from toolkit.workspace import make_split
-from toolkit.workspace.competition import Competition
+from toolkit.workspace.competition import Competition, Target
 from toolkit.workspace.image_rows import Item
 from toolkit.workspace.split import Split
 
@@ -25,8 +26,7 @@ SAMPLE = 512  # images per member
 CALIBRATION = 256  # images that int8 is calibrated on, at most, and half of those there are: the others are compared on
 HELD_OUT = "held-out images"
 
-F64 = NDArray[np.float64]
-Way = Callable[[Sequence[Export], Sequence[Item]], Outcome]  # what these models say of these images, in some precision
+Way = Callable[[Sequence[Export], Sequence[Item]], PredictOutcome]  # what these models say of these images, in some precision
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Difference:
     def __str__(self) -> str:
         text = f"{self.agreement:.2%} of {self.rows:,} {self.what} keep their label, probabilities change by "
         text += f"{self.mean:.1e} on average and {self.largest:.1e} at most"
-        for target, found in self.scores.items():
-            text += f", the score of {target!r} by {found['gain']:+.4f} (95 % {found['low']:+.4f} to {found['high']:+.4f})"
+        for target, score in self.scores.items():
+            text += f", the score of {target!r} by {score['gain']:+.4f} (95 % {score['low']:+.4f} to {score['high']:+.4f})"
         return text
 
 
@@ -60,10 +60,12 @@ def calibration_images(competition: Competition) -> list[tuple[str, Path]]:
         ModelError: there are none.
     """
     chosen = _calibration(competition)
-    found = [(name, path) for name, path in _train(competition) if name in chosen][: 2 * CALIBRATION]
-    if not found:
-        raise ModelError("int8 is calibrated on training images, and there are none", hint="Use another --precision.")
-    return found
+    images = [(name, path) for name, path in _train(competition) if name in chosen][: 2 * CALIBRATION]
+    if not images:
+        raise ModelError(
+            "int8 is calibrated on training images, and there are none", hint="Use another precision.", code="other-precision"
+        )
+    return images
 
 
 def difference(competition: Competition, member: Sequence[Export], plain: Way, reduced: Way) -> Difference:
@@ -74,39 +76,43 @@ def difference(competition: Competition, member: Sequence[Export], plain: Way, r
     """
     what, parts = _parts(competition, member)
     same: list[NDArray[np.bool_]] = []
-    said: dict[str, tuple[list[F64], list[F64]]] = {target.name: ([], []) for target in competition.targets}
+    pairs: dict[str, list[tuple[F64, F64]]] = {target.name: [] for target in competition.targets}
     ids: list[str] = []
     for exports, items in parts:
-        ways = [way(exports, items) for way in (plain, reduced)]
-        places = [{item.path: place for place, item in enumerate(way.items)} for way in ways]
+        outcomes = [way(exports, items) for way in (plain, reduced)]
+        places = [{item.path: place for place, item in enumerate(outcome.items)} for outcome in outcomes]
         both = [item for item in items if all(item.path in place for place in places)]
-        rows = [way.digests[[place[item.path] for item in both]] for way, place in zip(ways, places, strict=True)]
+        digests = [o.digests[[place[item.path] for item in both]] for o, place in zip(outcomes, places, strict=True)]
         for export in exports:
             alike = np.ones(len(both), dtype=bool)
             for target in competition.targets:
-                output = output_of(export, target.name)
-                order = [output.classes.index(name) for name in target.classes]
-                one, two = (
-                    way.probabilities(export, output, ("id",), row)[:, order] for way, row in zip(ways, rows, strict=True)
-                )
-                alike &= same_labels(one, two, multilabel=target.multilabel)
-                said[target.name][0].append(one)
-                said[target.name][1].append(two)
+                before, after = (_rows(export, target, o, d) for o, d in zip(outcomes, digests, strict=True))
+                alike &= same_labels(before, after, multilabel=target.multilabel)
+                pairs[target.name].append((before, after))
             same.append(alike)
             ids += [item.id for item in both]
     if not ids:
-        raise ModelError("there is no image to compare a reduced precision with fp32 on", hint="Use --precision fp32.")
-    tables = {name: (np.concatenate(one), np.concatenate(two)) for name, (one, two) in said.items()}
-    gaps = np.concatenate([np.abs(one - two).ravel() for one, two in tables.values()])
+        raise ModelError(
+            "there is no image to compare a reduced precision with fp32 on", hint="Use fp32.", code="precision-fp32"
+        )
+    tables = {name: (np.concatenate([b for b, _ in own]), np.concatenate([a for _, a in own])) for name, own in pairs.items()}
+    gaps = np.concatenate([np.abs(before - after).ravel() for before, after in tables.values()])
     scores = _scores(competition, tables, ids) if what == HELD_OUT else {}
     return Difference(what, len(ids), float(np.concatenate(same).mean()), float(gaps.max()), float(gaps.mean()), scores)
 
 
-def same_labels(one: NDArray[Any], two: NDArray[Any], *, multilabel: bool) -> NDArray[np.bool_]:
+def _rows(export: Export, target: Target, outcome: PredictOutcome, digests: Digests) -> F64:
+    """A model's probabilities of some images, float64 (n, C), in the competition's order of classes."""
+    output = output_of(export, target.name)
+    order = [output.classes.index(name) for name in target.classes]
+    return outcome.probabilities(export, output, ("id",), digests)[:, order]
+
+
+def same_labels(before: NDArray[Any], after: NDArray[Any], *, multilabel: bool) -> NDArray[np.bool_]:
     """Whether two tables of probabilities (N, C) say the same of each row, bool (N,)."""
     if multilabel:
-        return np.asarray(((one >= 0.5) == (two >= 0.5)).all(axis=1))
-    return np.asarray(one.argmax(axis=1) == two.argmax(axis=1))
+        return np.asarray(((before >= 0.5) == (after >= 0.5)).all(axis=1))
+    return np.asarray(before.argmax(axis=1) == after.argmax(axis=1))
 
 
 def _parts(competition: Competition, member: Sequence[Export]) -> tuple[str, list[tuple[list[Export], list[Item]]]]:
@@ -160,24 +166,23 @@ def _train(competition: Competition) -> list[tuple[str, Path]]:
 
 
 def _split(competition: Competition) -> Split | None:
-    path = competition.path(make_split.TABLE)
-    return Split.read(path) if path.exists() else None
+    return Split.if_made(competition)
 
 
 def _scores(competition: Competition, tables: Mapping[str, tuple[F64, F64]], ids: Sequence[str]) -> dict[str, dict[str, float]]:
     """Per target, the score in both precisions and the gain with its interval, where the sample has a score."""
-    found = {}
+    scores = {}
     truth = competition.truth()
     for target in competition.targets:
         known = truth[target.name].with_classes(target.classes)
         place = {name: i for i, name in enumerate(known.ids)}
         rows = known.decided[[place[name] for name in ids]]
-        said = dict(zip(("fp32", "reduced"), tables[target.name], strict=True))
+        precisions = dict(zip(("fp32", "reduced"), tables[target.name], strict=True))
         try:
-            estimates = compare(rows, competition.score, said, baseline="fp32")
+            estimates = compare(rows, competition.score, precisions, baseline="fp32")
         except DataError:  # a sample without one of the classes may have no score
             continue
         less = estimates["reduced"]
         gain = {"gain": less.gain, "low": less.gain_low, "high": less.gain_high}
-        found[target.name] = {"fp32": estimates["fp32"].score, "reduced": less.score, **gain}
-    return found
+        scores[target.name] = {"fp32": estimates["fp32"].score, "reduced": less.score, **gain}
+    return scores

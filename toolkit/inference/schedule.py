@@ -3,116 +3,106 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 from toolkit.errors import DataError, ModelError
-from toolkit.images import boxes as boxing
-from toolkit.images.boxes import Boxes
-from toolkit.inference.early_stopping import Deciding
-from toolkit.inference.predict import Outcome, Progress, predict
+from toolkit.images.boxes import NO_BOXES, Boxes
+from toolkit.inference.early_stopping import EarlyStopping, LabelVote
+from toolkit.inference.execution import Execution, Progress
+from toolkit.inference.exports import WeightedModels
+from toolkit.inference.outcome import PredictOutcome
+from toolkit.inference.predict import predict
 from toolkit.inference.store.prediction_store import Store
-from toolkit.inference.store.retention import Keeping, announced_size
+from toolkit.inference.store.retention import Keeping, growth
+from toolkit.runtime.devices import gpu_count
 from toolkit.runtime.graphs import onnx_file, shared_trunks
 from toolkit.runtime.graphs.onnx_file import Export
 from toolkit.workspace.image_rows import Items
 
 ANNOUNCED = 100_000_000  # bytes from which what the store takes is worth a line before the work
 
-Views = Mapping[str, Sequence[str]]
-Fill = Callable[[Sequence[Export], Views, Items, Path, Boxes, Progress | None], int]  # Path: the store's folder; → passes made
-
 
 @dataclass(frozen=True, eq=False)
-class Staged:
-    """What was made: models that have a row of every usable image, their weights (summing to 1), and those that have not.
+class Scheduled:
+    """What was made: the models that have a row of every usable image, their weights summing to 1, and those that have not.
 
-    `decided` holds the labels where passes were left out.
+    `stopping` is the plan that left passes out, where labels alone were asked for.
     """
 
-    outcome: Outcome
-    exports: Sequence[Export]
-    share: Sequence[float]
+    outcome: PredictOutcome
+    models: WeightedModels
     late: Sequence[Export] = ()
-    decided: Deciding | None = None
+    stopping: EarlyStopping | None = None
 
 
-def stage(
-    exports: Sequence[Export],
-    views: Views,
-    share: Sequence[float],
+def make_passes(
+    models: WeightedModels,
     items: Items,
     store: Store,
+    execution: Execution,
     *,
-    keeping: Keeping,
-    boxes: Boxes = boxing.NONE,
-    deadline: float | None = None,
-    deciding: Deciding | None = None,
-    announce: Callable[[str], object] | None = None,
-    fill: Fill | None = None,
-    progress: Progress | None = None,
-    **how: Any,
-) -> Staged:
-    """Make the passes; `deadline` is in seconds from now, `how` is what else `predict` takes.
-
-    `announce` is told how much the store may grow, where that is worth a line. `fill` may bring rows into the store first, by
-    several processes, and says how many passes that took.
+    boxes: Boxes = NO_BOXES,
+    labels: LabelVote | None = None,
+) -> Scheduled:
+    """Make the passes that the request leaves: every one, those of models that are through in time, or those `labels` need.
 
     Raises:
-        DataError: choices that exclude each other.
+        DataError: choices that exclude each other, or a vote that cannot be stopped.
         ModelError: not one model was through when time was up; what it has is kept.
-        StoreError: the disk has too little space for what is to be kept.
+        DeviceError, StoreError: see `predict`.
     """
-    if deciding is not None and deadline is not None:
-        raise DataError("--deadline takes model after model and --labels-only image after image", hint="Leave one of them out.")
-    if deciding is not None and keeping.what == "folds":
+    stopping = EarlyStopping(models, items, labels) if labels else None
+    _check(execution, labels=labels is not None)
+    if execution.announce and (more := growth(models.exports, models.views, len(items), execution.keeping)).size >= ANNOUNCED:
+        execution.announce(more)
+    if execution.deadline is not None:
+        return _until(models, items, store, execution, execution.deadline, boxes)
+    filled = _filled(models, items, store, execution, boxes) if stopping is None and execution.keeping == Keeping() else 0
+    outcome = predict(models.exports, models.views, items, store, execution, boxes=boxes, plan=stopping)
+    return Scheduled(replace(outcome, passes=outcome.passes + filled), models, stopping=stopping)
+
+
+def _check(execution: Execution, *, labels: bool) -> None:
+    if labels and execution.deadline is not None:
         raise DataError(
-            "--labels-only leaves out views, so that there is nothing to merge", hint="Use --keep views or --keep none."
+            "a deadline takes model after model, and labels alone image after image",
+            hint="Leave one of them out.",
+            code="labels-only-deadline",
         )
-    if announce and (size := announced_size(exports, views, len(items), keeping)) >= ANNOUNCED:
-        announce(f"The store may grow by {size / 1e9:,.1f} GB ({_smaller(exports, views, len(items), keeping)})")
-    if deadline is not None:
-        return _until(exports, views, share, items, store, deadline, keeping=keeping, boxes=boxes, progress=progress, **how)
-    whole = deciding is None and keeping == Keeping()
-    filled = fill(exports, views, items, store.root, boxes, progress) if fill and whole else 0
-    outcome = predict(exports, views, items, store, keeping=keeping, boxes=boxes, plan=deciding, progress=progress, **how)
-    outcome = replace(outcome, passes=outcome.passes + filled)
-    return Staged(outcome, exports, share, (), deciding if deciding is not None and not deciding.off else None)
+    if labels and execution.keeping.what == "folds":
+        raise DataError(
+            "labels alone leave out views, so that there is nothing to merge",
+            hint="Keep the rows of views, or nothing.",
+            code="labels-only-keep",
+        )
 
 
-def _smaller(exports: Sequence[Export], views: Views, items: int, keeping: Keeping) -> str:
-    """What would take less space, in words."""
-    halves, folds = replace(keeping, kept_as="float16"), replace(keeping, what="folds")
-    ways = {"--keep-as float16": halves, "--keep folds": folds, "both": replace(halves, what="folds")}
-    sizes = {way: announced_size(exports, views, items, kept) for way, kept in ways.items() if kept != keeping}
-    return ", ".join(f"{way}: {size / 1e9:,.1f}" for way, size in sizes.items()) or "--keep none removes it in the end"
+def _filled(models: WeightedModels, items: Items, store: Store, execution: Execution, boxes: Boxes) -> int:
+    """Rows brought into the store by other processes, where the request names a runner for that; how many passes that took."""
+    several = execution.workers or (execution.device not in ("cpu", "openvino") and gpu_count() > 1)
+    if not execution.runner or not several:
+        return 0
+    from toolkit.inference import multi_process
+
+    return multi_process.fill(models.exports, models.views, items, store.root, execution, boxes=boxes)
 
 
 def _until(
-    exports: Sequence[Export],
-    views: Views,
-    share: Sequence[float],
-    items: Items,
-    store: Store,
-    deadline: float,
-    *,
-    progress: Progress | None,
-    **how: Any,
-) -> Staged:
+    models: WeightedModels, items: Items, store: Store, execution: Execution, deadline: float, boxes: Boxes
+) -> Scheduled:
     """One stage after another; those that have nothing left to compute still count when time is up."""
     end = time.monotonic() + deadline
-    outcomes: list[Outcome] = []
-    weight = dict(zip([export.digest for export in exports], share, strict=True))
-    stages = sorted(_stages(exports), key=lambda group: -sum(weight[export.digest] for export in group))
+    weight = _by_digest(models)
+    stages = sorted(_stages(models.exports), key=lambda group: -sum(weight[export.digest] for export in group))
+    outcomes: list[PredictOutcome] = []
     done: list[Export] = []
     for number, group in enumerate(stages):
-        report = _part(progress, number, len(stages), len(items))
-        outcome = predict(group, views, items, store, until=end, progress=report, **how)
+        told = replace(execution, progress=_part(execution.progress, number, len(stages), len(items)))
+        outcome = predict(group, models.views, items, store, told, boxes=boxes, until=end)
         outcomes.append(outcome)
         done += group if outcome.finished else []
-    ready = [export for export in exports if export in done]
+    ready = [export for export in models.exports if export in done]
     total = sum(weight[export.digest] for export in ready)
     if not total:
         furthest = max(len(outcome.items) for outcome in outcomes)
@@ -120,16 +110,26 @@ def _until(
             f"time was up before one model was through ({furthest:,} of {len(items):,} images); nothing was written",
             hint="What was computed is kept: run the same command again, or give it more time.",
         )
+    weights = [weight[export.digest] / total for export in ready]
+    late = [export for export in models.exports if export not in done]
+    return Scheduled(_joined(outcomes), WeightedModels(ready, models.views, weights), late)
+
+
+def _by_digest(models: WeightedModels) -> dict[str, float]:
+    weights = models.weights or [1 / len(models.exports)] * len(models.exports)
+    return dict(zip([export.digest for export in models.exports], weights, strict=True))
+
+
+def _joined(outcomes: Sequence[PredictOutcome]) -> PredictOutcome:
+    """The finished stages as one outcome."""
     finished = [outcome for outcome in outcomes if outcome.finished]
-    merged = replace(
+    return replace(
         finished[0],
         tables={key: table for outcome in finished for key, table in outcome.tables.items()},
         passes=sum(outcome.passes for outcome in outcomes),
         seconds=sum(outcome.seconds for outcome in outcomes),
         finished=len(finished) == len(outcomes),
     )
-    late = [export for export in exports if export not in done]
-    return Staged(merged, ready, [weight[export.digest] / total for export in ready], late)
 
 
 def _stages(exports: Sequence[Export]) -> list[list[Export]]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import files
+from toolkit.base.arrays import U8
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Activation, Card, Output, Preprocess
 from toolkit.errors import CardError, ImageError, ModelError, ParityError, few
@@ -21,7 +22,6 @@ from toolkit.models import class_map, export, export_checkpoint, wrap_graph
 from toolkit.models.foreign_model import Asked, Input, Original, find_input, find_layout, find_output, find_size
 from toolkit.models.wrap_graph import Back, Batching, Colour, Front
 from toolkit.runtime.graphs import onnx_file
-from toolkit.workspace import make_split
 from toolkit.workspace.competition import FILE, Competition, Target
 from toolkit.workspace.split import Split
 
@@ -30,8 +30,6 @@ TOLERANCE = {"float32": 1e-4, "uint8": 1e-4, "float16": 5e-3}  # in probability;
 SUMS = 1e-2  # rows that sum to 1 within this are probabilities (float16: 1e-3 per class of a few)
 CHECKED = 128  # training images that the accuracy is shown on: enough to see a wrong colour order or class order
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-U8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,15 +53,19 @@ def class_names(text: str, competition: Competition | None = None, target: str =
     path = Path(text)
     if text == "workspace":
         if competition is None:
-            raise CardError("--classes workspace: this is no workspace", hint="Name the classes, or give a file of them.")
+            raise CardError(
+                "classes of the workspace: this is no workspace",
+                hint="Name the classes, or give a file of them.",
+                code="classes",
+            )
         return _target(competition, target).classes
     if text == "imagenet":
         return export_checkpoint.imagenet_classes()
     if path.suffix in (".txt", ".json"):
         try:
             content = path.read_text(encoding="utf-8")
-            found: Any = json.loads(content) if path.suffix == ".json" else [n for n in content.splitlines() if n.strip()]
-            names = [found[key] for key in sorted(found, key=int)] if isinstance(found, dict) else found
+            content_: Any = json.loads(content) if path.suffix == ".json" else [n for n in content.splitlines() if n.strip()]
+            names = [content_[key] for key in sorted(content_, key=int)] if isinstance(content_, dict) else content_
             if isinstance(names, list) and names and all(isinstance(name, str | int) for name in names):
                 return tuple(str(name).strip() for name in names)
         except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -93,7 +95,7 @@ def adopt(
     card, front = _card(source, asked, taken, competition)
     path = output or (competition.path("folds") if competition else Path()) / f"{card.title}.onnx"
     if path.exists() and not force:
-        raise ModelError(f"{path} exists", hint="Use --force to replace it, or --member and --fold to name another.")
+        raise ModelError(f"{path} exists", hint="Replace it, or name another member or fold.", code="replace-export")
     rows = _labelled(competition, asked)
     pixels = _pixels(card.preprocess, rows, competition)
     original = Original(source, model, taken, given.name)
@@ -120,12 +122,15 @@ def _card(source: Path, asked: Asked, taken: Input, competition: Competition | N
     mean, std = asked.mean or (known[1] if known else None), asked.std or (known[2] if known else None)
     if taken.element == "uint8":
         if asked.mean or asked.std:
-            raise ModelError(f"{source} takes uint8 pixels: it normalises them itself", hint="Leave --mean and --std out.")
+            raise ModelError(
+                f"{source} takes uint8 pixels: it normalises them itself", hint="Leave mean and std out.", code="no-mean"
+            )
         mean, std = (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)
     if mean is None or std is None:
         raise ModelError(
             f"{source} takes {taken.element} images, and no graph says what they were normalised with",
-            hint="--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225, or --timm MODEL; for none: --mean 0 0 0 --std 1 1 1",
+            hint="Say mean and std, or the timm model that has them.",
+            code="mean-and-std",
         )
     if min(std) <= 0:
         raise CardError(f"std is above zero, not {std}")
@@ -153,7 +158,9 @@ def _cut(asked: Asked, size: tuple[int, int], known: Preprocess | None) -> Prepr
     share = asked.crop_pct or max(start.size) / (start.shorter or max(start.size))
     how = asked.resize or ("crop" if asked.crop_pct else start.resize)
     if not 0 < share <= 1:
-        raise CardError(f"--crop-pct is the share of the shorter side that the crop takes, between 0 and 1, not {share:g}")
+        raise CardError(
+            f"crop_pct is the share of the shorter side that the crop takes, between 0 and 1, not {share:g}", code="crop-pct"
+        )
     shorter = int(np.floor(max(size) / share)) if how == "crop" else None
     return Preprocess(size, how, shorter, interpolation=asked.interpolation or start.interpolation).framing(asked.box)
 
@@ -166,10 +173,12 @@ def _back(source: Path, asked: Asked, raw: NDArray[Any]) -> tuple[Back, list[str
     if width != len(classes) and not binary:
         raise CardError(
             f"{source} gives {width} numbers per image, shape {raw.shape[1:]}, and {len(classes)} classes were named",
-            hint="Mend --classes; another class set is brought to yours with --class-map.",
+            hint="Mend the names; another class set is brought to yours by a class map.",
+            code="class-map",
         )
     if len(set(classes)) != len(classes):
-        raise CardError(f"--classes names one twice: {few(sorted(n for n in set(classes) if classes.count(n) > 1))}")
+        repeated = sorted(name for name in set(classes) if classes.count(name) > 1)
+        raise CardError(f"the classes name one twice: {few(repeated)}", code="classes")
     if not np.isfinite(values).all():
         raise ModelError(f"{source} gives NaN or infinite numbers for {int((~np.isfinite(values)).any(axis=1).sum())} images")
     low, high, sums = values.min(), values.max(), values.sum(axis=1)
@@ -178,11 +187,17 @@ def _back(source: Path, asked: Asked, raw: NDArray[Any]) -> tuple[Back, list[str
     alike = within and (apart or bool(np.abs(sums - 1).max() <= SUMS))
     seen = f"lie between {low:.4g} and {high:.4g}" + ("" if apart else f", rows sum to {sums.min():.4g} to {sums.max():.4g}")
     if apart and within and asked.output is None:
-        raise ModelError(f"{source}: its numbers {seen}: logits or probabilities?", hint="--output logits|probabilities")
+        raise ModelError(f"{source}: its numbers {seen}: logits or probabilities?", hint="Say which.", code="output")
     if asked.output == "probabilities" and not alike:
-        raise ModelError(f"{source}: its numbers are no probabilities: they {seen}", hint="--output logits")
+        raise ModelError(
+            f"{source}: its numbers are no probabilities: they {seen}", hint="Say that they are logits.", code="output"
+        )
     if asked.output == "logits" and alike and not apart:
-        raise ModelError(f"{source}: its numbers are no logits but probabilities: they {seen}", hint="--output probabilities")
+        raise ModelError(
+            f"{source}: its numbers are no logits but probabilities: they {seen}",
+            hint="Say that they are probabilities.",
+            code="output",
+        )
     notes = [] if asked.output else [f"the model gives {'probabilities' if alike else 'logits'}: its numbers {seen}"]
     mapping = class_map.make(classes, asked.mapping) if asked.mapping else None
     if mapping and asked.multilabel and mapping.merges:
@@ -204,7 +219,8 @@ def _complete(card: Card, asked: Asked, back: Back, competition: Competition | N
             f"target {target.name!r} is {target.task} over {few(target.classes)}; the model says "
             f"{few(sorted(set(classes) - set(target.classes)) or classes)}"
             + (f" and lacks {few(sorted(lacking))}" if (lacking := set(target.classes) - set(classes)) else ""),
-            hint=f"Name classes as {FILE} does, or map them with --class-map; several labels per image: --multilabel.",
+            hint=f"Name classes as {FILE} does, or map them; say it where an image has several labels.",
+            code="classes-or-map",
         )
     name = target.name if target else asked.target or "label"
     independent = back.multilabel and back.probabilities
@@ -215,7 +231,7 @@ def _complete(card: Card, asked: Asked, back: Back, competition: Competition | N
 def _target(competition: Competition, name: str) -> Target:
     if not name and len(competition.targets) > 1:
         raise CardError(
-            f"{FILE} has several targets: {few(t.name for t in competition.targets)}", hint="Choose one: --target NAME"
+            f"{FILE} has several targets: {few(t.name for t in competition.targets)}", hint="Choose one.", code="target"
         )
     return competition.target(name) if name else competition.targets[0]
 
@@ -269,8 +285,8 @@ def _labelled(competition: Competition | None, asked: Asked) -> list[tuple[str, 
     truth = competition.truth()[target.name]
     labels = dict(zip(truth.ids, truth.decided.tolist(), strict=True))
     rows = [(name, path) for name, path in competition.images("train") if path.exists()]
-    if asked.fold is not None and competition.path(make_split.TABLE).exists():
-        held_out = set(Split.read(competition.path(make_split.TABLE)).held_out(asked.fold))
+    if asked.fold is not None and (split := Split.if_made(competition)):
+        held_out = set(split.held_out(asked.fold))
         rows = [row for row in rows if row[0] in held_out] or rows
     chosen = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(CHECKED, len(rows))).astype(int))] if rows else []
     return [(name, path, "" if target.multilabel else target.classes[labels[name]]) for name, path in chosen]

@@ -62,19 +62,20 @@ def build(checkpoint: Checkpoint, architecture: Mapping[str, Any] | None = None)
     """
     chosen = dict(architecture or checkpoint.architecture or {})
     if "model_name" not in chosen:
-        raise ModelError(f"{checkpoint.path} does not say which network it belongs to", hint="Name it: --model resnet18")
+        raise ModelError(f"{checkpoint.path} does not say which network it belongs to", hint="Name it.", code="network")
     model = networks.create(chosen)
-    expected, found = model.state_dict(), checkpoint.state
-    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    shapes = [name for name in expected if name in found and expected[name].shape != found[name].shape]
+    expected, state = model.state_dict(), checkpoint.state
+    missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    shapes = [name for name in expected if name in state and expected[name].shape != state[name].shape]
     if missing or extra or shapes:
-        sizes = few(f"{name}: {tuple(found[name].shape)} for {tuple(expected[name].shape)}" for name in shapes)
+        sizes = few(f"{name}: {tuple(state[name].shape)} for {tuple(expected[name].shape)}" for name in shapes)
         raise ModelError(
             f"{checkpoint.path} does not fit {chosen['model_name']}: {len(missing)} parameters missing ({few(missing)}), "
             f"{len(extra)} unknown ({few(extra)}), {len(shapes)} of another shape ({sizes})",
-            hint="Another --model, or another number of classes than competition.toml has?",
+            hint="Another network, or another number of classes than competition.toml has?",
+            code="network",
         )
-    model.load_state_dict(dict(found))
+    model.load_state_dict(dict(state))
     return model.eval()
 
 

@@ -57,12 +57,12 @@ def read(path: Path) -> dict[str, str]:
         return dict(zip(frame["from"], frame["to"], strict=True))
     try:
         text = path.read_text(encoding="utf-8")
-        found: Any = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        content: Any = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}", hint="A class map is .csv (from,to), .json or .toml.") from error
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
         raise DataError(f"{path} is no table of class names", hint='For example {"tabby": "cat", "tiger_cat": "cat", "*": ""}.')
-    return found
+    return content
 
 
 def make(names: Sequence[str], mapping: Mapping[str, str], *, where: str = "the class map") -> ClassMap:

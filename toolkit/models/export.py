@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import files
+from toolkit.base.arrays import F32
 from toolkit.base.quiet import quiet
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Card, Output
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 OPSET = 20  # with IR 10: what torch 2.15 writes and onnxruntime 1.31 reads (onnx's own defaults are newer than it accepts)
 BATCHES = (1, 2, 7)
 TOLERANCE = 1e-4
-
-F32 = NDArray[np.float32]
 
 
 def export(model: torch.nn.Module, card: Card, path: Path, *, samples: NDArray[np.uint8]) -> Card:

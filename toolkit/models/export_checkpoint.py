@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,10 @@ from toolkit.core.cards import Activation, Card, Interpolation, Output, Preproce
 from toolkit.errors import ImageError, ModelError
 from toolkit.images import render
 from toolkit.models import checkpoints
+from toolkit.models.checkpoints import Checkpoint
 from toolkit.models.export import export
-from toolkit.workspace import make_split
 from toolkit.workspace.competition import Competition
-from toolkit.workspace.split import Split
+from toolkit.workspace.split import SPLIT_FILE, Split
 
 if TYPE_CHECKING:
     import torch
@@ -28,22 +28,32 @@ Triple = tuple[float, float, float]
 SAMPLES = 32  # images that parity is proved on
 
 
-def convert(
-    competition: Competition,
-    checkpoint: Path,
-    *,
-    output: Path | None = None,
-    model: str | None = None,
-    member: str | None = None,
-    fold: int | None = None,
-    size: int | None = None,
-    resize: Resize | None = None,
-    interpolation: Interpolation | None = None,
-    box: str = "",
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
-    force: bool = False,
-) -> tuple[Path, Card]:
+@dataclass(frozen=True)
+class ExportRequest:
+    """What is said of a checkpoint that is to be exported; None and empty mean "as it says itself, or as timm has it".
+
+    `mean` and `std` are in units of pixel / 255. With `force` an export that is there is replaced.
+    """
+
+    output: Path | None = None
+    model: str | None = None
+    member: str | None = None
+    fold: int | None = None
+    size: int | None = None
+    resize: Resize | None = None
+    interpolation: Interpolation | None = None
+    box: str = ""
+    mean: Triple | None = None
+    std: Triple | None = None
+    force: bool = False
+
+    @property
+    def pixels(self) -> bool:
+        """Whether anything is said of the pixels."""
+        return bool(self.size or self.resize or self.interpolation or self.box or self.mean or self.std)
+
+
+def convert(competition: Competition, checkpoint: Path, request: ExportRequest) -> tuple[Path, Card]:
     """Export a recipe's checkpoint, or a timm model's state dict, into the workspace; the path and the card.
 
     What a recipe's checkpoint says of itself is kept; of a state dict, classes come from competition.toml and pixels from
@@ -55,28 +65,38 @@ def convert(
         ParityError: the export differs from the model.
         ImageError: the workspace has no readable image to prove parity on.
     """
-    found = checkpoints.read(checkpoint)
-    if found.card is not None and model is None:
-        network, card = checkpoints.build(found), found.card
-        changes: dict[str, Any] = {"member": member, "fold": fold}
-        card = replace(card, **{key: value for key, value in changes.items() if value is not None})
-        if size or resize or interpolation or box or mean or std:
-            raise ModelError(
-                f"{checkpoint} says its own pixels",
-                hint="Leave --size, --resize, --interpolation, --box, --mean and --std out.",
-            )
+    content = checkpoints.read(checkpoint)
+    if content.card is not None and request.model is None:
+        network, card = checkpoints.build(content), _renamed(content.card, checkpoint, request)
     else:
-        if model is None:
-            raise ModelError(f"{checkpoint} does not say which network it belongs to", hint="Name it: --model resnet18")
-        width = sum(len(target.classes) for target in competition.targets)
-        network = checkpoints.build(found, {"model_name": model, "num_classes": width})
-        card = _card(competition, network, member or model.replace(".", "_"), fold)
-        card = replace(card, preprocess=_changed(card.preprocess, size, resize, interpolation).framing(box))
-        card = replace(card, mean=mean or card.mean, std=std or card.std)
-    path = output or competition.path("folds", f"{card.title}.onnx")
-    if path.exists() and not force:
-        raise ModelError(f"{path} exists", hint="Use --force to replace it, or --member and --fold to name another.")
+        network, card = _described(competition, content, request)
+    path = request.output or competition.path("folds", f"{card.title}.onnx")
+    if path.exists() and not request.force:
+        raise ModelError(f"{path} exists", hint="Replace it, or name another member or fold.", code="replace-export")
     return path, export(network, card, path, samples=samples(competition, card.preprocess))
+
+
+def _renamed(card: Card, checkpoint: Path, request: ExportRequest) -> Card:
+    """The card that a checkpoint carries, for another member or fold where one is named."""
+    if request.pixels:
+        raise ModelError(
+            f"{checkpoint} says its own pixels",
+            hint="Leave size, resize, interpolation, box, mean and std out.",
+            code="own-pixels",
+        )
+    changes: dict[str, Any] = {"member": request.member, "fold": request.fold}
+    return replace(card, **{key: value for key, value in changes.items() if value is not None})
+
+
+def _described(competition: Competition, content: Checkpoint, request: ExportRequest) -> tuple[torch.nn.Module, Card]:
+    """The network of a state dict and its card, from the workspace, timm and what was said."""
+    if request.model is None:
+        raise ModelError(f"{content.path} does not say which network it belongs to", hint="Name it.", code="network")
+    width = sum(len(target.classes) for target in competition.targets)
+    network = checkpoints.build(content, {"model_name": request.model, "num_classes": width})
+    card = _card(competition, network, request.member or request.model.replace(".", "_"), request.fold)
+    pixels = _changed(card.preprocess, request.size, request.resize, request.interpolation).framing(request.box)
+    return network, replace(card, preprocess=pixels, mean=request.mean or card.mean, std=request.std or card.std)
 
 
 def samples(competition: Competition, preprocess: Preprocess) -> NDArray[np.uint8]:
@@ -85,17 +105,17 @@ def samples(competition: Competition, preprocess: Preprocess) -> NDArray[np.uint
     Raises:
         ImageError: none can be read.
     """
-    found, why = [], "there are none"
+    pixels, why = [], "there are none"
     for key, path in competition.images("train")[: 4 * SAMPLES]:
         try:
-            found.append(render.load(path, preprocess, box=competition.boxes.of(preprocess.box, key, path)))
+            pixels.append(render.load(path, preprocess, box=competition.boxes.of(preprocess.box, key, path)))
         except ImageError as error:
             why = error.message
-        if len(found) == SAMPLES:
+        if len(pixels) == SAMPLES:
             break
-    if not found:
+    if not pixels:
         raise ImageError(f"no training image can be read to prove parity on: {why}")
-    return np.stack(found)
+    return np.stack(pixels)
 
 
 def pretrained(model: str) -> tuple[Preprocess, Triple, Triple]:
@@ -168,10 +188,11 @@ def split_of(competition: Competition, fold: int | None) -> str:
     Raises:
         ModelError: the split has no such fold.
     """
-    path = competition.path(make_split.TABLE)
-    if fold is None or not path.exists():
+    split = None if fold is None else Split.if_made(competition)
+    if fold is None or split is None:
         return ""
-    split = Split.read(path)
     if fold >= split.count:
-        raise ModelError(f"--fold {fold}: {path} has folds 0 to {split.count - 1}")
+        raise ModelError(
+            f"there is no fold {fold}: {competition.path(SPLIT_FILE)} has folds 0 to {split.count - 1}", code="fold"
+        )
     return split.digest

@@ -9,13 +9,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import U8
 from toolkit.core.cards import Interpolation, Resize
 from toolkit.errors import ModelError, few
 from toolkit.images.decode import LIMIT_PIXELS
 from toolkit.models import export
 from toolkit.models.wrap_graph import Colour, Element, Front, Layout, Triple
-
-U8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,9 @@ def find_input(source: Path, model: Any, asked: Asked) -> Input:
         raise ModelError(f"{where} has {len(dims)} dimensions, and a batch of images has 4")
     element = kinds[tensor.elem_type]
     if asked.element not in (None, element):
-        raise ModelError(f"{where} is {element}, not {asked.element}", hint="Leave --input out: the graph says it.")
+        raise ModelError(
+            f"{where} is {element}, not {asked.element}", hint="Leave the element type out: the graph says it.", code="input"
+        )
     return Input(inputs[0].name, element, dims)
 
 
@@ -91,7 +92,7 @@ def find_output(source: Path, model: Any, asked: Asked) -> Any:
     if asked.output_name and asked.output_name not in names:
         raise ModelError(f"{source} has no output {asked.output_name!r}", hint=f"It has: {', '.join(names)}.")
     if not asked.output_name and len(names) > 1:
-        raise ModelError(f"{source} has {len(names)} outputs: {few(names, limit=12)}", hint="Choose one: --output-name NAME")
+        raise ModelError(f"{source} has {len(names)} outputs: {few(names, limit=12)}", hint="Choose one.", code="output-name")
     return model.graph.output[names.index(asked.output_name) if asked.output_name else 0]
 
 
@@ -111,7 +112,9 @@ def find_layout(source: Path, taken: Input, asked: Asked) -> Layout:
         raise ModelError(f"{source} takes images of shape {shape}, which is not {asked.layout}")
     if asked.layout is None and len(there) != 1:
         raise ModelError(
-            f"{source} takes images of shape {shape}, which does not say where the channels are", hint="--layout nchw|nhwc"
+            f"{source} takes images of shape {shape}, which does not say where the channels are",
+            hint="Say nchw or nhwc.",
+            code="layout",
         )
     return asked.layout or there[0]
 
@@ -127,7 +130,7 @@ def find_size(source: Path, taken: Input, layout: Layout, told: tuple[int, int] 
     if told is not None and size != told:
         raise ModelError(f"{source} takes images of {size[0]}×{size[1]}, not {told[0]}×{told[1]}")
     if size[0] is None or size[1] is None:
-        raise ModelError(f"{source} takes images of any size", hint="Say the one it was trained with: --size 224")
+        raise ModelError(f"{source} takes images of any size", hint="Say the one it was trained with.", code="size")
     if size[0] * size[1] > LIMIT_PIXELS:
         raise ModelError(f"{source} takes images of {size[0]:,}×{size[1]:,}, above the limit of {LIMIT_PIXELS:,} pixels")
     return size[0], size[1]
@@ -143,7 +146,7 @@ class Original:
 
     def __call__(self, front: Front, pixels: U8) -> NDArray[Any]:
         """The raw output, (N, …), the last batch filled up with its last image."""
-        found = []
+        outputs = []
         for start in range(0, len(pixels), self.batch):
             part = pixels[start : start + self.batch]
             filled = np.concatenate([part, *[part[-1:]] * (self.batch - len(part))])
@@ -151,10 +154,11 @@ class Original:
             if rows.shape[:1] != (self.batch,):
                 raise ModelError(
                     f"{self.source}: output {self.output!r} has shape {rows.shape} for {self.batch} images",
-                    hint="Choose another output with --output-name.",
+                    hint="Choose another output.",
+                    code="output-name",
                 )
-            found.append(rows[: len(part)])
-        return np.concatenate(found)
+            outputs.append(rows[: len(part)])
+        return np.concatenate(outputs)
 
     def _run(self, batch: NDArray[Any]) -> NDArray[Any]:
         try:

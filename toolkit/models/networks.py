@@ -30,23 +30,24 @@ def create(architecture: Mapping[str, Any], *, pretrained: bool = False) -> torc
     Raises:
         ModelError: no such network, or its pretrained weights cannot be had.
     """
-    said = dict(architecture)
-    name, factors, crops = str(said.pop("model_name")), said.pop("factors", None), said.pop("crops", None)
+    arguments = dict(architecture)
+    name, factors = str(arguments.pop("model_name")), arguments.pop("factors", None)
+    crops = arguments.pop("crops", None)
     if crops and len(crops) != len(factors or ()):
         raise ModelError(f"{len(crops)} crops for {len(factors or ())} factors", hint="Each factor looks at a box of its own.")
     if crops:
-        own = [create({"model_name": name, **said, "num_classes": size}, pretrained=pretrained) for size in factors or ()]
+        own = [create({"model_name": name, **arguments, "num_classes": size}, pretrained=pretrained) for size in factors or ()]
         return _summed(_cropped(own, crops), factors or ())
     if factors:
-        if prod(factors) != said.get("num_classes"):
-            raise ModelError(f"{prod(factors)} combinations of {list(factors)} for {said.get('num_classes')} classes")
-        said["num_classes"] = sum(factors)
+        if prod(factors) != arguments.get("num_classes"):
+            raise ModelError(f"{prod(factors)} combinations of {list(factors)} for {arguments.get('num_classes')} classes")
+        arguments["num_classes"] = sum(factors)
     if ".py:" in name:
-        model: torch.nn.Module = user_functions.user_function(name)(**said)
+        model: torch.nn.Module = user_functions.user_function(name)(**arguments)
     elif not timms(name):
-        model = _torchvision(name.removeprefix(TORCHVISION), pretrained=pretrained, **said)
+        model = _torchvision(name.removeprefix(TORCHVISION), arguments, pretrained=pretrained)
     else:
-        model = _timm(name, pretrained=pretrained, **said)
+        model = _timm(name, arguments, pretrained=pretrained)
     return _summed(model, factors) if factors else model
 
 
@@ -74,14 +75,15 @@ def probe(model: torch.nn.Module, name: str, size: int, classes: int) -> None:
     except Exception as error:
         raise ModelError(
             f"{name} cannot take images of {size} × {size} pixels: {user_functions.first_line(error)}",
-            hint="Use another --size, or another --model.",
+            hint="Use another size, or another network.",
+            code="size-or-network",
         ) from error
     finally:
         model.train(training)
-    found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if found != (1, classes):
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != (1, classes):
         raise ModelError(
-            f"{name} gives {found} for one image, not logits (1, {classes}), one for each class",
+            f"{name} gives {shape} for one image, not logits (1, {classes}), one for each class",
             hint="Make its last layer as wide as `num_classes` says.",
         )
 
@@ -145,7 +147,8 @@ def load_weights(model: torch.nn.Module, state: Mapping[str, torch.Tensor], *, w
         raise ModelError(
             f"{where} does not fit the network: {len(strangers)} of {len(own)} parameters are missing or of another shape "
             f"({few(strangers)})",
-            hint="Weights and --model must be of the same architecture.",
+            hint="Weights and network must be of the same architecture.",
+            code="network",
         )
     model.load_state_dict({name: state[name] for name in own if name not in wrong}, strict=False)
     return tuple(wrong)
@@ -161,15 +164,17 @@ def classifier(model: torch.nn.Module) -> tuple[str, torch.nn.Module]:
 
     inner = getattr(model, "inner", model)
     own: Any = getattr(inner, "get_classifier", None)
-    said: Any = own() if own else None
-    found: list[tuple[str, torch.nn.Module]] = [(name, module) for name, module in model.named_modules() if module is said]
-    if not found:
-        found = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    if not found:
+    named: Any = own() if own else None
+    layers: list[tuple[str, torch.nn.Module]] = [(name, module) for name, module in model.named_modules() if module is named]
+    if not layers:
+        layers = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    if not layers:
         raise ModelError(
-            f"{type(model).__name__} has no last Linear layer to train alone", hint="Use --tune all, or end it in nn.Linear."
+            f"{type(model).__name__} has no last Linear layer to train alone",
+            hint="Train all of it, or end it in nn.Linear.",
+            code="tune-all",
         )
-    return found[-1]
+    return layers[-1]
 
 
 def _classifier_names(model: torch.nn.Module) -> str:
@@ -179,14 +184,14 @@ def _classifier_names(model: torch.nn.Module) -> str:
         return "\0"
 
 
-def _timm(name: str, **said: Any) -> torch.nn.Module:
+def _timm(name: str, arguments: Mapping[str, Any], *, pretrained: bool) -> torch.nn.Module:
     import timm
 
     try:
-        with _hub() if said.get("pretrained") else quiet():
-            model: torch.nn.Module = timm.create_model(name, **said)
+        with _hub() if pretrained else quiet():
+            model: torch.nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     except Exception as error:
-        if said.get("pretrained") and name.partition(".")[0] in timm.list_models():
+        if pretrained and name.partition(".")[0] in timm.list_models():
             raise _no_weights(name, error) from error
         if not isinstance(error, RuntimeError | TypeError | ValueError):
             raise
@@ -215,19 +220,21 @@ def _hub() -> Iterator[None]:
             constants.HF_HUB_OFFLINE = before
 
 
-def _torchvision(name: str, *, num_classes: int, pretrained: bool = False, **said: Any) -> torch.nn.Module:
+def _torchvision(name: str, arguments: Mapping[str, Any], *, pretrained: bool) -> torch.nn.Module:
     import torch
     from torchvision import models
 
     if name not in (every := models.list_models(module=models)):
         close = difflib.get_close_matches(name, every, n=5)
         raise ModelError(f"torchvision has no classifier {name!r}", hint=f"Similar names: {', '.join(close)}." if close else "")
+    further = {key: value for key, value in arguments.items() if key != "num_classes"}
     if name in ("googlenet", "inception_v3"):  # with and without weights the same network, so that a checkpoint rebuilds it
-        said = {"transform_input": True, **({} if pretrained else {"init_weights": True}), **said}
+        further = {"transform_input": True, **({} if pretrained else {"init_weights": True}), **further}
+    num_classes = arguments["num_classes"]
     if not pretrained:
-        return _single(models.get_model(name, weights=None, num_classes=num_classes, **said))
+        return _single(models.get_model(name, weights=None, num_classes=num_classes, **further))
     try:
-        model = _single(models.get_model(name, weights="DEFAULT", **said))
+        model = _single(models.get_model(name, weights="DEFAULT", **further))
     except Exception as error:
         raise _no_weights(TORCHVISION + name, error) from error
     place, old = last_layer(model)
@@ -266,7 +273,8 @@ def _single(model: torch.nn.Module) -> torch.nn.Module:
 def _no_weights(name: str, error: Exception) -> ModelError:
     return ModelError(
         f"the pretrained weights of {name} cannot be had: {user_functions.first_line(error)}",
-        hint="Without a network, give a file: --weights model.safetensors (or .pth). To start from nothing: --no-pretrained.",
+        hint="Without a connection, give a file, or start from nothing.",
+        code="weights",
     )
 
 
@@ -298,11 +306,11 @@ def _cropped(models: Sequence[torch.nn.Module], boxes: Sequence[Sequence[float]]
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             high, wide = images.shape[2:]
-            found = []
+            parts = []
             for model, (top, left, bottom, right) in zip(self.models, boxes, strict=True):
                 rows = slice(round(top * high), round(bottom * high))
-                found.append(model(images[:, :, rows, round(left * wide) : round(right * wide)]))
-            return torch.cat(found, dim=1)
+                parts.append(model(images[:, :, rows, round(left * wide) : round(right * wide)]))
+            return torch.cat(parts, dim=1)
 
     return Cropped()
 

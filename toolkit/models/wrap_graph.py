@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F32
 from toolkit.errors import ModelError
 from toolkit.models.class_map import ClassMap
+
+if TYPE_CHECKING:
+    import onnx
 
 Layout = Literal["nchw", "nhwc"]
 Element = Literal["float32", "float16", "uint8"]
 Colour = Literal["rgb", "bgr"]
 Batching = Literal["any", "reshaped", "scanned"]
 Triple = tuple[float, float, float]
-F32 = NDArray[np.float32]
+Attribute: TypeAlias = "int | Sequence[int] | onnx.GraphProto"
 
 OPSET = 13  # older graphs are brought up to this, so that one form of each operator is enough
 IR = 8  # at least: before 4, constants had to be inputs as well
@@ -171,7 +175,7 @@ class _Builder:
         """A new initializer of int64."""
         return self.constant(np.array(values, dtype=np.int64))
 
-    def node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> Any:
+    def node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Attribute) -> Any:
         """A node whose output has a given name."""
         from onnx import helper
 
@@ -184,7 +188,7 @@ class _Chain:
     def __init__(self, build: _Builder, start: str) -> None:
         self.build, self.last, self.nodes = build, start, list[Any]()
 
-    def add(self, kind: str, *others: str, first: str = "", **attributes: Any) -> str:
+    def add(self, kind: str, *others: str, first: str = "", **attributes: Attribute) -> str:
         """Append a node that reads the last value (or `first`), then the others."""
         output = self.build.name()
         self.nodes.append(self.build.node(kind, [first or self.last, *others], output, **attributes))

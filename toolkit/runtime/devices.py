@@ -40,7 +40,7 @@ PROVIDERS: dict[str, Provider] = {
     ),
 }
 
-# what `--precision` takes, and what it means
+# the precisions, and what they mean
 PRECISIONS: dict[str, str] = {
     "fp32": "as exported",
     "fp16": "half precision on a GPU",
@@ -63,8 +63,9 @@ def choose_device(device: str) -> str:
         engine_tag(device)
     elif device != "cpu" and not gpu_count():
         raise DeviceError(
-            f"--device {device} was asked for, but no CUDA device can be used here",
-            hint="Run `toolkit doctor` to see why, or use --device cpu.",
+            f"{device} was asked for, but no CUDA device can be used here",
+            hint="`toolkit doctor` says why; the CPU is always there.",
+            code="device-cpu",
         )
     return device
 
@@ -80,17 +81,18 @@ def check_precision(device: str, precision: str) -> None:
     if precision not in PROVIDERS[device].precisions:
         able = [name for name, provider in PROVIDERS.items() if precision in provider.precisions]
         raise DeviceError(
-            f"--device {device} does not compute in {precision}, only in {', '.join(PROVIDERS[device].precisions)}",
-            hint=f"{precision} takes --device {' or '.join(able)}.",
+            f"{device} does not compute in {precision}, only in {', '.join(PROVIDERS[device].precisions)}",
+            hint=f"{precision} takes {' or '.join(able)}.",
+            code="precision-device",
         )
 
 
 def available() -> list[str]:
-    """The devices that can be used here, of those that --device auto chooses from (TensorRT builds engines for minutes)."""
-    found = ["cpu"]
+    """The devices that can be used here, of those that "auto" chooses from (TensorRT builds engines for minutes)."""
+    devices = ["cpu"]
     with contextlib.suppress(DeviceError):
-        found.append(choose_device("openvino"))
-    return found + (["cuda"] if gpu_count() else [])
+        devices.append(choose_device("openvino"))
+    return devices + (["cuda"] if gpu_count() else [])
 
 
 def gpu_count() -> int:
@@ -120,7 +122,7 @@ def engine_tag(device: str) -> str:
             return f"openvino{version('openvino')}-cpu"
         except PackageNotFoundError:
             raise DeviceError(
-                "--device openvino was asked for, and OpenVINO is not installed", hint="Run: uv pip install 'toolkit[openvino]'"
+                "openvino was asked for, and OpenVINO is not installed", hint="Run: uv pip install 'toolkit[openvino]'"
             ) from None
     for name in ("onnxruntime-gpu", "onnxruntime"):
         with contextlib.suppress(PackageNotFoundError):

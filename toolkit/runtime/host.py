@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from toolkit.base.arrays import F32, U8
 from toolkit.errors import DeviceError, ModelError, ToolkitError, few
 from toolkit.images import geometry
 from toolkit.runtime.devices import cores
-
-U8 = NDArray[np.uint8]
-F32 = NDArray[np.float32]
 
 # how onnxruntime, OpenVINO, oneDNN, CUDA and torch say that memory is used up
 _EXHAUSTED = re.compile(
@@ -125,8 +122,8 @@ class HostSession:
             part = pixels[start : start + size]
             given: dict[str, Any] = {}
             if unit.trunk is not None:
-                found = unit.trunk.run(list(unit.cut), {unit.trunk.get_inputs()[0].name: part})
-                given = dict(zip(unit.cut, found, strict=True))
+                shared = unit.trunk.run(list(unit.cut), {unit.trunk.get_inputs()[0].name: part})
+                given = dict(zip(unit.cut, shared, strict=True))
             heads = {digest: unit.heads[digest] for digest in digests}
             return {
                 d: head.run(None, {i.name: given.get(i.name, part) for i in head.get_inputs()})[0] for d, head in heads.items()
@@ -150,7 +147,8 @@ def smaller(batch: int, error: Exception, paths: Iterable[Path]) -> int:
     if batch == 1:
         raise DeviceError(
             f"{few(paths)}: memory does not suffice for one image at a time: {first}",
-            hint="Use fewer models at once (--members), or another --device.",
+            hint="Use fewer models at once, or another device.",
+            code="members",
         ) from error
     return batch // 2
 
@@ -163,11 +161,11 @@ def wanted(units: Sequence[Unit], models: Collection[str] | None) -> list[tuple[
 
 def joined(parts: Iterable[dict[str, F32]], count: int) -> dict[str, F32]:
     """The batches of each model in order, without the padding at the end."""
-    found: dict[str, list[F32]] = {}
+    by_model: dict[str, list[F32]] = {}
     for part in parts:
         for digest, logits in part.items():
-            found.setdefault(digest, []).append(logits)
-    return {digest: np.concatenate(batches)[:count] for digest, batches in found.items()}
+            by_model.setdefault(digest, []).append(logits)
+    return {digest: np.concatenate(batches)[:count] for digest, batches in by_model.items()}
 
 
 def seen(pixels: U8, view: str) -> U8:

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import files
+from toolkit.base.arrays import F32, U8
 from toolkit.base.quiet import quiet
 from toolkit.errors import ModelError, ToolkitError
 from toolkit.runtime.graphs.shared_trunks import HEAVY
-from toolkit.runtime.host import F32, U8
 
 BATCH = 8
 # How many of the first convolutions stay float32, tried in this order until the logits change little: their outputs are the
@@ -62,7 +62,9 @@ def quantise(path: Path, target: Path, samples: U8) -> float:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common class of their own
         raise ModelError(
-            f"{path} cannot be quantised: {error}", hint="Use --precision fp32, bf16 (with --device openvino) or auto."
+            f"{path} cannot be quantised: {error}",
+            hint="Use fp32, bf16 (which OpenVINO computes in) or what is chosen for you.",
+            code="precision-device",
         ) from error
     return best[0]
 
@@ -84,9 +86,9 @@ def _best(path: Path, folder: Path, samples: U8) -> tuple[float, bytes]:
         corrected.CopyFrom(model)
         _correct(corrected, {name: shift for name, shift in shifts.items() if name not in alone})
         data = _quantised(corrected, folder, alone, samples)
-        found = _logits(data, samples)
-        change = float(np.abs(found - reference).mean() / max(reference.std(), 1e-9)) if np.isfinite(found).all() else np.inf
-        best = min(best, (change, data), key=lambda one: one[0])
+        logits = _logits(data, samples)
+        change = float(np.abs(logits - reference).mean() / max(reference.std(), 1e-9)) if np.isfinite(logits).all() else np.inf
+        best = min(best, (change, data), key=lambda tried: tried[0])
         if change <= SMALL:
             break
     return best
@@ -156,7 +158,7 @@ def _shifts(model: Any, samples: U8) -> dict[str, NDArray[np.float64]]:
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = [node for node in model.graph.node if node.op_type == "Conv" and set(node.input[1:]) <= set(weights)]
     means = _channel_means(model, list(dict.fromkeys(node.input[0] for node in nodes)), samples)
-    found = {}
+    shifts = {}
     for node in nodes:
         weight = numpy_helper.to_array(weights[node.input[1]]).astype(np.float64)
         step = np.abs(weight).reshape(len(weight), -1).max(axis=1).reshape(-1, *[1] * (weight.ndim - 1)) / 127
@@ -164,8 +166,8 @@ def _shifts(model: Any, samples: U8) -> dict[str, NDArray[np.float64]]:
         lost = (weight - rounded).sum(axis=tuple(range(2, weight.ndim)))  # (out, in per group)
         groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
         mean = means[node.input[0]].reshape(groups, -1)  # (groups, in per group)
-        found[node.name] = (lost * np.repeat(mean, len(weight) // groups, axis=0)).sum(axis=1)
-    return found
+        shifts[node.name] = (lost * np.repeat(mean, len(weight) // groups, axis=0)).sum(axis=1)
+    return shifts
 
 
 def _channel_means(model: Any, values: Sequence[str], samples: U8) -> dict[str, NDArray[np.float64]]:
@@ -184,9 +186,9 @@ def _channel_means(model: Any, values: Sequence[str], samples: U8) -> dict[str, 
     session = _session(watched.SerializeToString())
     total = [np.zeros(1)] * len(values)
     for batch in _batches(samples):
-        found = session.run(None, {session.get_inputs()[0].name: batch})
+        means = session.run(None, {session.get_inputs()[0].name: batch})
         total = [
-            before + len(batch) / len(samples) * np.asarray(now, np.float64) for before, now in zip(total, found, strict=True)
+            before + len(batch) / len(samples) * np.asarray(now, np.float64) for before, now in zip(total, means, strict=True)
         ]
     return dict(zip(values, total, strict=True))
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from toolkit.base.arrays import F32
 from toolkit.errors import DeviceError, ModelError
 from toolkit.images import tensor_views
 from toolkit.runtime.devices import PROVIDERS, engine_tag
-from toolkit.runtime.host import F32, HostSession, joined, open_units, smaller, wanted
+from toolkit.runtime.host import HostSession, joined, open_units, smaller, wanted
 
 if TYPE_CHECKING:
     import torch
@@ -165,10 +166,10 @@ class _Bound:
         for name in names:
             probe.bind_output(name, *where)
         net.session.run_with_iobinding(probe)
-        found = dict(zip(names, probe.get_outputs(), strict=True))
+        values = dict(zip(names, probe.get_outputs(), strict=True))
         self.outputs = {
             name: torch.empty(value.shape(), dtype=getattr(torch, _TYPES[value.data_type()]), device=pixels.device)
-            for name, value in found.items()
+            for name, value in values.items()
         }
         self._use(net.session)
         plain = {name: value.clone() for name, value in self.run().items()}
@@ -222,9 +223,9 @@ class _Bound:
 _TYPES = {f"tensor({name})": name for name in ("float16", "int64", "int32", "uint8", "bool")} | {"tensor(float)": "float32"}
 
 
-def _near(one: torch.Tensor, two: torch.Tensor) -> bool:
-    gap = (one.double() - two.double()).abs().max()
-    return bool(gap <= 1e-2 * two.double().abs().max().clamp(min=1e-6))
+def _near(first: torch.Tensor, second: torch.Tensor) -> bool:
+    gap = (first.double() - second.double()).abs().max()
+    return bool(gap <= 1e-2 * second.double().abs().max().clamp(min=1e-6))
 
 
 def open_net(path: Path, proto: Any, options: Any, device: str, more: Mapping[str, str] | None = None) -> Any:
@@ -246,8 +247,9 @@ def open_net(path: Path, proto: Any, options: Any, device: str, more: Mapping[st
         raise ModelError(f"onnxruntime cannot load {path}: {error}") from error
     if session.get_providers()[0] != provider.execution:  # it falls back with only a log line
         raise DeviceError(
-            f"--device {device} was asked for, but onnxruntime opened {path.name} on {session.get_providers()[0]}",
-            hint="A CUDA library it needs is missing: run `toolkit doctor`, or use --device cpu.",
+            f"{device} was asked for, but onnxruntime opened {path.name} on {session.get_providers()[0]}",
+            hint="A CUDA library it needs is missing: `toolkit doctor` says which; the CPU needs none.",
+            code="device-cpu",
         )
     return session
 

@@ -35,7 +35,9 @@ def _compiled(path: Path, proto: Any, batch: int, *, precision: str) -> _Compile
     core = _core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise DeviceError(
-            "this CPU has no bfloat16 instructions (AVX-512 BF16 or AMX)", hint="Use --precision fp32, int8 or auto."
+            "this CPU has no bfloat16 instructions (AVX-512 BF16 or AMX)",
+            hint="Use fp32, int8 or what is chosen for you.",
+            code="precision-auto",
         )
     # one stream of one thread per core: as many images at once as onnxruntime's one-thread sessions take. Streams of several
     # models pinned to cores would all be pinned to the same ones.
@@ -50,9 +52,9 @@ def _compiled(path: Path, proto: Any, batch: int, *, precision: str) -> _Compile
         compiled = core.compile_model(model, "CPU", config)
     except RuntimeError as error:
         raise ModelError(f"OpenVINO cannot load {path}: {error}") from error
-    said = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    if said != _SAID[precision]:
-        raise DeviceError(f"{precision} was asked for, and OpenVINO compiled {path.name} in {said}")
+    compiled_in = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if compiled_in != _SAID[precision]:
+        raise DeviceError(f"{precision} was asked for, and OpenVINO compiled {path.name} in {compiled_in}")
     return _Compiled(compiled)
 
 
@@ -75,10 +77,10 @@ class _Compiled:
         """The outputs as arrays; those asked for by name lie in the request's own memory until this thread's next run."""
         if not hasattr(self._requests, "one"):
             self._requests.one = self._model.create_infer_request()
-        found = self._requests.one.infer(dict(feeds), share_inputs=True, share_outputs=True)
+        results = self._requests.one.infer(dict(feeds), share_inputs=True, share_outputs=True)
         if outputs is not None:  # a trunk's values are large, and its heads are done with them before the next batch
-            return [found[name] for name in outputs]
-        return [found[value.name].copy() for value in self._outputs]
+            return [results[name] for name in outputs]
+        return [results[value.name].copy() for value in self._outputs]
 
 
 def _name(value: Any) -> str:

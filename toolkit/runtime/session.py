@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from toolkit.base.arrays import F32, U8
 from toolkit.runtime.devices import PROVIDERS, check_precision, choose_device
-from toolkit.runtime.host import F32, U8, seen
+from toolkit.runtime.host import seen
 
 
 class Session(Protocol):

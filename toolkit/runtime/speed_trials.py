@@ -36,8 +36,8 @@ def rates(path: Path, export: Export, ways: Mapping[str, tuple[str, Opening]]) -
     keys = {name: f"{_machine()}/{export.digest}/{engine}" for name, (engine, _) in ways.items()}
     todo = [name for name in ways if keys[name] not in kept]
     if todo:
-        found = _measured(export, {name: ways[name][1] for name in todo})
-        kept |= {keys[name]: rate for name, rate in found.items()}
+        measured = _measured(export, {name: ways[name][1] for name in todo})
+        kept |= {keys[name]: rate for name, rate in measured.items()}
         with suppress(StoreError):  # a workspace that cannot be written only has them timed again
             files.write_text(path, json.dumps(kept, indent=1))
     return {name: float(kept[keys[name]]) for name in ways}
@@ -72,14 +72,14 @@ def _machine() -> str:
     name = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        found = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in reversed(lines)}
-        name = " ".join(found.get(key, "") for key in ("model name", "cpu family", "model", "stepping"))
+        facts = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in reversed(lines)}
+        name = " ".join(facts.get(key, "") for key in ("model name", "cpu family", "model", "stepping"))
     return f"{name} × {cores()} + {gpu_count()} GPU"
 
 
 def _read(path: Path) -> dict[str, float]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        kept = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}  # it only saves time
-    return {k: float(v) for k, v in found.items() if isinstance(v, int | float)} if isinstance(found, dict) else {}
+    return {k: float(v) for k, v in kept.items() if isinstance(v, int | float)} if isinstance(kept, dict) else {}

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from toolkit.base import csv_text
 from toolkit.base.printing import Part
-from toolkit.ensemble import run as ensembling
+from toolkit.blending.combination import Combination
 from toolkit.ensemble import tta, view_selection
+from toolkit.ensemble.run import run_ensemble
 from toolkit.errors import TrainingError
+from toolkit.inference.execution import Execution, Progress
 from toolkit.inference.exports import find_exports, read_exports
-from toolkit.inference.predict import Progress
 from toolkit.setup import digits_data, recipe_files
 from toolkit.submissions import submission
 from toolkit.workspace.competition import Competition
@@ -60,17 +61,17 @@ def run(root: Path, *, say: Say, bar: Bar = _no_bar) -> Demo:
     say("4. Do other views of an image help? Each fold model judges them on the images it did not see")
     exports = read_exports(paths, competition)
     with bar("Judging views") as progress:
-        found, _ = tta.find(competition, exports, progress=progress)
-    (finding,) = found.values()
+        judged, _ = tta.find(competition, exports, execution=Execution(progress=progress))
+    (finding,) = judged.values()
     chosen = finding.chosen
     for part in view_selection.table(finding, alone=False):
         say(part)
     say(f"5. Predict: toolkit ensemble folds/*.onnx --tta {chosen}")
     other = next(name for name in ("flip", "none") if name != chosen)
-    made = {}
+    ensembles = {}
     for name, file in ((other, f"tta-{other}"), (chosen, "ensemble")):  # `toolkit submit` takes what was made last
         with bar("Predicting") as progress:
-            made[name] = ensembling.run(competition, paths, tta=name, name=file, progress=progress)
+            ensembles[name] = run_ensemble(competition, paths, Combination(name), Execution(progress=progress), name=file)
     say("6. Check and write: toolkit submit")
     receipt = submission.submit(competition, name="ensemble", command=["toolkit", "demo", str(root)])
     kept = csv_text.read(competition.path(digits_data.TRUTH), columns=["id", "label"], unique="id")
@@ -82,7 +83,7 @@ def run(root: Path, *, say: Say, bar: Bar = _no_bar) -> Demo:
         out_of_fold={
             line.name: line.estimate.score for line in finding.sets if line.name in (view_selection.NONE, chosen, other)
         },
-        held_out={name: made[name].predictions[truth.target].score(competition.score, truth) for name in (chosen, other)},
+        held_out={name: ensembles[name].predictions[truth.target].score(competition.score, truth) for name in (chosen, other)},
         chosen=chosen,
         receipt=receipt,
     )

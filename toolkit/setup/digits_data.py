@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from toolkit.base import csv_text, files
 from toolkit.errors import CompetitionError
-from toolkit.workspace import make_split as splitting
+from toolkit.workspace import toml_update
 from toolkit.workspace.competition import FILE, Competition, Images, Target
+from toolkit.workspace.make_split import load_or_make
 from toolkit.workspace.split import Split
 
 TARGET = "label"
-SPLIT = "split.csv"
 TRUTH = "truth.csv"  # the test labels that a real competition keeps; nothing but the demo's last table reads them
 HELD_OUT = 0.2
 
@@ -65,10 +65,7 @@ def _make(root: Path, fill: Callable[[Path], None]) -> Competition:
 
 def make_split(competition: Competition) -> Split:
     """The split of the workspace: read from split.csv, or five stratified folds made and written there."""
-    path = competition.path(SPLIT)
-    if not path.exists():
-        splitting.for_competition(competition).write(path)
-    return splitting.load(competition)
+    return load_or_make(competition)
 
 
 def _fill(root: Path) -> None:
@@ -99,10 +96,10 @@ def _fill_multilabel(root: Path) -> None:
     _describe(root, "several digits", "macro_f1", Target("digits", "multilabel", tuple("0123456789")))
 
 
-def _picture(rng: np.random.Generator, found: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _picture(rng: np.random.Generator, digits: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Up to four digits (N, 8, 8) in quarters of a picture (24, 24) chosen at random, each moved by up to four pixels."""
     canvas = np.zeros((24, 24), dtype=np.uint8)
-    for quarter, digit in zip(rng.permutation(4), found, strict=False):
+    for quarter, digit in zip(rng.permutation(4), digits, strict=False):
         top, left = 12 * np.array(divmod(quarter, 2)) + rng.integers(0, 5, 2)
         canvas[top : top + 8, left : left + 8] = digit
     return canvas
@@ -129,7 +126,7 @@ def _describe(root: Path, name: str, metric: str, target: Target) -> None:
         train=Images("data/train", "{id}.png", "data/train.csv"),
         test=Images("data/test", "{id}.png"),
     )
-    files.write_text(root / FILE, competition.to_toml())
+    toml_update.write(competition)
 
 
 def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:

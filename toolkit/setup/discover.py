@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.base import csv_text, files
+from toolkit.base import csv_text, files, provenance
 from toolkit.core.metrics import METRICS
 from toolkit.errors import CompetitionError, few
 from toolkit.images import boxes
 from toolkit.setup import find_images, infer_targets
 from toolkit.setup.find_images import Index, Match, Part
 from toolkit.setup.infer_targets import Findings, Tables, Wishes
-from toolkit.workspace import path_patterns
+from toolkit.workspace import path_patterns, toml_update
 from toolkit.workspace.competition import FILE, Competition, Images
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class Discovery:
-    """A competition that was found, `lines` that say what was concluded, and the text of a train.csv that has to be made."""
+    """A competition, `lines` that say what was concluded of it, and the text of a train.csv where one has to be made."""
 
     competition: Competition
     lines: tuple[str, ...]
-    made: str = ""
+    train_csv: str = ""
 
     def write(self, *, force: bool = False) -> Path:
         """Write competition.toml (and before it train.csv, if one had to be made); files that exist stay unless `force`.
@@ -49,11 +49,11 @@ class Discovery:
             StoreError: the workspace cannot be written.
         """
         root = self.competition.root
-        for name in (FILE, *([MADE] if self.made else [])):
+        for name in (FILE, *([MADE] if self.train_csv else [])):
             refuse_existing(root / name, force=force)
-        if self.made:
-            files.write_text(root / MADE, self.made)
-        return files.write_text(root / FILE, self.competition.to_toml())
+        if self.train_csv:
+            files.write_text(root / MADE, self.train_csv)
+        return toml_update.write(self.competition)
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,14 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         CompetitionError: the file exists and `force` is not set.
     """
     if path.exists() and not force:
-        raise CompetitionError(f"{path} exists", hint="Use --force to write it anew.")
+        raise CompetitionError(f"{path} exists", code="file-exists")
 
 
 def discover(root: Path, wishes: Wishes) -> Discovery:
     """Look at a folder (and its `data`, or at `wishes.data`) and describe the competition.
 
     Raises:
-        CompetitionError: all that is ambiguous or missing, each with the flag that says it; or a table that cannot be read.
+        CompetitionError: all that is ambiguous or missing, each with the wish that says it; or a table that cannot be read.
     """
     root = _absolute(root)
     places = _places(root, wishes)
@@ -91,32 +91,30 @@ def discover(root: Path, wishes: Wishes) -> Discovery:
     images = find_images.index([*places, *named])
     tables = {role: _table(role, places, root, wishes, findings) for role in _ROLES}
     sample = tables["sample"] or tables["test"]
-    made = ""
+    train_csv = ""
     if tables["train"] is None and not findings.questions:
-        tables["train"], made = _from_folders(root, images, sample, wishes, findings)
-    if tables["train"] is None and not any(q.startswith("--train:") for q in findings.questions):
-        findings.ask(
-            "--train", f"no table of labels (train*.csv, labels*.csv) and no folders named after classes in {places[0]}"
-        )
-    if sample is None and not any(q.startswith("--sample:") for q in findings.questions):
-        findings.ask("--sample", "no sample submission (*sample*.csv, info.csv, test.csv)", _csvs(places))
+        tables["train"], train_csv = _from_folders(root, images, sample, wishes, findings)
+    if tables["train"] is None and not any(q.wish == "train" for q in findings.questions):
+        findings.ask("train", f"no table of labels (train*.csv, labels*.csv) and no folders named after classes in {places[0]}")
+    if sample is None and not any(q.wish == "sample" for q in findings.questions):
+        findings.ask("sample", "no sample submission (*sample*.csv, info.csv, test.csv)", _csvs(places))
     if not wishes.metric:
-        findings.ask("--metric", "the metric stands in the rules, not in the data", METRICS)
+        findings.ask("metric", "the metric stands in the rules, not in the data", METRICS)
     if tables["train"] is None or sample is None:
         findings.check()
     assert tables["train"] is not None
     assert sample is not None
     competition = _describe(root, tables["train"], tables["test"], sample, images, wishes, findings)
-    return Discovery(competition, tuple(findings.lines), made)
+    return Discovery(competition, tuple(findings.lines), train_csv)
 
 
 def _describe(
     root: Path, train: _Source, test: _Source | None, sample: _Source, images: Index, wishes: Wishes, findings: Findings
 ) -> Competition:
     key, sample_key = _ids(train, sample, wishes, findings)
-    for flag, name in (("--group", wishes.group), ("--extra", wishes.extra)):
+    for wish, name in (("group", wishes.group), ("extra", wishes.extra)):
         if name and name not in train.frame.columns:
-            findings.ask(flag, f"{train.path.name} has no column {name!r}", train.frame.columns)
+            findings.ask(wish, f"{train.path.name} has no column {name!r}", train.frame.columns)
     train_match = _match("train", train, key, images, root, wishes, findings)
     listing = test if test is not None and test is not sample and sample_key in test.frame.columns else None
     like = train_match.pattern if train_match else ""
@@ -161,7 +159,7 @@ def _places(root: Path, wishes: Wishes) -> list[Path]:
 
 def _csvs(places: Iterable[Path]) -> list[Path]:
     """CSV files in the searched folders and one level below, but for a workspace's own."""
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}
     for place in places:
         below = [
             p for p in sorted(place.iterdir()) if p.is_dir() and not p.name.startswith(".") and p.name not in find_images.OURS
@@ -169,8 +167,8 @@ def _csvs(places: Iterable[Path]) -> list[Path]:
         for folder in (place, *below):
             with os.scandir(folder) as entries:
                 names = sorted(e.name for e in entries if e.name.lower().endswith(".csv") and not e.name.startswith("."))
-            found |= dict.fromkeys(folder / name for name in names)
-    return list(found)
+            paths |= dict.fromkeys(folder / name for name in names)
+    return list(paths)
 
 
 def _table(role: str, places: list[Path], root: Path, wishes: Wishes, findings: Findings) -> _Source | None:
@@ -181,7 +179,7 @@ def _table(role: str, places: list[Path], root: Path, wishes: Wishes, findings: 
         p for p in _csvs(places) if _ROLES[role].search(p.stem) and (role == "sample" or not _ROLES["sample"].search(p.stem))
     ]
     if len(fits) > 1:
-        findings.ask(f"--{role}", "several tables could be it", (_written(p, root) for p in fits))
+        findings.ask(role, "several tables could be it", (_written(p, root) for p in fits))
         return None
     return _Source(fits[0], csv_text.read(fits[0])) if fits else None
 
@@ -192,18 +190,16 @@ def _from_folders(
     """A training table of a tree whose folders are named after classes: id, label, path."""
     import pandas as pd
 
-    found = find_images.class_folders(images, folder=_absolute(root / wishes.train_images) if wishes.train_images else None)
-    if len(found) != 1:
-        if found:
-            findings.ask(
-                "--train-images", "several folders hold one folder per class", (_written(Path(f), root) for f in found)
-            )
-            findings.ask("--train", "or name a table of labels")
+    homes = find_images.class_folders(images, folder=_absolute(root / wishes.train_images) if wishes.train_images else None)
+    if len(homes) != 1:
+        if homes:
+            findings.ask("train_images", "several folders hold one folder per class", (_written(Path(f), root) for f in homes))
+            findings.ask("train", "or name a table of labels")
         return None, ""
     asked = [str(name) for name in sample.frame.columns] if sample else []
     key = wishes.id or (asked[0] if asked else "id")
     label = next(iter(wishes.target), asked[1] if len(asked) == 2 and asked[1] != key else "label")
-    below = {f: names for f, names in sorted(images.folders.items()) if posixpath.dirname(f) == found[0]}
+    below = {f: names for f, names in sorted(images.folders.items()) if posixpath.dirname(f) == homes[0]}
     paths = [f"{posixpath.basename(f)}/{name}" for f, names in below.items() for name in names]
     stems = [Path(path).stem for path in paths]
     ids = stems if len(set(stems)) == len(stems) else paths
@@ -212,7 +208,7 @@ def _from_folders(
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([frame.columns, *rows])
     findings.say(
-        f"training labels: the folders in {_written(Path(found[0]), root)}, listed in a new {MADE} ({len(rows):,} images)"
+        f"training labels: the folders in {_written(Path(homes[0]), root)}, listed in a new {MADE} ({len(rows):,} images)"
     )
     return _Source(root / MADE, frame), text.getvalue()
 
@@ -226,15 +222,15 @@ def _ids(train: _Source, sample: _Source, wishes: Wishes, findings: Findings) ->
         shared = [name for name in unique if train.frame[name].is_unique] or unique
         if len(shared) > 1:
             where = f"both {_columns_of(train)} and {_columns_of(sample)}"
-            findings.ask("--id", f"several columns could name a row in {where}", shared)
+            findings.ask("id", f"several columns could name a row in {where}", shared)
             return "", ""
         key = sample_key = shared[0] if shared else ""
-    key = key or _only("--id", train, [name for name in map(str, train.frame.columns) if _names_rows(train, name)], findings)
+    key = key or _only("id", train, [name for name in map(str, train.frame.columns) if _names_rows(train, name)], findings)
     theirs = [name for name in map(str, sample.frame.columns) if name not in both and _names_rows(sample, name)]
-    sample_key = sample_key or _only("--sample-id", sample, theirs, findings)
-    for flag, source, name in (("--id", train, key), ("--sample-id" if wishes.sample_id else "--id", sample, sample_key)):
+    sample_key = sample_key or _only("sample_id", sample, theirs, findings)
+    for wish, source, name in (("id", train, key), ("sample_id" if wishes.sample_id else "id", sample, sample_key)):
         if name and name not in source.frame.columns:
-            findings.ask(flag, f"{source.path.name} has no column {name!r}", both or source.frame.columns)
+            findings.ask(wish, f"{source.path.name} has no column {name!r}", both or source.frame.columns)
             return "", ""
     if not key or not sample_key:
         return "", ""
@@ -252,14 +248,14 @@ def _names_rows(source: _Source, column: str) -> bool:
     return bool(cells.is_unique and (cells != "").all())
 
 
-def _only(flag: str, source: _Source, columns: list[str], findings: Findings) -> str:
+def _only(wish: str, source: _Source, columns: list[str], findings: Findings) -> str:
     """The one column that can name a row, or the one of them that calls itself an id."""
     named = [name for name in columns if re.search(r"(^|[\W_])[iI][dD]$|[a-z]I[dD]$", name)]
-    for found in (columns, named):
-        if len(found) == 1:
-            return found[0]
+    for candidates in (columns, named):
+        if len(candidates) == 1:
+            return candidates[0]
     which = "several columns could name a row" if columns else "no column names every row"
-    findings.ask(flag, f"{which} in {_columns_of(source)}", columns)
+    findings.ask(wish, f"{which} in {_columns_of(source)}", columns)
     return ""
 
 
@@ -274,27 +270,28 @@ def _match(
     wanted = wishes.train_images if part == "train" else wishes.test_images
     folder = _absolute(root / wanted) if wanted else None
     if folder and not folder.is_dir():
-        findings.ask(f"--{part}-images", f"{folder} is not a folder")
+        findings.ask(f"{part}_images", f"{folder} is not a folder")
         return None
     if wishes.pattern:
         path_patterns.require(wishes.pattern, list(source.frame.columns), source.path.name)
-    found = find_images.matches(source.columns, images, part=part, key=key, like=like, folder=folder, pattern=wishes.pattern)
+    matches = find_images.matches(source.columns, images, part=part, key=key, like=like, folder=folder, pattern=wishes.pattern)
     name = source.path.name
-    if not found:
+    if not matches:
         where = f"below {wanted}" if wanted else "in the folders searched"
         why = f"no image files {where} fit the rows of {name}" + (f" by pattern {wishes.pattern!r}" if wishes.pattern else "")
-        findings.ask(f"--{part}-images", f"{why}; or say how a row names its file with --pattern, as in '{{id}}.png'")
+        why += "; a pattern says how a row names its file, as in '{id}.png'"
+        findings.ask(f"{part}_images", why, instead="pattern")
         return None
-    if len(found) > 1:
-        places = [f"{_written(Path(m.folder), root)} with {m.pattern}" for m in found]
-        findings.ask(f"--{part}-images or --pattern", f"several kinds of files fit the rows of {name}", places)
+    if len(matches) > 1:
+        places = [f"{_written(Path(m.folder), root)} with {m.pattern}" for m in matches]
+        findings.ask(f"{part}_images", f"several kinds of files fit the rows of {name}", places, instead="pattern")
         return None
-    match = found[0]
+    match = matches[0]
     lost = [i for i, file in enumerate(match.files) if not file]
     names = source.columns[key] if key in source.frame.columns else [str(i) for i in range(len(match.files))]
     missing = f"; {len(lost):,} not there: {few(names[i] for i in lost)}" if lost else ""
-    said = f"{match.found:,} of {len(match.files):,} rows of {name}{missing}"
-    findings.say(f"{part} images: {_written(Path(match.folder), root)}/{match.pattern} - {said}")
+    covered = f"{match.found:,} of {len(match.files):,} rows of {name}{missing}"
+    findings.say(f"{part} images: {_written(Path(match.folder), root)}/{match.pattern} - {covered}")
     return match
 
 
@@ -302,9 +299,9 @@ def _images(match: Match, source: _Source | None, root: Path) -> Images:
     return Images(_written(Path(match.folder), root), match.pattern, _written(source.path, root) if source else "")
 
 
-def _several_images(key: str, train: _Source, found: tuple[Match | None, ...], wishes: Wishes, findings: Findings) -> None:
+def _several_images(key: str, train: _Source, matches: tuple[Match | None, ...], wishes: Wishes, findings: Findings) -> None:
     """Whether an id has several images, which must be said: it decides what a row of predictions is."""
-    several = not train.frame[key].is_unique or any(m is not None and m.pattern.endswith("/*") for m in found)
+    several = not train.frame[key].is_unique or any(m is not None and m.pattern.endswith("/*") for m in matches)
     if several and not wishes.per_id:
         most = int(train.frame[key].value_counts().max())
         why = (
@@ -312,7 +309,7 @@ def _several_images(key: str, train: _Source, found: tuple[Match | None, ...], w
             if most > 1
             else "a folder of images belongs to one id"
         )
-        findings.ask("--per-id", f"{why}: how are their predictions merged", ("mean", "max"))
+        findings.ask("per_id", f"{why}: how are their predictions merged", ("mean", "max"))
 
 
 def _format(sample: pd.DataFrame, competition: Competition, wishes: Wishes, findings: Findings) -> str:
@@ -322,14 +319,14 @@ def _format(sample: pd.DataFrame, competition: Competition, wishes: Wishes, find
     error = None
     for metric in [wishes.metric] if wishes.metric else METRICS:
         try:
-            found = infer_format(sample, replace(competition, metric=metric, format=wishes.format))
+            inferred = infer_format(sample, replace(competition, metric=metric, format=wishes.format))
         except CompetitionError as problem:
             error = problem
         else:
-            findings.say(f"submission format: {found}")
-            return found
+            findings.say(f"submission format: {inferred}")
+            return inferred
     assert error is not None
-    findings.ask("--format", f"{error.message}. {error.hint}")
+    findings.ask("format", f"{error.message}. {error.hint}")
     return ""
 
 
@@ -346,17 +343,16 @@ def _say_columns(train: _Source, wishes: Wishes, key: str, targets: Iterable[Any
     if wishes.extra:
         findings.say(f"extra rows: marked in column {wishes.extra}")
     if box := boxes.likely([str(name) for name in train.frame.columns]):
-        said = ", ".join(f'"{name}"' for name in box.columns)
+        quoted = ", ".join(f'"{name}"' for name in box.columns)
         findings.say(
-            f'box columns, it seems: to cut them out, add [boxes.NAME] with columns = [{said}] and form = "{box.form}", '
+            f'box columns, it seems: to cut them out, add [boxes.NAME] with columns = [{quoted}] and form = "{box.form}", '
             f"train with --box NAME"
         )
 
 
 def _written(path: Path, root: Path) -> str:
     """How a path stands in competition.toml: relative inside the workspace, else absolute."""
-    path = _absolute(path)
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+    return provenance.from_inside(_absolute(path), root)
 
 
 def _absolute(path: Path) -> Path:
@@ -369,12 +365,12 @@ def factors(texts: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
     Raises:
         CompetitionError: a text of another form, or a name twice.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    by_name: dict[str, tuple[str, ...]] = {}
     for text in texts:
         name, equals, classes = text.partition("=")
-        if not equals or not name or len(parts := tuple(part.strip() for part in classes.split(","))) < 2 or name in found:
+        if not equals or not name or len(parts := tuple(part.strip() for part in classes.split(","))) < 2 or name in by_name:
             raise CompetitionError(
-                f"--factor {text!r} is not of the form mask=wear,incorrect,normal", hint="Name each factor once."
+                f"factor {text!r} is not of the form mask=wear,incorrect,normal", hint="Name each factor once.", code="factor"
             )
-        found[name] = parts
-    return found
+        by_name[name] = parts
+    return by_name

@@ -24,7 +24,7 @@ MODULES = (
 
 
 @dataclass(frozen=True)
-class Finding:
+class HealthCheck:
     """One line of the page: what was tried, whether it works ("absent" is no fault), what was seen, and the cure."""
 
     what: str
@@ -33,29 +33,31 @@ class Finding:
     cure: str = ""
 
 
-def examine() -> list[Finding]:
+def examine() -> list[HealthCheck]:
     """Try everything once; nothing is raised, whatever is broken."""
-    steps: list[Callable[[], Iterator[Finding]]] = [_machine, _versions, _imports, _conflicts, _decoder, _gpu, _providers]
-    found: list[Finding] = []
+    steps: list[Callable[[], Iterator[HealthCheck]]] = [_machine, versions, imports, _conflicts, _decoder, _gpu, _providers]
+    findings: list[HealthCheck] = []
     for step in steps:
         try:
-            found += step()
+            findings += step()
         except Exception as error:  # noqa: BLE001 - a broken package may raise anything, and that is what is examined
-            found.append(Finding(step.__name__.strip("_"), "broken", f"{type(error).__name__}: {error}", _REINSTALL))
-    return found
+            findings.append(HealthCheck(step.__name__.strip("_"), "broken", f"{type(error).__name__}: {error}", _REINSTALL))
+    return findings
 
 
 _REINSTALL = "Make a fresh environment: pip install uv && uv sync"
 
 
-def _machine() -> Iterator[Finding]:
+def _machine() -> Iterator[HealthCheck]:
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
-    yield Finding("machine", "ok", f"{system}, {os.cpu_count()} cores, {pages:.0f} GiB memory, {free:.0f} GiB disk free here")
+    yield HealthCheck(
+        "machine", "ok", f"{system}, {os.cpu_count()} cores, {pages:.0f} GiB memory, {free:.0f} GiB disk free here"
+    )
 
 
-def _versions() -> Iterator[Finding]:
+def versions() -> Iterator[HealthCheck]:
     """Installed versions against what toolkit asks for."""
     from packaging.requirements import Requirement
 
@@ -66,13 +68,14 @@ def _versions() -> Iterator[Finding]:
         try:
             have = version(need.name)
         except PackageNotFoundError:
-            yield Finding(need.name, "broken", f"not installed; {need.specifier} is needed", f'pip install "{need}"')
+            yield HealthCheck(need.name, "broken", f"not installed; {need.specifier} is needed", f'pip install "{need}"')
             continue
         if not need.specifier.contains(have, prereleases=True):
-            yield Finding(need.name, "broken", f"{have} is installed; {need.specifier} is needed", f'pip install "{need}"')
+            yield HealthCheck(need.name, "broken", f"{have} is installed; {need.specifier} is needed", f'pip install "{need}"')
 
 
-def _imports() -> Iterator[Finding]:
+def imports() -> Iterator[HealthCheck]:
+    """Whether every package that toolkit needs can be imported."""
     seen = []
     for name in MODULES:
         try:
@@ -80,11 +83,11 @@ def _imports() -> Iterator[Finding]:
             seen.append(f"{name} {getattr(module, '__version__', '') or version(name)}")
         except Exception as error:  # noqa: BLE001 - pairs that do not fit fail with OSError, ImportError, RuntimeError…
             first = (str(error).splitlines() or [""])[0]
-            yield Finding(name, "broken", f"cannot be imported: {type(error).__name__}: {first}", _REINSTALL)
-    yield Finding("packages", "ok", ", ".join(seen))
+            yield HealthCheck(name, "broken", f"cannot be imported: {type(error).__name__}: {first}", _REINSTALL)
+    yield HealthCheck("packages", "ok", ", ".join(seen))
 
 
-def _conflicts() -> Iterator[Finding]:
+def _conflicts() -> Iterator[HealthCheck]:
     """Two onnxruntime wheels write the same files, and the last one installed wins."""
     both = []
     for name in ("onnxruntime", "onnxruntime-gpu"):
@@ -94,10 +97,10 @@ def _conflicts() -> Iterator[Finding]:
             continue
     if len(both) > 1:
         cure = 'pip uninstall -y onnxruntime onnxruntime-gpu && pip install "onnxruntime-gpu[cuda,cudnn]"'
-        yield Finding("onnxruntime", "broken", "onnxruntime and onnxruntime-gpu are both installed", cure)
+        yield HealthCheck("onnxruntime", "broken", "onnxruntime and onnxruntime-gpu are both installed", cure)
 
 
-def _decoder() -> Iterator[Finding]:
+def _decoder() -> Iterator[HealthCheck]:
     import io
 
     import numpy as np
@@ -110,31 +113,31 @@ def _decoder() -> Iterator[Finding]:
     Image.fromarray(picture).save(data, "PNG")
     decoded = render.decode(data.getvalue(), "a test picture")
     same = np.array_equal(np.asarray(decoded), picture)
-    yield Finding("decoder", "ok" if same else "broken", render.implementation_tag(), "" if same else _REINSTALL)
+    yield HealthCheck("decoder", "ok" if same else "broken", render.implementation_tag(), "" if same else _REINSTALL)
 
 
-def _gpu() -> Iterator[Finding]:
+def _gpu() -> Iterator[HealthCheck]:
     import torch
 
     count = gpu_count()
     if not count:
         hint = "an NVIDIA driver is needed" if platform.system() == "Linux" else "CUDA needs Linux with an NVIDIA GPU"
-        yield Finding("gpu", "absent", f"none: everything runs on the CPU ({hint} for more)")
+        yield HealthCheck("gpu", "absent", f"none: everything runs on the CPU ({hint} for more)")
         return
     if not torch.cuda.is_available():
         cure = f"Update the NVIDIA driver to one that supports CUDA {torch.version.cuda}"
-        yield Finding("gpu", "broken", f"the driver counts {count}, torch {torch.__version__} can use none", cure)
+        yield HealthCheck("gpu", "broken", f"the driver counts {count}, torch {torch.__version__} can use none", cure)
         return
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
         amp = "bf16" if facts.major >= 8 else "fp16 with a GradScaler"
         size = facts.total_memory / 2**30
-        yield Finding(
+        yield HealthCheck(
             f"gpu {index}", "ok", f"{facts.name}, capability {facts.major}.{facts.minor}, {size:.0f} GiB; trains in {amp}"
         )
 
 
-def _providers() -> Iterator[Finding]:
+def _providers() -> Iterator[HealthCheck]:
     """Open a tiny model on every provider: being listed by onnxruntime proves nothing."""
     import tempfile
 
@@ -155,9 +158,9 @@ def _providers() -> Iterator[Finding]:
         for name in PROVIDERS:
             try:
                 open_session({"probe": path}, device=name)
-                yield Finding(f"--device {name}", "ok", "opens")
+                yield HealthCheck(f"--device {name}", "ok", "opens")
             except (DeviceError, ModelError) as error:
                 wanted = gpu_count() > 0 and name == "cuda"
                 cure = 'pip install "onnxruntime-gpu[cuda,cudnn]"' if wanted else ""
                 cure = error.hint if name == "openvino" else cure
-                yield Finding(f"--device {name}", "broken" if wanted else "absent", error.message, cure)
+                yield HealthCheck(f"--device {name}", "broken" if wanted else "absent", error.message, cure)

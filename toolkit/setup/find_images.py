@@ -48,12 +48,12 @@ class Index:
             while folder not in tops and (parent := posixpath.dirname(folder)) != folder:
                 parents.setdefault(parent, set()).add(folder)
                 folder = parent  # noqa: PLW2901 - climbing
-        found, queue = [], [top for top in tops if top in self.folders or top in parents]
+        roots, queue = [], [top for top in tops if top in self.folders or top in parents]
         while queue:
-            found.append(folder := queue.pop())
+            roots.append(folder := queue.pop())
             below = parents.get(folder, set())
             queue += below if len(below) <= _MANY else []
-        return sorted(set(found))
+        return sorted(set(roots))
 
 
 @dataclass(frozen=True)
@@ -128,16 +128,16 @@ def matches(
 
 def class_folders(images: Index, *, folder: Path | None = None) -> list[str]:
     """Folders without images of their own, whose folders (two or more, each with images) are named after classes."""
-    found = []
+    folders = []
     for root in [folder.as_posix()] if folder else images.roots():
         below = [f for f in images.folders if posixpath.dirname(f) == root]
         deeper = [f for f in images.folders if f.startswith(f"{root}/") and f not in below]
         parts = [f for f in below if _speaks(posixpath.basename(f), "train") or _speaks(posixpath.basename(f), "test")]
         other = folder is None and _speaks(_relative(root, images), "test")
         if len(below) >= 2 and not deeper and not parts and not other and root not in images.folders:
-            found.append(root)
-    named = [root for root in found if _speaks(_relative(root, images), "train")]
-    return named or found
+            folders.append(root)
+    named = [root for root in folders if _speaks(_relative(root, images), "train")]
+    return named or folders
 
 
 def _plainness(pattern: str, key: str) -> tuple[Any, ...]:
@@ -147,7 +147,7 @@ def _plainness(pattern: str, key: str) -> tuple[Any, ...]:
 
 def _patterns(table: Mapping[str, Sequence[str]], images: Index, rows: Sequence[int]) -> Iterator[str]:
     """Patterns worth trying: a column that ends like a file, below up to two columns that are folders' names."""
-    names = {name for found in images.folders.values() for name in found}
+    names = {name for files in images.folders.values() for name in files}
     stems = {posixpath.splitext(name)[0] for name in names}
     homes = {part for folder in images.folders for part in folder.split("/")}
     ends, folders = [], []
@@ -169,33 +169,33 @@ def _files(root: str, pattern: str, table: Mapping[str, Sequence[str]], rows: Se
     if any(name not in table for name in names):
         return ("",) * len(rows)
     find = path_patterns.finder(Path(root))
-    found = []
+    files = []
     for row in rows:
         pieces = path_patterns.fill(pattern, {name: table[name][row] for name in names})
         if pattern.endswith("/*") and len(pieces) == 2:
             here = [posixpath.normpath(posixpath.join(root, pieces[0]))]
-            found.append(here[0] if here[0] in images.folders and any(map(str.strip, pieces)) else "")
+            files.append(here[0] if here[0] in images.folders and any(map(str.strip, pieces)) else "")
             continue
         if len(pieces) == 2 and pieces[1] == "" and pieces[0].endswith("."):
             names_of = (posixpath.normpath(posixpath.join(root, f"{pieces[0][:-1]}{suffix}")) for suffix in images.suffixes)
         else:
             names_of = (posixpath.normpath(posixpath.join(root, name)) for name in find(pieces))
-        found.append(next((name for name in names_of if name in images.files), ""))
-    return tuple(found)
+        files.append(next((name for name in names_of if name in images.files), ""))
+    return tuple(files)
 
 
 def _share(files: Sequence[str]) -> float:
     return sum(map(bool, files)) / max(1, len(files))
 
 
-def _of_part(found: list[Match], part: Part, images: Index) -> list[Match]:
+def _of_part(matches: list[Match], part: Part, images: Index) -> list[Match]:
     other: Part = "test" if part == "train" else "train"
 
     def where(match: Match) -> str:
         first = next(filter(None, match.files))
         return _relative(first if match.pattern.endswith("/*") else posixpath.dirname(first), images)
 
-    ours = [m for m in found if _speaks(where(m), part) or not _speaks(where(m), other)]
+    ours = [m for m in matches if _speaks(where(m), part) or not _speaks(where(m), other)]
     return [m for m in ours if _speaks(where(m), part)] or ours
 
 

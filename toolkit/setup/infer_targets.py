@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,34 +42,54 @@ class Wishes:
     per_id: PerId = ""
 
 
+@dataclass(frozen=True)
+class Question:
+    """What only the user can say: the field of `Wishes` that answers it (or another, `instead`), why, and what may be meant."""
+
+    wish: str
+    why: str
+    candidates: tuple[str, ...] = ()
+    instead: str = ""
+
+    def text(self, spell: Callable[[str], str] = str) -> str:
+        """The question in a line, its wishes spelled as who answers it spells them."""
+        wishes = " or ".join(map(spell, filter(None, (self.wish, self.instead))))
+        return f"{wishes}: {self.why}" + (f" - candidates: {few(self.candidates, limit=12)}" if self.candidates else "")
+
+
+class OpenQuestionsError(CompetitionError):
+    """A folder leaves things open; `questions` has all of them."""
+
+    def __init__(self, questions: Sequence[Question], spell: Callable[[str], str] = str, *, hint: str = "") -> None:
+        count = len(questions)
+        lines = [f"{count} thing{'s' if count > 1 else ''} must be said:", *(asked.text(spell) for asked in questions)]
+        super().__init__("\n  ".join(lines), hint=hint)
+        self.questions = tuple(questions)
+
+
 @dataclass
 class Findings:
-    """What was concluded, line by line, and what has to be asked, by the flag that answers it."""
+    """What was concluded, line by line, and what has to be asked."""
 
     lines: list[str] = field(default_factory=list)
-    questions: list[str] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
 
     def say(self, line: str) -> None:
         """Note a conclusion."""
         self.lines.append(line)
 
-    def ask(self, flag: str, why: str, candidates: Iterable[object] = ()) -> None:
+    def ask(self, wish: str, why: str, candidates: Iterable[object] = (), *, instead: str = "") -> None:
         """Note that only the user can say this."""
-        every = list(candidates)
-        self.questions.append(f"{flag}: {why}" + (f" - candidates: {few(every, limit=12)}" if every else ""))
+        self.questions.append(Question(wish, why, tuple(map(str, candidates)), instead))
 
     def check(self) -> None:
         """Stop here if anything has to be asked.
 
         Raises:
-            CompetitionError: every question.
+            OpenQuestionsError: every question.
         """
         if self.questions:
-            count = len(self.questions)
-            raise CompetitionError(
-                "\n  ".join([f"{count} thing{'s' if count > 1 else ''} must be said:", *self.questions]),
-                hint="Give the flags named above to `toolkit init`.",
-            )
+            raise OpenQuestionsError(self.questions, hint="Each is named after the wish that answers it.")
 
 
 @dataclass(frozen=True)
@@ -99,15 +119,15 @@ def targets(tables: Tables, wishes: Wishes, findings: Findings) -> tuple[Target,
     """The targets, as far as the tables and the wishes say; empty where `findings` now holds a question."""
     columns = list(wishes.factor) or list(wishes.target)
     if lost := [name for name in columns if name not in tables.train.columns]:
-        findings.ask("--factor" if wishes.factor else "--target", f"the training table has no column {few(lost)}", tables.free)
+        findings.ask("factor" if wishes.factor else "target", f"the training table has no column {few(lost)}", tables.free)
         return ()
     if wishes.factor:
         return _joint(tables, wishes, findings)
     columns = columns or _columns(tables, findings)
     if len(columns) > 1 and all(set(tables.train[name]) <= set(YES_NO) for name in columns) and wishes.task != "binary":
         return _class_columns(tables, columns, wishes, findings)
-    found = [target for name in columns if (target := _from_column(name, tables, wishes, findings))]
-    return tuple(found) if len(found) == len(columns) else ()
+    inferred = [target for name in columns if (target := _from_column(name, tables, wishes, findings))]
+    return tuple(inferred) if len(inferred) == len(columns) else ()
 
 
 def _columns(tables: Tables, findings: Findings) -> list[str]:
@@ -118,7 +138,7 @@ def _columns(tables: Tables, findings: Findings) -> list[str]:
         return here
     if here:
         lost = [name for name in asked if name not in here]
-        findings.ask("--target", f"of the sample's columns, {few(lost)} are not in the training table", tables.free)
+        findings.ask("target", f"of the sample's columns, {few(lost)} are not in the training table", tables.free)
         return []
     spelled = {name: _spelled(name, tables) for name in tables.free}
     by_class = [name for name, columns in spelled.items() if columns]
@@ -128,7 +148,7 @@ def _columns(tables: Tables, findings: Findings) -> list[str]:
     if not by_class and len(asked) == 1 and len(tables.free) == 1:
         return tables.free
     why = f"the sample asks for {few(asked)}, which no single column of the training table explains"
-    findings.ask("--target", why, by_class or tables.free)
+    findings.ask("target", why, by_class or tables.free)
     return []
 
 
@@ -139,16 +159,16 @@ def _spelled(name: str, tables: Tables) -> set[str]:
     lists = [cells, *({part.strip() for cell in cells for part in cell.split(mark)} - {""} for mark in SEPARATORS)]
     for classes in lists:
         for spelling in ("{}", f"{name}_{{}}", f"{name}/{{}}"):
-            found = {spelling.replace("{}", part) for part in classes}
-            if len(found) > 1 and found <= asked:
-                return found
+            columns = {spelling.replace("{}", part) for part in classes}
+            if len(columns) > 1 and columns <= asked:
+                return columns
     return set()
 
 
 def _joint(tables: Tables, wishes: Wishes, findings: Findings) -> tuple[Target, ...]:
     for name, classes in wishes.factor.items():
         if unknown := sorted(set(tables.train[name]) - set(classes)):
-            findings.ask("--factor", f"column {name!r} also holds {few(unknown)}; name every class, in order", ())
+            findings.ask("factor", f"column {name!r} also holds {few(unknown)}; name every class, in order", ())
     if findings.questions:
         return ()
     name = tables.asked[0] if len(tables.asked) == 1 else "label"
@@ -164,7 +184,7 @@ def _class_columns(tables: Tables, columns: Sequence[str], wishes: Wishes, findi
     grid = tables.train[list(columns)].isin([yes for yes, value in YES_NO.items() if value])
     task = wishes.task or "multilabel"
     if not wishes.task and bool((grid.sum(axis=1) == 1).all()):
-        findings.ask("--task", f"exactly one of the 0/1 columns {few(columns)} is 1 in every row", ("multiclass", "multilabel"))
+        findings.ask("task", f"exactly one of the 0/1 columns {few(columns)} is 1 in every row", ("multiclass", "multilabel"))
         return ()
     taken = set(tables.train.columns)
     name = next(
@@ -186,24 +206,22 @@ def _from_column(name: str, tables: Tables, wishes: Wishes, findings: Findings) 
         return _multilabel(name, cells, shown or marks, findings)
     if marks and wishes.task is None:
         findings.ask(
-            "--task",
+            "task",
             f"cells of {name!r} such as {_example(cells, marks[0])!r} may list several classes",
             ("multilabel", "multiclass"),
         )
         return None
     if empty := int((cells == "").sum()):
-        findings.ask(
-            "--target", f"column {name!r} is empty in {empty:,} of {len(cells):,} rows: label them, or use", tables.free
-        )
+        findings.ask("target", f"column {name!r} is empty in {empty:,} of {len(cells):,} rows: label them, or use", tables.free)
         return None
     classes = class_order(cells)
     if len(classes) < 2 or len(classes) == len(cells) > 2:
-        findings.ask("--target", f"column {name!r} has {len(classes):,} different values in {len(cells):,} rows", tables.free)
+        findings.ask("target", f"column {name!r} has {len(classes):,} different values in {len(cells):,} rows", tables.free)
         return None
     task = wishes.task or _task(name, classes, tables, wishes)
     positive = wishes.positive if wishes.positive in classes else next((c for c in classes if YES_NO.get(c)), "")
     if task == "binary" and (len(classes) != 2 or not positive or not (wishes.positive or set(classes) <= set(YES_NO))):
-        findings.ask("--positive", f"which class of {name!r} is the probability of", classes)
+        findings.ask("positive", f"which class of {name!r} is the probability of", classes)
         return None
     sense = f", positive {positive}" if task == "binary" else ""
     findings.say(f"target {name}: {len(classes)} classes: {_some(classes)}; task {task}{sense}")
@@ -223,12 +241,12 @@ def _multilabel(name: str, cells: Any, marks: Sequence[str], findings: Findings)
     if len(marks) > 1:
         marks = [mark for mark in marks if mark != " "]
     if len(marks) > 1:
-        findings.ask("--target", f"cells of {name!r} may be separated by any of {few(marks)}: keep one of them in the file")
+        findings.ask("target", f"cells of {name!r} may be separated by any of {few(marks)}: keep one of them in the file")
         return None
     mark = marks[0] if marks else " "
     classes = class_order(part.strip() for cell in cells for part in cell.split(mark) if part.strip())
     if not classes:
-        findings.ask("--target", f"column {name!r} is empty in every row")
+        findings.ask("target", f"column {name!r} is empty in every row")
         return None
     findings.say(f"target {name}: {len(classes)} classes: {_some(classes)}; task multilabel, separated by {mark!r}")
     return Target(name, "multilabel", classes, separator=mark)
@@ -236,11 +254,11 @@ def _multilabel(name: str, cells: Any, marks: Sequence[str], findings: Findings)
 
 def _lists(cells: set[str]) -> list[str]:
     """The marks that may separate several classes in a cell: a part of such a cell is also a cell of its own."""
-    found = []
+    marks = []
     for mark in SEPARATORS:
         parts = {part.strip() for cell in cells if mark in cell.strip() for part in cell.split(mark)}
-        found += [mark] if parts & cells - {""} else []
-    return found
+        marks += [mark] if parts & cells - {""} else []
+    return marks
 
 
 def _example(cells: Any, mark: str) -> str:

@@ -13,8 +13,9 @@ import numpy as np
 
 from toolkit.base import csv_text, files
 from toolkit.errors import CompetitionError, few
-from toolkit.workspace import make_split as splitting
+from toolkit.workspace import toml_update
 from toolkit.workspace.competition import FILE, Competition, Images, Target
+from toolkit.workspace.make_split import load_or_make
 from toolkit.workspace.split import Split
 
 if TYPE_CHECKING:
@@ -66,16 +67,13 @@ def make_workspace(root: Path, data: Path | None = None, *, by_person: bool = Tr
         sample_id="ImageID",
         format="indices",
     )
-    files.write_text(root / FILE, competition.to_toml())
+    toml_update.write(competition)
     return Competition.read(root)
 
 
 def make_split(competition: Competition, *, count: int = 5) -> Split:
     """The workspace's split: read from split.csv, or stratified folds that keep each group whole, written there."""
-    path = competition.path(splitting.TABLE)
-    if not path.exists():
-        splitting.for_competition(competition, count=count).write(path)
-    return splitting.load(competition)
+    return load_or_make(competition, count=count)
 
 
 def _pictures(home: Path) -> list[tuple[str, ...]]:
@@ -84,7 +82,8 @@ def _pictures(home: Path) -> list[tuple[str, ...]]:
     if not table.is_file() or not folder.is_dir():
         raise CompetitionError(
             f"{home} has no train/train.csv with train/images beside it",
-            hint="Say where the competition's train and eval folders lie, or draw a small set: --draw 60.",
+            hint="Say where the competition's train and eval folders lie, or draw a small set.",
+            code="masks-missing",
         )
     frame = csv_text.read(table, columns=["id", "gender", "age", "path"], unique="path")
     if strange := [cell for cell in frame["age"] if not cell.isdecimal()]:

@@ -32,7 +32,7 @@ def copy_recipe(name: str, workspace: Path, *, force: bool = False) -> Path:
     """
     source, path = recipe_path(name), workspace / "recipes" / f"{name}.py"
     if path.exists() and not force:
-        raise DataError(f"{path} exists", hint="Use --force to lose your changes to it.")
+        raise DataError(f"{path} exists", hint="Copying it again loses your changes to it.", code="recipe-exists")
     return files.write(path, lambda file: file.write(source.read_bytes()))
 
 

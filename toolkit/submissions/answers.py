@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import arrow_csv
+from toolkit.base.arrays import F64
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import Target
 from toolkit.submissions import checks
@@ -18,8 +19,6 @@ from toolkit.submissions.layout import SubmissionLayout
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +33,7 @@ class Answers:
     classes: tuple[str, ...]
     ids: tuple[str, ...]
     labels: NDArray[Any]
-    confidence: Floats | None = None
+    confidence: F64 | None = None
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -77,7 +76,7 @@ def of_predictions(layout: SubmissionLayout, tables: Mapping[str, Predictions]) 
     return list(answers.values())
 
 
-def of_grid(name: str, classes: tuple[str, ...], ids: tuple[str, ...], grid: Floats, *, several: bool) -> Answers:
+def of_grid(name: str, classes: tuple[str, ...], ids: tuple[str, ...], grid: F64, *, several: bool) -> Answers:
     """The answers of probabilities [N, C]; `several` where a row may have several classes."""
     if several:
         return Answers(name, classes, ids, grid >= 0.5, np.maximum(grid, 1 - grid).mean(axis=1))

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import Ints
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import Target
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

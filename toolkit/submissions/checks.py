@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import arrow_csv
+from toolkit.base.arrays import Bools, Ints
 from toolkit.errors import few
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from toolkit.base import arrow_csv
 from toolkit.core.predictions import Predictions
+from toolkit.core.targets import split_pairs
 from toolkit.errors import CompetitionError, few
 from toolkit.submissions import cells, checks
 from toolkit.submissions.cells import Cells, Column, Columns
 from toolkit.submissions.checks import Problem
-from toolkit.workspace import long_form
 from toolkit.workspace.competition import FILE, Competition, Target
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ class Joined(Long):
         """Ids and classes, taken apart."""
         import pyarrow as pa
 
-        ids, places = long_form.split(arrow_csv.text(frame[key]).to_pylist(), columns[0].target.classes)
+        ids, places = split_pairs(arrow_csv.text(frame[key]).to_pylist(), columns[0].target.classes)
         return pa.array(ids, pa.large_string()), places
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from toolkit.base import arrow_csv
+from toolkit.base.arrays import F64
 from toolkit.core.metrics import Metric
 from toolkit.submissions import checks
-from toolkit.submissions.answers import Answers, Floats
+from toolkit.submissions.answers import Answers
 from toolkit.submissions.checks import Problem
 from toolkit.submissions.layout import SubmissionLayout
 from toolkit.workspace import path_patterns
@@ -77,7 +78,7 @@ def shifted(ours: Answers, expected: Answers) -> Iterator[Problem]:
         yield Problem("SUB072", round(moved * len(ours.ids)), ours.name, seen=f"{shown}; p {_small(chance)}")
 
 
-def homogeneity(counts: Floats) -> float:
+def homogeneity(counts: F64) -> float:
     """The p-value of Pearson's test that two rows of counts [2, C] have one distribution; rare classes are pooled."""
     from scipy.special import chdtrc
 

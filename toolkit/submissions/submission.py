@@ -20,6 +20,7 @@ from toolkit.submissions.checks import Problem
 from toolkit.submissions.difference import compare
 from toolkit.submissions.sample import Sample, check, check_file, check_size, read_sample, render, surplus
 from toolkit.workspace.competition import Competition
+from toolkit.workspace.split import SPLIT_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -175,7 +176,7 @@ def last_made(competition: Competition) -> Path:
 
 def inputs(competition: Competition, out_of_fold: Evidence) -> dict[str, Path]:
     """What a submission depends on besides predictions, sample and competition file."""
-    tables = {"train": competition.path(competition.train.table), "split": competition.path("split.csv")}
+    tables = {"train": competition.path(competition.train.table), "split": competition.path(SPLIT_FILE)}
     tables |= {"test": competition.path(competition.test.table)} if competition.test.table else {}
     named = {table for boxes in competition.boxes_of.values() for table in (boxes.train, boxes.test) if table}
     tables |= {f"boxes/{Path(table).stem}": competition.path(table) for table in sorted(named)}
@@ -211,7 +212,7 @@ def _refuse_inputs(path: Path, competition: Competition, sources: Sequence[Path]
         )
 
 
-def _origin(competition: Competition, table: prediction_files.Table, sample: Sample, used: int) -> Iterator[Problem]:
+def _origin(competition: Competition, table: prediction_files.PredictionTable, sample: Sample, used: int) -> Iterator[Problem]:
     """What can be wrong with the predictions themselves: exports that changed, rows too many, images that were not read."""
     yield from manifest.stale(competition.root, table.meta)
     yield from surplus(next(iter(table.predictions.values())), sample, used)

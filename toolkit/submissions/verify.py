@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.base import arrow_csv, files
-from toolkit.blending import blend as blends
+from toolkit.blending.blend import read_blend
+from toolkit.blending.combination import Combination
 from toolkit.core import prediction_files
-from toolkit.ensemble import run
+from toolkit.ensemble.run import EnsembleRun, run_ensemble
 from toolkit.errors import ModelError, SubmissionError, few
 from toolkit.inference import engine_choice
+from toolkit.inference.execution import Execution
 from toolkit.inference.exports import read_exports, share
 from toolkit.submissions import csv_problems
 from toolkit.submissions.manifest import path_of, read
@@ -132,7 +134,7 @@ def _rebuilt(competition: Competition, manifest: Mapping[str, Any]) -> bytes:
         return files.write(own.path("submission.csv"), lambda file: arrow_csv.write(file, frame)).read_bytes()
 
 
-def _predicted(competition: Competition, own: Competition, meta: Mapping[str, Any]) -> run.Ensemble:
+def _predicted(competition: Competition, own: Competition, meta: Mapping[str, Any]) -> EnsembleRun:
     """The ensemble run again as the predictions say it was made."""
     models = meta["models"]
     paths = [competition.path(model["path"]) for model in models]
@@ -140,27 +142,13 @@ def _predicted(competition: Competition, own: Competition, meta: Mapping[str, An
         raise SubmissionError(f"it cannot be made again: {len(lost)} exports are not there: {few(lost)}", hint=LESS)
     given = [float(model["weight"]) for model in models]
     records = meta.get("blend") or {}
-    blend = {name: blends.read(record, competition.target(name).classes) for name, record in records.items()} or None
-    return run.run(
-        own,
-        paths,
-        tta=meta["view_set"],
-        vote=meta["vote"],
-        weights="" if blend else _weights(competition, paths, given),
-        blend=blend,
-        limit=meta.get("limit"),
-        name=meta["name"],
-        on_bad_image=meta.get("on_bad_image", "fail"),
-        **_engine(competition, paths, meta),
-    )
-
-
-def _engine(competition: Competition, paths: Sequence[Path], meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The device and precision that the predictions were made with, where they say so."""
-    if "engine" not in meta:
-        return {}
-    engine = engine_choice.recorded(competition, paths, meta["engine"])
-    return {"device": engine.device, "precision": engine.key, "opener": engine.open}
+    blend = {name: read_blend(record, competition.target(name).classes) for name, record in records.items()} or None
+    weights = "" if blend else _weights(competition, paths, given)
+    combination = Combination(meta["view_set"], meta["vote"], weights, blend)
+    execution = Execution(on_bad_image=meta.get("on_bad_image", "fail"))
+    if "engine" in meta:  # the device and precision that the predictions were made with, where they say so
+        execution = engine_choice.recorded(competition, paths, meta["engine"]).applied(execution)
+    return run_ensemble(own, paths, combination, execution, limit=meta.get("limit"), name=meta["name"])
 
 
 def _weights(competition: Competition, paths: Sequence[Path], given: list[float]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.training.fold.samples import Fold, Samples
+from toolkit.training.plan import TrainFold, TrainingPlan
 
 if TYPE_CHECKING:
     import torch
-
-    from toolkit.training.cross_validation import Plan
 
 WORTH = 2_000  # images to decode, from which a rehearsal pays
 STEPS = 20  # of a loop that nobody can watch, at most
@@ -26,7 +24,7 @@ class _Enough(Exception):  # noqa: N818 - ends a rehearsal, is no error
     pass
 
 
-def rehearse(plan: Plan, train_fold: Callable[[Any, Fold], torch.nn.Module], fold: int | None, device: str) -> None:
+def rehearse(plan: TrainingPlan, train_fold: TrainFold, fold: int | None, device: str) -> None:
     """One epoch of `train_fold` on a few images of noise, in a folder that is thrown away.
 
     Raises:
@@ -66,7 +64,7 @@ def rehearse(plan: Plan, train_fold: Callable[[Any, Fold], torch.nn.Module], fol
         )
 
 
-def _noise(plan: Plan) -> Samples:
+def _noise(plan: TrainingPlan) -> Samples:
     """Images of noise, of every class in turn."""
     classes = len(plan.target.classes)
     count = min(max(16, classes), 64)

@@ -49,14 +49,14 @@ def _fixed(competition: Competition, target: Target, truth: Predictions) -> Pred
     if unknown := [name for name in ids if name not in place]:
         raise CompetitionError(f"{path}: {len(unknown):,} ids are not in {competition.train.table}: {few(unknown)}")
     plain = {what: replace(target, factors={}, column=what) for what in ("given", "suggested")}
-    said = {what: one.truth(frame, ids, str(path)).with_classes(truth.classes).decided for what, one in plain.items()}
+    labels_of = {what: one.truth(frame, ids, str(path)).with_classes(truth.classes).decided for what, one in plain.items()}
     rows = np.array([place[name] for name in ids], dtype=np.int64)
     labels = truth.decided.copy()
-    stale = np.flatnonzero((labels[rows] != said["given"]).reshape(len(rows), -1).any(axis=1))
+    stale = np.flatnonzero((labels[rows] != labels_of["given"]).reshape(len(rows), -1).any(axis=1))
     if len(stale):
         raise CompetitionError(
             f"{path}: {competition.train.table} gives {len(stale):,} labels otherwise (ids {few(ids[i] for i in stale)})",
             hint="Run `toolkit audit` again: the table has changed since.",
         )
-    labels[rows] = said["suggested"]
+    labels[rows] = labels_of["suggested"]
     return replace(truth, labels=labels)

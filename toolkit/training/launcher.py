@@ -8,12 +8,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,16 +20,11 @@ from typing import Any, Literal
 from toolkit.base.runners.jobs import visible
 from toolkit.errors import DeviceError, ToolkitError, TrainingError
 from toolkit.runtime.devices import cores
-from toolkit.training.cross_validation import Bar, Done, Plan, Say, TrainFold, train
 from toolkit.training.fold.fit import choose_device
-from toolkit.training.fold.process_group import PeerError, together
 from toolkit.training.fold.samples import Progress
+from toolkit.training.plan import Bar, Done, Say, TrainingPlan
+from toolkit.training.worker import GRACE, KEPT, OFTEN, WORKER, Task
 
-WORKER = "TOOLKIT_WORKER"  # the variable that tells a process what it is to do
-GRACE = 10.0  # seconds that a process has to end by itself
-OFTEN = 0.2  # seconds between two looks at the processes, and between two words about progress
-KEPT = "Finished folds and epochs are kept: run the same command again to go on"
-INTERRUPTED = 130
 STDERR = 2
 
 Spread = Literal["folds", "batches"]
@@ -39,20 +32,7 @@ SPREADS: tuple[Spread, ...] = ("folds", "batches")
 
 
 @dataclass(frozen=True)
-class Task:
-    """What one process is to do, in plain values: train folds, as one (`rank`) of `size` processes that share their batches."""
-
-    folds: tuple[int | None, ...]
-    root: str
-    key: str  # of the plan's settings
-    device: str
-    rank: int
-    size: int
-    meeting: str
-
-
-@dataclass(frozen=True)
-class Crew:
+class ProcessLauncher:
     """Processes that train a plan's folds by running the command (`script` and `arguments`) that made the plan once more.
 
     `spread` "folds" gives each process a fold at a time; the results are those of one process after another. "batches" has
@@ -69,7 +49,7 @@ class Crew:
         """Whether these folds are more than one process can do alone."""
         return self.processes > 1 and len(folds) > (self.spread == "folds")
 
-    def train(self, plan: Plan, folds: Sequence[int | None], *, device: str, bar: Bar, say: Say) -> Generator[Done]:
+    def train(self, plan: TrainingPlan, folds: Sequence[int | None], *, device: str, bar: Bar, say: Say) -> Generator[Done]:
         """Train these folds, which are unfinished, and give them in order; whatever ends this ends all processes.
 
         Raises:
@@ -86,7 +66,7 @@ class Crew:
         try:
             with TemporaryDirectory(prefix="toolkit-crew-") as folder:
                 for fold in folds:
-                    with bar(f"{plan.member} {_named([one for one in folds if one not in done])}") as progress:
+                    with bar(f"{plan.member} {_named([left for left in folds if left not in done])}") as progress:
                         while fold not in done:
                             while waiting and free:
                                 meeting = Path(folder) / str(len(waiting))
@@ -102,7 +82,7 @@ class Crew:
         finally:
             end([hand for job in running for hand in job.hands])
 
-    def _start(self, plan: Plan, folds: tuple[int | None, ...], place: int, device: str, meeting: Path) -> _Job:
+    def _start(self, plan: TrainingPlan, folds: tuple[int | None, ...], place: int, device: str, meeting: Path) -> _Job:
         size = 1 if self.spread == "folds" else self.processes
         job = _Job(folds, place)
         for rank in range(size):
@@ -126,7 +106,7 @@ class Crew:
         )
 
 
-def crew(
+def launcher_for(
     command: tuple[Callable[..., Any], Sequence[str]],
     *,
     gpus: int | Literal["all"] | None,
@@ -134,8 +114,8 @@ def crew(
     spread: Spread | None,
     device: str,
     models: int,
-) -> Crew | None:
-    """The crew that flags ask for, None where one process is enough; `command` is a script's function and its arguments.
+) -> ProcessLauncher | None:
+    """The launcher that is asked for, None where one process is enough; `command` is a script's function and its arguments.
 
     `models` is the number of folds to be trained (the model of all rows counts as one).
 
@@ -146,26 +126,30 @@ def crew(
     if gpus is None and processes is None:
         if spread:
             raise TrainingError(
-                f"--spread {spread} needs to know over how many", hint="Add --gpus all, or --processes N on a CPU."
+                f"spreading {spread} needs to know over how many", hint="Say how many GPUs or processes.", code="spread-over"
             )
         return None
-    found = _gpus(gpus, choose_device(device))
-    count, spread = processes or found, spread or "folds"
-    if spread == "batches" and found and count != found:
+    gpu_count = _gpus(gpus, choose_device(device))
+    count, spread = processes or gpu_count, spread or "folds"
+    if spread == "batches" and gpu_count and count != gpu_count:
         raise DeviceError(
-            f"--spread batches takes a GPU per process, not {count} processes for {found} GPUs",
-            hint=f"Leave --processes out, or use --gpus {count}.",
+            f"sharing batches takes a GPU per process, not {count} processes for {gpu_count} GPUs",
+            hint=f"Use as many GPUs as processes: {count}.",
+            code="gpu-per-process",
         )
     if spread == "folds" and models == 1 < count:
         raise TrainingError(
             f"there is one model to train, which {count} processes cannot share as folds",
-            hint="Use --spread batches, or leave --gpus and --processes out.",
+            hint="Share its batches, or train it in one process.",
+            code="spread-batches",
         )
     function, arguments = command
     script = inspect.getsourcefile(inspect.unwrap(function))
     if script is None:
         raise TrainingError("several processes need a recipe that is a file", hint="Save it as one.")
-    return Crew(Path(script).absolute(), tuple(arguments), count, min(found, count), spread) if count > 1 else None
+    return (
+        ProcessLauncher(Path(script).absolute(), tuple(arguments), count, min(gpu_count, count), spread) if count > 1 else None
+    )
 
 
 def _gpus(asked: int | Literal["all"] | None, device: str) -> int:
@@ -175,13 +159,15 @@ def _gpus(asked: int | Literal["all"] | None, device: str) -> int:
     there = torch.cuda.device_count() if device == "cuda" else 0
     if not there and asked:
         raise DeviceError(
-            f"--gpus {asked} was asked for, but the device is the CPU",
-            hint="Use --processes N for as many processes, or run `toolkit doctor` to see why there is no CUDA device.",
+            f"{asked} GPUs were asked for, but the device is the CPU",
+            hint="Ask for processes, or run `toolkit doctor` to see why there is no CUDA device.",
+            code="processes-on-cpu",
         )
     if isinstance(asked, int) and asked > there:
         raise DeviceError(
-            f"--gpus {asked} was asked for, there {'is' if there == 1 else 'are'} {there}",
-            hint="Use --gpus all; CUDA_VISIBLE_DEVICES may hide some of this machine's.",
+            f"{asked} GPUs were asked for, there {'is' if there == 1 else 'are'} {there}",
+            hint="CUDA_VISIBLE_DEVICES may hide some of this machine's.",
+            code="gpus-all",
         )
     return there if asked == "all" else asked or min(there, 1)
 
@@ -204,10 +190,10 @@ class Hand:
         """Begin a process in a session of its own: Ctrl-C at the terminal comes to this one, which then ends them all."""
         ours, theirs = Pipe()
         with theirs:
-            said = json.dumps({"line": theirs.fileno(), **asdict(task)})
+            work = json.dumps({"line": theirs.fileno(), **asdict(task)})
             process = subprocess.Popen(  # noqa: S603 - the command that runs already
                 [sys.executable, *command],
-                env={**os.environ, **environment, WORKER: said},
+                env={**os.environ, **environment, WORKER: work},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL if task.rank else STDERR,  # results are printed by this one
                 pass_fds=(theirs.fileno(),),
@@ -242,18 +228,18 @@ class _Job:
         """
         codes = [hand.process.poll() for hand in self.hands]  # before the last words are read
         for hand in self.hands:
-            for kind, *said in hand.messages():
+            for kind, *message in hand.messages():
                 if kind == "done":
-                    done[said[0].fold] = said[0]
-                    self.left.remove(said[0].fold)
+                    done[message[0].fold] = message[0]
+                    self.left.remove(message[0].fold)
                 elif kind == "progress":
-                    progress(*shown.add(*said))
+                    progress(*shown.add(*message))
                 elif kind == "lost":
                     hand.lost = True
                 else:
                     if kind == "crashed":
-                        say(said.pop())
-                    hand.failed = hand.failed or ToolkitError(said[0], hint=said[1])
+                        say(message.pop())
+                    hand.failed = hand.failed or ToolkitError(message[0], hint=message[1], code=message[2])
         self._trouble(codes)
         return all(code == 0 for code in codes)
 
@@ -263,7 +249,8 @@ class _Job:
         for hand in self.hands:
             if hand.failed:
                 named = where if where not in hand.failed.message else ""
-                raise TrainingError(": ".join(filter(None, (named, hand.failed.message))), hint=hand.failed.hint)
+                message = ": ".join(filter(None, (named, hand.failed.message)))
+                raise TrainingError(message, hint=hand.failed.hint, code=hand.failed.code)
         for hand, code in zip(self.hands, codes, strict=True):
             if code and not hand.lost:
                 how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
@@ -309,92 +296,3 @@ class _Shown:
 def _named(folds: Sequence[int | None]) -> str:
     names = ["all" if fold is None else str(fold) for fold in folds]
     return f"fold{'s' if len(names) > 1 else ''} {', '.join(names)}"
-
-
-# --- one process, from inside ----------------------------------------------------------------------------------------
-
-
-class Worker:
-    """This process, where another one started it to do a task."""
-
-    def __init__(self, task: Task, line: Connection) -> None:
-        self.task, self.line = task, line
-        self.over = False
-        self._told = 0.0
-
-    def train(self, plan: Plan, train_fold: TrainFold) -> None:
-        """Do the task.
-
-        Raises:
-            TrainingError: the script comes to other settings than it did where it was started; or what training raises.
-        """
-        task = self.task
-        plan = replace(plan, root=Path(task.root))
-        if plan.key != task.key:
-            raise TrainingError(
-                f"{plan.recipe} comes to other settings each time it runs",
-                hint="Several processes need a recipe whose Config follows from its flags alone.",
-            )
-        with together(task.rank, task.size, Path(task.meeting), task.device) as team:
-            for done in train(plan, train_fold, bar=self._bar, folds=task.folds, device=task.device, team=team):
-                self.say("done", done)
-
-    def say(self, *message: Any) -> None:
-        """Tell the process that started this one."""
-        with suppress(OSError):  # it is gone, which `listen` hears as well
-            self.line.send(message)
-
-    def listen(self) -> None:
-        """Wait for the line to be closed, then end as by Ctrl-C, which closes what is open; by force if that takes long."""
-        with suppress(EOFError, OSError):
-            self.line.recv()
-        if not self.over and (main := threading.main_thread().ident):
-            signal.pthread_kill(main, signal.SIGINT)  # also out of a call that waits
-        time.sleep(GRACE)
-        os._exit(INTERRUPTED)
-
-    @contextmanager
-    def _bar(self, title: str) -> Iterator[Progress]:
-        def tell(done: int, total: int) -> None:
-            now = time.monotonic()
-            if self.task.rank == 0 and (now - self._told > OFTEN or done == total):
-                self._told = now
-                self.say("progress", title, done, total)
-
-        yield tell
-
-
-@contextmanager
-def at_work() -> Iterator[Worker]:
-    """This process as the worker that WORKER describes: what ends it is told to the process that started it, not printed."""
-    said = json.loads(os.environ.pop(WORKER))
-    line = Connection(said.pop("line"))
-    os.set_inheritable(line.fileno(), False)
-    worker = Worker(Task(**{**said, "folds": tuple(said["folds"])}), line)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would this one
-    threading.Thread(target=worker.listen, daemon=True).start()
-    try:
-        try:
-            yield worker
-        finally:
-            worker.over = True  # no interrupt from here on
-        return
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    except PeerError:
-        code = 1
-        worker.say("lost")
-    except ToolkitError as error:
-        code = 1
-        worker.say("failed", error.message, error.hint)
-    except OSError as error:
-        code = 1
-        worker.say("failed", ": ".join(str(part) for part in (error.filename, error.strerror or error) if part), f"{KEPT}.")
-    except BaseException as error:  # noqa: BLE001 - told where it can be read, once for all processes
-        code = 1
-        worker.say(
-            "crashed", f"{type(error).__name__}: {error}", f"The traceback stands above. {KEPT}.", traceback.format_exc()
-        )
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # at once: an orderly exit would wait for the processes that share this one's batches

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import U8
 from toolkit.base.quiet import quiet
 from toolkit.errors import TrainingError
 from toolkit.training.fold import state_file
 from toolkit.training.fold.samples import Fold
+from toolkit.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
     import torch
 
     from toolkit.core.predictions import Predictions
-    from toolkit.training.cross_validation import Plan
 
 SHOWN = 16  # images of the first batch
 NAMED = 24  # classes up to which the confusion matrix has its counts written in
-U8 = NDArray[np.uint8]
 
 
 class Tracker(Protocol):
@@ -80,7 +80,7 @@ def start(logger: str, run: Run) -> Tracker:
 class Trackers:
     """The trackers of a fold's runs, one per seed; closed when the block ends, however it ends."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: TrainingPlan) -> None:
         self.plan = plan
         self.open: list[Tracker] = []
 
@@ -128,21 +128,18 @@ class _TensorBoard:
         run.folder.mkdir(parents=True, exist_ok=True)
         self.writer = SummaryWriter(str(run.folder))
         rows = [f"| {name} | {str(value).replace('|', ' ')} |" for name, value in run.settings.items()]
-        self._call("add_text", "settings", "\n".join(["| setting | value |", "|---|---|", *rows]))
+        self.writer.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *rows]))
 
     def scalars(self, epoch: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._call("add_scalar", name, value, epoch)
-        self._call("flush")
+            self.writer.add_scalar(name, value, epoch)
+        self.writer.flush()
 
     def picture(self, name: str, pixels: U8) -> None:
-        self._call("add_image", name, pixels, dataformats="HWC")
+        self.writer.add_image(name, pixels, dataformats="HWC")
 
     def close(self) -> None:
-        self._call("close")
-
-    def _call(self, name: str, *arguments: Any, **options: Any) -> None:
-        getattr(self.writer, name)(*arguments, **options)
+        self.writer.close()
 
 
 class _Wandb:
@@ -152,7 +149,7 @@ class _Wandb:
         try:
             import wandb
         except ImportError as error:
-            raise TrainingError("--logger wandb needs the package wandb", hint='pip install "toolkit[wandb]"') from error
+            raise TrainingError("the logger wandb needs the package wandb", hint='pip install "toolkit[wandb]"') from error
         run.folder.mkdir(parents=True, exist_ok=True)
         self.wandb = wandb
         with quiet("wandb"):

@@ -8,27 +8,25 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.core import prediction_files
 from toolkit.errors import AlignmentError, TrainingError, few
 from toolkit.images import render
-from toolkit.inference import exports as members
-from toolkit.inference import predict
+from toolkit.inference.execution import Execution
+from toolkit.inference.exports import find_exports, output_of, read_exports
+from toolkit.inference.predict import predict
 from toolkit.inference.store.prediction_store import Store
 from toolkit.runtime.graphs.onnx_file import Export
 from toolkit.training.fold.decoded_cache import decoded
 from toolkit.training.fold.samples import Rows, Samples
+from toolkit.training.plan import TrainingPlan
 from toolkit.training.settings import setting
 from toolkit.workspace.image_rows import Item
 
-if TYPE_CHECKING:
-    from toolkit.training.cross_validation import Plan
-
-F64 = NDArray[np.float64]
 Report = dict[str, Any]
 
 
@@ -51,25 +49,21 @@ class SelfTraining:
         0.3, "The share of soft labels in a target; the rest is the given label.", minimum=0, maximum=1
     )
 
-
-def sources(plan: Plan) -> Report:
-    """What decides the targets beside the settings themselves, as plain values: digests of teachers, tables and images."""
-    config = plan.config
-    if not isinstance(config, SelfTraining):
-        return {}
-    found: Report = {}
-    for name in filter(None, {config.pseudo and config.teacher, config.soft_labels}):
-        if name.endswith(".parquet"):
-            found[f"sha256 of {name}"] = _sha(_file(plan, name).read_bytes())
-        else:
-            found[f"folds of {name}"] = _sha("".join(sorted(export.digest for export in _exports(plan, name))).encode())
-    if config.pseudo:
-        stats = [(path.name, path.stat().st_size) for path in render.find(_folder(plan))]
-        found["pseudo images"] = _sha(repr(stats).encode())
-    return found
+    def source_digests(self, plan: TrainingPlan) -> Report:
+        """What decides the targets beside the settings themselves, as plain values: digests of teachers, tables and images."""
+        digests: Report = {}
+        for name in filter(None, {self.pseudo and self.teacher, self.soft_labels}):
+            if name.endswith(".parquet"):
+                digests[f"sha256 of {name}"] = _sha(_file(plan, name).read_bytes())
+            else:
+                digests[f"folds of {name}"] = _sha("".join(sorted(export.digest for export in _exports(plan, name))).encode())
+        if self.pseudo:
+            stats = [(path.name, path.stat().st_size) for path in render.find(_folder(plan))]
+            digests["pseudo images"] = _sha(repr(stats).encode())
+        return digests
 
 
-def taught(plan: Plan, fold: int | None, rows: Rows, device: str) -> tuple[Rows, Report]:
+def taught(plan: TrainingPlan, fold: int | None, rows: Rows, device: str) -> tuple[Rows, Report]:
     """The training rows of a fold with soft targets and pseudo-labelled images as the settings ask, and a report of it.
 
     Targets become float32 [n, C]. Unlabelled images that are byte for byte a labelled one are left out. Settings without
@@ -83,27 +77,27 @@ def taught(plan: Plan, fold: int | None, rows: Rows, device: str) -> tuple[Rows,
     if not isinstance(config, SelfTraining) or not (config.pseudo or config.soft_labels):
         return rows, {}
     if config.pseudo and not config.teacher:
-        raise TrainingError("--pseudo needs a teacher", hint="Name a member that is trained on this split: --teacher NAME.")
-    for name, value in (("floor", config.floor), ("soft-weight", config.soft_weight)):
+        raise TrainingError("pseudo-labels need a teacher", hint="Name a member that is trained on this split.", code="teacher")
+    for name, value in (("floor", config.floor), ("soft_weight", config.soft_weight)):
         if not 0 <= value <= 1:
-            raise TrainingError(f"--{name} is between 0 and 1, not {value:g}")
+            raise TrainingError(f"{name} is between 0 and 1, not {value:g}", code="share")
     report: Report = {}
     if config.soft_labels:
         rows, report["soft_labels"] = _soften(plan, fold, rows, device)
     if config.pseudo:
         if rows.soft is None:
             rows = rows.softened(_given(plan, rows).astype(np.float32))
-        found, report["pseudo"] = _label(plan, fold, device)
-        rows = rows.joined(found) if len(found) else rows
+        labelled, report["pseudo"] = _label(plan, fold, device)
+        rows = rows.joined(labelled) if len(labelled) else rows
     return rows, report
 
 
-def selected(plan: Plan, how: str) -> str:
+def selected(plan: TrainingPlan, how: str) -> str:
     """How a model was chosen, as its card says it: `how`, or "soft-oof" where its targets knew the held-out labels."""
     return "soft-oof" if leaks(plan) else how
 
 
-def leaks(plan: Plan) -> str:
+def leaks(plan: TrainingPlan) -> str:
     """Why scores of this plan are too good, in a sentence; empty where nothing leaks."""
     config = plan.config
     if isinstance(config, SelfTraining) and config.soft_labels.endswith(".parquet"):
@@ -114,7 +108,7 @@ def leaks(plan: Plan) -> str:
     return ""
 
 
-def _soften(plan: Plan, fold: int | None, rows: Rows, device: str) -> tuple[Rows, Report]:
+def _soften(plan: TrainingPlan, fold: int | None, rows: Rows, device: str) -> tuple[Rows, Report]:
     """Targets between the given label and what the teacher says; rows of which it says nothing keep their label."""
     name, weight = plan.config.soft_labels, plan.config.soft_weight
     ids = [rows.samples.ids[place] for place in rows.places]
@@ -123,33 +117,33 @@ def _soften(plan: Plan, fold: int | None, rows: Rows, device: str) -> tuple[Rows
         table = prediction_files.read_table(_file(plan, name)).predictions
         if plan.target.name not in table:
             raise AlignmentError(f"{name} does not predict {plan.target.name!r}, only {few(table)}")
-        said = table[plan.target.name].with_classes(plan.target.classes)
-        known = set(said.ids)
-        there = np.array([i for i, one in enumerate(ids) if one in known], dtype=np.int64)
-        soft = said.align([ids[i] for i in there]).values
+        predictions = table[plan.target.name].with_classes(plan.target.classes)
+        known = set(predictions.ids)
+        there = np.array([i for i, name in enumerate(ids) if name in known], dtype=np.int64)
+        soft = predictions.align([ids[i] for i in there]).values
         if soft is None:
             raise AlignmentError(f"{name} holds labels, soft labels need probabilities")
         teachers = [name]
     else:
         exports = _teachers(plan, name, fold)
         paths = dict(plan.competition.images("train"))
-        items, soft, _ = _predict(plan, exports, [Item(one, paths[one]) for one in ids], device)
-        place = {one: i for i, one in enumerate(ids)}
+        items, soft, _ = _predict(plan, exports, [Item(id_, paths[id_]) for id_ in ids], device)
+        place = {id_: i for i, id_ in enumerate(ids)}
         there = np.array([place[item.id] for item in items], dtype=np.int64)
         teachers = [export.title for export in exports]
     targets[there] = (1 - weight) * targets[there] + weight * soft
     return rows.softened(targets.astype(np.float32)), {"teachers": teachers, "rows": len(there), "weight": weight}
 
 
-def _label(plan: Plan, fold: int | None, device: str) -> tuple[Rows, Report]:
+def _label(plan: TrainingPlan, fold: int | None, device: str) -> tuple[Rows, Report]:
     """The unlabelled images that the teacher is sure of, as rows with its probabilities for targets."""
     config = plan.config
     exports = _teachers(plan, config.teacher, fold)
     paths = render.find(_folder(plan))
     labelled = set(_digests(path for _, path in plan.competition.images("train")))
     fresh = [path for path, digest in zip(paths, _digests(paths), strict=True) if digest not in labelled]
-    items, said, bad = _predict(plan, exports, [Item(str(path), path) for path in fresh], device)
-    sure = np.maximum(said, 1 - said).min(axis=1) if plan.target.multilabel else said.max(axis=1)
+    items, probabilities, bad = _predict(plan, exports, [Item(str(path), path) for path in fresh], device)
+    sure = np.maximum(probabilities, 1 - probabilities).min(axis=1) if plan.target.multilabel else probabilities.max(axis=1)
     kept = np.flatnonzero(sure >= config.floor)
     report = {
         "teachers": [export.title for export in exports],
@@ -160,28 +154,29 @@ def _label(plan: Plan, fold: int | None, device: str) -> tuple[Rows, Report]:
         "used": len(kept),
     }
     if not len(kept):
-        return Rows(Samples((), np.zeros((0, 3, 1, 1), np.uint8), np.zeros((0, said.shape[1]), np.float32)), kept), report
+        empty = np.zeros((0, probabilities.shape[1]), np.float32)
+        return Rows(Samples((), np.zeros((0, 3, 1, 1), np.uint8), empty), kept), report
     chosen = [items[i].path for i in kept]
     boxes = [plan.competition.boxes.of(plan.preprocess.box, str(path), path) for path in chosen]
     pixels = decoded(plan.competition.root, chosen, plan.preprocess, boxes, say=lambda _text: None)
-    samples = Samples(tuple(map(str, chosen)), pixels, said[kept].astype(np.float32))
+    samples = Samples(tuple(map(str, chosen)), pixels, probabilities[kept].astype(np.float32))
     return Rows(samples, np.arange(len(kept))), report
 
 
-def _predict(plan: Plan, exports: Sequence[Export], items: Sequence[Item], device: str) -> tuple[list[Item], F64, int]:
+def _predict(plan: TrainingPlan, exports: Sequence[Export], items: Sequence[Item], device: str) -> tuple[list[Item], F64, int]:
     """The usable items, the exports' mean probabilities of them (n, C) in the target's class order, and the number unusable."""
     store = Store(plan.competition.path("store"))
     views, boxes = {export.digest: ("id",) for export in exports}, plan.competition.boxes
-    outcome = predict.predict(exports, views, items, store, boxes=boxes, device=device)
-    found = []
+    outcome = predict(exports, views, items, store, Execution(device=device), boxes=boxes)
+    every = []
     for export in exports:
-        output = members.output_of(export, plan.target.name)
+        output = output_of(export, plan.target.name)
         order = [output.classes.index(name) for name in plan.target.classes]
-        found.append(outcome.probabilities(export, output, ("id",), outcome.digests)[:, order])
-    return list(outcome.items), np.mean(found, axis=0), len(outcome.bad)
+        every.append(outcome.probabilities(export, output, ("id",), outcome.digests)[:, order])
+    return list(outcome.items), np.mean(every, axis=0), len(outcome.bad)
 
 
-def _teachers(plan: Plan, member: str, fold: int | None) -> list[Export]:
+def _teachers(plan: TrainingPlan, member: str, fold: int | None) -> list[Export]:
     """The teacher's models that may teach a fold: its own of that number, or all where nothing will be scored."""
     exports = _exports(plan, member)
     if fold is None:
@@ -190,7 +185,8 @@ def _teachers(plan: Plan, member: str, fold: int | None) -> list[Export]:
     if not fitting:
         raise TrainingError(
             f"{member!r} has no model of fold {fold}, and its other folds have seen the labels that score it",
-            hint=f"Train it first: --member {member} --fold {fold}",
+            hint=f"Train fold {fold} of {member} first.",
+            code="train-teacher",
         )
     if other := [export for export in fitting if export.card.split != plan.split.digest]:
         raise TrainingError(
@@ -201,33 +197,34 @@ def _teachers(plan: Plan, member: str, fold: int | None) -> list[Export]:
     return fitting
 
 
-def _exports(plan: Plan, member: str) -> list[Export]:
+def _exports(plan: TrainingPlan, member: str) -> list[Export]:
     if member == plan.member:
-        raise TrainingError(f"{member!r} cannot teach itself", hint="Give this one another --member.")
+        raise TrainingError(f"{member!r} cannot teach itself", hint="Give this one another name.", code="another-member")
     folder = plan.competition.path("folds")
-    paths = members.find_exports([f"folds/{member}.*.onnx"], base=plan.competition.root) if folder.is_dir() else []
+    paths = find_exports([f"folds/{member}.*.onnx"], base=plan.competition.root) if folder.is_dir() else []
     if not paths:
         raise TrainingError(f"there are no exports of {member!r} in {folder}", hint="Train it first.")
-    return members.read_exports(paths, plan.competition, members=[member])
+    return read_exports(paths, plan.competition, members=[member])
 
 
-def _given(plan: Plan, rows: Rows) -> F64:
+def _given(plan: TrainingPlan, rows: Rows) -> F64:
     """The given labels as probabilities (n, C)."""
     labels = rows.samples.labels[rows.places]
     return np.asarray(labels if labels.ndim == 2 else labels[:, None] == np.arange(len(plan.target.classes)), dtype=np.float64)
 
 
-def _folder(plan: Plan) -> Path:
+def _folder(plan: TrainingPlan) -> Path:
     folder: Path = plan.competition.path(plan.config.pseudo)
     if not folder.is_dir() or not render.find(folder):
-        raise TrainingError(f"--pseudo {folder} is no folder with images", hint="Paths begin at the workspace.")
+        raise TrainingError(f"{folder} is no folder with images", hint="Paths begin at the workspace.", code="pseudo-folder")
     return folder
 
 
-def _file(plan: Plan, name: str) -> Path:
+def _file(plan: TrainingPlan, name: str) -> Path:
     path: Path = plan.competition.path(name)
     if not path.is_file():
-        raise TrainingError(f"--soft-labels {path} does not exist", hint="Name a member, or its table: oof/MEMBER.parquet.")
+        hint = "Soft labels are a member, or its table: oof/MEMBER.parquet."
+        raise TrainingError(f"{path} does not exist", hint=hint, code="soft-labels")
     return path
 
 

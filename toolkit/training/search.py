@@ -16,9 +16,9 @@ import numpy as np
 from toolkit.base import csv_text, files
 from toolkit.base.quiet import quiet
 from toolkit.errors import StoreError, TrainingError, few
-from toolkit.workspace import make_split
-from toolkit.workspace.competition import FILE, Competition
-from toolkit.workspace.split import Split
+from toolkit.workspace import make_split, toml_update
+from toolkit.workspace.competition import Competition
+from toolkit.workspace.split import SPLIT_FILE, Split
 
 if TYPE_CHECKING:
     import optuna
@@ -107,10 +107,10 @@ def _check_range(where: str, asked: Any) -> None:
 
 def words(flags: Mapping[str, Any]) -> list[str]:
     """Flags as a command line has them; true and false become --flag and --no-flag."""
-    found: list[str] = []
+    flags_: list[str] = []
     for name, value in flags.items():
-        found += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
-    return found
+        flags_ += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+    return flags_
 
 
 def scratch(competition: Competition, folder: Path) -> tuple[Competition, Split]:
@@ -120,9 +120,11 @@ def scratch(competition: Competition, folder: Path) -> tuple[Competition, Split]
         TrainingError: trials there were made on another split.
     """
     split = make_split.load(competition)
-    kept = folder / make_split.TABLE
+    kept = folder / SPLIT_FILE
     if kept.exists() and Split.read(kept).digest != split.digest:
-        raise TrainingError(f"the trials in {folder} were made on another split", hint="Choose another --study.")
+        raise TrainingError(
+            f"the trials in {folder} were made on another split", hint="Begin another study.", code="another-study"
+        )
     split.write(kept)
     root = competition.root.absolute()
     parts = {
@@ -135,7 +137,7 @@ def scratch(competition: Competition, folder: Path) -> tuple[Competition, Split]
     }
     sample = root.joinpath(competition.sample).as_posix()
     inside = replace(competition, root=folder, train=parts["train"], test=parts["test"], sample=sample)
-    files.write_text(folder / FILE, inside.to_toml())
+    toml_update.write(inside)
     if not (folder / "cache").exists():
         root.joinpath("cache").mkdir(exist_ok=True)
         (folder / "cache").symlink_to(root / "cache")  # decoded images are the same whoever asks
@@ -156,7 +158,9 @@ def alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise TrainingError(f"another search works in {folder}", hint="Wait for it, or choose another --study.") from error
+            raise TrainingError(
+                f"another search works in {folder}", hint="Wait for it, or begin another.", code="another-study"
+            ) from error
         yield
 
 
@@ -183,7 +187,9 @@ def open_study(folder: Path, name: str, *, seed: int = 0) -> optuna.Study:
                 load_if_exists=True,
             )
         except Exception as error:  # SQLAlchemy's errors, which nothing else here imports
-            raise StoreError(f"{folder / 'study.db'} cannot be used: {error}", hint="Choose another --study.") from error
+            raise StoreError(
+                f"{folder / 'study.db'} cannot be used: {error}", hint="Begin another study.", code="another-study"
+            ) from error
         count = len(study.get_trials(deepcopy=False))  # or a search that goes on would draw its first trials again
         study.sampler = optuna.samplers.TPESampler(seed=seed + count, multivariate=True)
         for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
@@ -272,7 +278,7 @@ def best(study: optuna.Study, space: Space, competition: Competition) -> tuple[i
         TrainingError: no trial is complete.
     """
     if not any(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False)):
-        raise TrainingError("no trial is complete yet", hint="Run the same command again with more --trials or --minutes.")
+        raise TrainingError("no trial is complete yet", hint="Search on, for more trials or longer.", code="more-trials")
     found = study.best_trial
     assert found.value is not None
     sign = 1 if competition.score.higher_is_better else -1
@@ -296,12 +302,12 @@ def report(study: optuna.Study, competition: Competition, folder: Path) -> dict[
     if len(set(scores) - {""}) < 2:
         return {}
     with quiet("optuna"):
-        found = optuna.importance.get_param_importances(study)
-    figure = Figure(figsize=(6, 1 + 0.4 * len(found)), layout="constrained")
+        importance = optuna.importance.get_param_importances(study)
+    figure = Figure(figsize=(6, 1 + 0.4 * len(importance)), layout="constrained")
     axes = figure.add_subplot()
-    bars = axes.barh(list(found)[::-1], list(found.values())[::-1])
+    bars = axes.barh(list(importance)[::-1], list(importance.values())[::-1])
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.set_xlabel(f"share of the variation of {competition.metric} ({len(trials)} trials)")
     axes.set_xlim(0, 1.1)
     files.write(folder / "importance.png", lambda file: figure.savefig(file, format="png", dpi=120))
-    return dict(found)
+    return dict(importance)

@@ -9,7 +9,7 @@ from typing import Any
 
 def setting(
     default: Any,
-    said: str,
+    text: str,
     *,
     choices: Sequence[str] = (),
     minimum: float | None = None,
@@ -21,5 +21,5 @@ def setting(
     `choices` are the words that a text may be, or that may stand in place of a number; `minimum` and `maximum` are the least
     and the largest number. Without `matters` it changes speed, not results: a run goes on with another value.
     """
-    known = {"help": said, "choices": tuple(choices), "minimum": minimum, "maximum": maximum, "matters": matters}
+    known = {"help": text, "choices": tuple(choices), "minimum": minimum, "maximum": maximum, "matters": matters}
     return field(default=default, metadata=known)

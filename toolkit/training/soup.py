@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F64
 from toolkit.blending.nested import Estimate, compare
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Card
 from toolkit.core.predictions import Predictions
 from toolkit.errors import AlignmentError, ModelError, few
 from toolkit.models import checkpoints, export_checkpoint
-from toolkit.models import export as exporting
 from toolkit.models.checkpoints import Checkpoint
+from toolkit.models.export import export
 from toolkit.training.fold.fit import choose_device, logits, normalise
 from toolkit.training.fold.samples import Rows, decode
-from toolkit.workspace import make_split
 from toolkit.workspace.competition import Competition
 from toolkit.workspace.split import Split
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 STATISTICS = 2048  # training images that BatchNorm's statistics are taken from: more change them in the third digit
 BATCH = 64
 
-F64 = NDArray[np.float64]
 State = Mapping[str, "torch.Tensor"]
 Progress = Callable[[int, int], None]  # networks judged, and at most in all
 
@@ -57,15 +56,15 @@ def find_checkpoints(paths: Sequence[Path]) -> list[Path]:
     Raises:
         ModelError: fewer than two.
     """
-    found: dict[Path, None] = {}
+    files: dict[Path, None] = {}
     for path in paths:
-        found |= dict.fromkeys(sorted(path.rglob("*.safetensors")) if path.is_dir() else [path])
-    if len(found) < 2:
+        files |= dict.fromkeys(sorted(path.rglob("*.safetensors")) if path.is_dir() else [path])
+    if len(files) < 2:
         raise ModelError(
-            f"a soup needs several checkpoints of one fold, and {few(map(str, paths))} has {len(found)}",
+            f"a soup needs several checkpoints of one fold, and {few(map(str, paths))} has {len(files)}",
             hint="Train the fold again with other seeds, or name the .safetensors of several runs.",
         )
-    return list(found)
+    return list(files)
 
 
 def cook(
@@ -87,32 +86,32 @@ def cook(
     Raises:
         ModelError: checkpoints without a card, of different networks, folds, splits, classes or pixels, or of another split
             than the workspace's; a soup that is there already.
-        ParityError, ImageError, StoreError: see `exporting.export` and `training.data.decode`.
+        ParityError, ImageError, StoreError: see `models.export.export` and `training.decode`.
     """
     every = _read(competition, paths)
     names = _names(paths)
     first = every[0].card
     assert first is not None
     card = replace(first, member=member or f"{first.member}-{how}", recipe=f"{how} soup of {', '.join(names)}", score=None)
-    export = competition.path("folds", f"{card.title}.onnx")
-    if export.exists() and not force:
-        raise ModelError(f"{export} exists", hint="Use --force to replace it, or --member to name another.")
+    path = competition.path("folds", f"{card.title}.onnx")
+    if path.exists() and not force:
+        raise ModelError(f"{path} exists", hint="Replace it, or name another member.", code="replace-soup")
     kitchen = _Kitchen.of(competition, every[0], choose_device(device), len(every) + 1 + len(every), progress)
-    said = {name: kitchen.judge(one.state, fresh=False) for name, one in zip(names, every, strict=True)}
-    order = sorted(range(len(every)), key=lambda i: -kitchen.gain(said[names[i]]))
-    uniform, said["uniform"] = kitchen.soup(every)
-    chosen, greedy, said["greedy"] = kitchen.greedy(every, order, said[names[order[0]]])
+    rows = {name: kitchen.judge(checkpoint.state, fresh=False) for name, checkpoint in zip(names, every, strict=True)}
+    order = sorted(range(len(every)), key=lambda i: -kitchen.gain(rows[names[i]]))
+    uniform, rows["uniform"] = kitchen.soup(every)
+    chosen, greedy, rows["greedy"] = kitchen.greedy(every, order, rows[names[order[0]]])
     best = names[order[0]]
     truth, groups = kitchen.truth.decided, kitchen.groups
-    estimates = compare(truth, competition.score, said, baseline=best, groups=groups)
+    estimates = compare(truth, competition.score, rows, baseline=best, groups=groups)
     taken = list(range(len(every))) if how == "uniform" else chosen
-    seen = how == "greedy" or any(one.card.selected_on_heldout for one in every if one.card)
+    seen = how == "greedy" or any(each.card.selected_on_heldout for each in every if each.card)
     card = replace(card, score=estimates[how].score, selected="soup" if seen else "last")
     model = kitchen.network(uniform if how == "uniform" else greedy)
-    done = exporting.export(model, card, export, samples=kitchen.samples())
+    written = export(model, card, path, samples=kitchen.samples())
     where = competition.path("runs", card.member, f"fold{card.fold}", "model.safetensors")
-    checkpoints.save(where, model, done, every[0].architecture or {})
-    return Soup(done, tuple(paths[i] for i in taken), estimates, best, kitchen.normalised, where, export)
+    checkpoints.save(where, model, written, every[0].architecture or {})
+    return Soup(written, tuple(paths[i] for i in taken), estimates, best, kitchen.normalised, where, path)
 
 
 def average(states: Sequence[State]) -> dict[str, torch.Tensor]:
@@ -178,7 +177,7 @@ def _read(competition: Competition, paths: Sequence[Path]) -> list[Checkpoint]:
         if first.architecture != one.architecture:
             raise ModelError(f"{first.path} and {one.path} are of different networks", hint=_ONE)
     assert first.card is not None
-    here = Split.read(competition.path(make_split.TABLE)).digest
+    here = Split.of(competition).digest
     if first.card.split != here:
         raise ModelError(
             f"{first.path} was trained on split {first.card.split}, this one is {here}",
@@ -221,7 +220,7 @@ class _Kitchen:
         card = one.card
         assert card is not None
         output = card.outputs[0]
-        split = Split.read(competition.path(make_split.TABLE))
+        split = Split.of(competition)
         held_out, training = split.held_out(card.fold or 0), split.training(card.fold)
         spread = [training[i] for i in np.unique(np.linspace(0, len(training) - 1, min(STATISTICS, len(training))).astype(int))]
         samples = decode(competition, card.preprocess, output.target, only=[*held_out, *spread])
@@ -251,17 +250,17 @@ class _Kitchen:
     def soup(self, every: Sequence[Checkpoint]) -> tuple[State, F64]:
         """The mean of some checkpoints with statistics of its own, and what it says of the held-out rows."""
         mixed = average([one.state for one in every])
-        said = self.judge(mixed, fresh=True)
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}, said
+        rows = self.judge(mixed, fresh=True)
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}, rows
 
     def greedy(self, every: Sequence[Checkpoint], order: Sequence[int], alone: F64) -> tuple[list[int], State, F64]:
         """The best checkpoint, and each next one with which the score does not fall."""
-        chosen, state, said = [order[0]], every[order[0]].state, alone
+        chosen, state, best = [order[0]], every[order[0]].state, alone
         for i in order[1:]:
             mixed, values = self.soup([every[j] for j in (*chosen, i)])
-            if self.gain(values) >= self.gain(said):
-                chosen, state, said = [*chosen, i], mixed, values
-        return chosen, state, said
+            if self.gain(values) >= self.gain(best):
+                chosen, state, best = [*chosen, i], mixed, values
+        return chosen, state, best
 
     def judge(self, state: State, *, fresh: bool) -> F64:
         """Probabilities of the held-out rows [N, C]; `fresh` takes BatchNorm's statistics anew."""

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from toolkit.base import csv_text
 from toolkit.core.metrics import METRICS, Metric
 from toolkit.core.predictions import Predictions
+from toolkit.core.targets import LONG_FORMS, split_pairs
 from toolkit.core.targets import Target as Target  # noqa: PLC0414 - importers of Competition need it as well
 from toolkit.core.targets import class_order as class_order  # noqa: PLC0414
 from toolkit.errors import CompetitionError, few
 from toolkit.images.boxes import Boxes, Found, unknown
-from toolkit.workspace import long_form, path_patterns
+from toolkit.workspace import path_patterns
 from toolkit.workspace.competition_toml import FILE as FILE  # noqa: PLC0414
 from toolkit.workspace.competition_toml import SCHEMA, CompetitionFile
 from toolkit.workspace.competition_toml import Images as Images  # noqa: PLC0414
@@ -79,6 +81,14 @@ class Competition(CompetitionFile):
                     )
         return truth
 
+    def prior(self, target: Target) -> NDArray[np.float64]:
+        """The share of each class among the training labels, float64 [C]: what is said of a row that nothing is known of.
+
+        Raises:
+            CompetitionError: see `truth`.
+        """
+        return self.truth()[target.name].with_classes(target.classes).class_shares
+
     @cached_property
     def boxes(self) -> Boxes:
         """The bounding boxes of all images, read when a model asks for them."""
@@ -94,25 +104,25 @@ class Competition(CompetitionFile):
 
     def _boxes_in(self, name: str, part: Part) -> Found:
         """One part's; rows of a table of its own are joined by id, those of the part's table are its images' own."""
-        said = self.boxes_of[name]
-        table, where = getattr(said, part), getattr(self, part)
+        box_table = self.boxes_of[name]
+        table, where = getattr(box_table, part), getattr(self, part)
         key = self.id if part == "train" else self.sample_id
         if table:
             key = key if key in csv_text.header(self.path(table)) else self.id
-            cells: Mapping[str, Sequence[str]] = csv_text.cells(self.path(table), [key, *said.columns], unique=key)
+            cells: Mapping[str, Sequence[str]] = csv_text.cells(self.path(table), [key, *box_table.columns], unique=key)
         else:
             table = where.table or (self.sample if part == "test" else "")
-            cells = self._cells(part, list(dict.fromkeys([key, *path_patterns.columns(where.pattern), *said.columns])))
-        if missing := [column for column in said.columns if column not in cells]:
+            cells = self._cells(part, list(dict.fromkeys([key, *path_patterns.columns(where.pattern), *box_table.columns])))
+        if missing := [column for column in box_table.columns if column not in cells]:
             raise CompetitionError(
                 f"{table} has no column {few(missing)} of [boxes.{name}]",
                 hint=f'Name the table in {FILE}: {part} = "boxes.csv"',
             )
-        rows = zip(cells[key], zip(*(cells[column] for column in said.columns), strict=True), strict=True)
-        boxes = [said.box(four, f"{table}, {one!r}") for one, four in rows]
-        if getattr(said, part):
+        rows = zip(cells[key], zip(*(cells[column] for column in box_table.columns), strict=True), strict=True)
+        boxes = [box_table.box(four, f"{table}, {row_id!r}") for row_id, four in rows]
+        if getattr(box_table, part):
             by_id = dict(zip(cells[key], boxes, strict=True))
-            return {(one, file): by_id[one] for one, file in self.image_files(part) if one in by_id}
+            return {(row_id, file): by_id[row_id] for row_id, file in self.image_files(part) if row_id in by_id}
         numbered = {**cells, _ROW: list(map(str, range(len(boxes))))}  # ids may repeat where a row is an image
         files = find_files(numbered, _ROW, self.path(where.folder), where.pattern, f"[{part}]")
         return {(cells[key][int(row)], file): boxes[int(row)] for row, file in files}
@@ -138,22 +148,22 @@ class Competition(CompetitionFile):
         folder = self.path(where.folder)
         if not folder.is_dir():
             raise CompetitionError(f"the {part} images' folder {folder} does not exist", hint=f"Set [{part}] images in {FILE}.")
-        found = find_files(table, key, folder, where.pattern, f"[{part}]")
-        if found and not any(os.path.exists(path) for _, path in found):  # noqa: PTH110
+        files = find_files(table, key, folder, where.pattern, f"[{part}]")
+        if files and not any(os.path.exists(path) for _, path in files):  # noqa: PTH110
             raise CompetitionError(
-                f"none of the {len(found):,} {part} images is there; the first would be {found[0][1]}",
+                f"none of the {len(files):,} {part} images is there; the first would be {files[0][1]}",
                 hint=f"Set [{part}] images and pattern in {FILE}.",
             )
-        if len({name for name, _ in found}) < len(found) and not self.per_id:
+        if len({name for name, _ in files}) < len(files) and not self.per_id:
             raise CompetitionError(
                 f"pattern {where.pattern!r} gives several images for one id", hint=f'Set per_id = "mean" in {FILE}.'
             )
-        return found
+        return files
 
     def _cells(self, part: Part, names: list[str]) -> Mapping[str, Sequence[str]]:
         """Some columns of a part's table, those of them that it has; where it is an ordinary one, without loading pandas."""
         table = self.test.table or self.sample if part == "test" else self.train.table
-        if table == self.sample and self.format in long_form.NAMES:
+        if table == self.sample and self.format in LONG_FORMS:
             frame = self._table(part)
             return {str(name): list(frame[name]) for name in frame.columns}
         several = bool(self.per_id) and table != self.sample
@@ -167,10 +177,10 @@ class Competition(CompetitionFile):
         table = self.test.table or self.sample if part == "test" else self.train.table
         several = bool(self.per_id) and table != self.sample
         key = self.sample_id if part == "test" else self.id
-        if table == self.sample and self.format in long_form.NAMES:
+        if table == self.sample and self.format in LONG_FORMS:
             frame = csv_text.read(self.path(table), columns=[key])
             if self.format == "joined":
-                frame = frame.assign(**{key: long_form.split(list(frame[key]), self.targets[0].classes)[0]})
+                frame = frame.assign(**{key: split_pairs(list(frame[key]), self.targets[0].classes)[0]})
             return frame.drop_duplicates(key, ignore_index=True)
         return csv_text.read(self.path(table), columns=[key], unique="" if several else key)
 
@@ -185,8 +195,8 @@ class Competition(CompetitionFile):
             lines += [f"labels_fix = {_quote(self.labels_fix)}"] if self.labels_fix and part == "train" else []
         lines += ["", "[submission]", f"sample = {_quote(self.sample)}"]
         other = self.sample_id if self.sample_id != self.id else ""
-        said = (("id", other), ("format", self.format), ("per_id", self.per_id), ("upload", self.upload))
-        lines += [f"{key} = {_quote(value)}" for key, value in said if value]
+        options = (("id", other), ("format", self.format), ("per_id", self.per_id), ("upload", self.upload))
+        lines += [f"{key} = {_quote(value)}" for key, value in options if value]
         lines += [f"max_mb = {self.max_mb!r}"] if self.max_mb else []
         for name, box in self.boxes_of.items():
             lines += ["", f"[boxes.{name}]", f"columns = {_quote(list(box.columns))}"]
@@ -246,12 +256,12 @@ def find_files(
     path_patterns.require(pattern, list(table), where)
     find, fill, inside = path_patterns.finder(folder), path_patterns.filler(pattern), os.path.join(folder, "")  # noqa: PTH118
     rows = zip(*(table[name] for name in path_patterns.columns(pattern)), strict=True)
-    found = []
+    pairs = []
     for name, cells in zip(table[id_column], rows, strict=True):
         pieces = fill(cells)
         files = find(pieces) or ["*".join(pieces)]
-        found += [(name, file if file.startswith(os.sep) else inside + file) for file in files]
-    return found
+        pairs += [(name, file if file.startswith(os.sep) else inside + file) for file in files]
+    return pairs
 
 
 _ROW = "\0row"  # no column of a text file is called so

@@ -10,7 +10,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-Rows = NDArray[np.int64]
+ItemNumbers = NDArray[np.int64]  # the places of some items in their sequence
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Items(Sequence[Item]):
             return Items(self.ids[index], self.files[index])
         return Item(self.ids[index], Path(self.files[index]))
 
-    def take(self, rows: Rows) -> Items:
+    def take(self, rows: ItemNumbers) -> Items:
         """Some of them."""
         if len(rows) == len(self):
             return self

@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 
 from toolkit.core.predictions import Predictions
 from toolkit.errors import SplitError, few
-from toolkit.workspace import split as folds
 from toolkit.workspace.competition import FILE, Competition
-from toolkit.workspace.split import Split
+from toolkit.workspace.split import SPLIT_FILE, Split, count_members, make
 
 Rare = Literal["refuse", "extra"]
-TABLE = "split.csv"
 
 _YES = {"1", "true", "yes"}
 _NO = {"0", "false", "no", ""}
@@ -40,7 +38,7 @@ def for_competition(
     extra = _extra(competition, ids)
     if rare == "extra":
         extra = _with_rare(labels, extra, groups, count if holdout is None else 2)
-    return folds.make(ids, labels, names, folds=count, holdout=holdout, seed=seed, groups=groups, extra=extra)
+    return make(ids, labels, names, folds=count, holdout=holdout, seed=seed, groups=groups, extra=extra)
 
 
 def create(
@@ -57,11 +55,12 @@ def create(
     Raises:
         SplitError: split.csv exists and `force` is not set, or no such split can be made.
     """
-    path = competition.path(TABLE)
+    path = competition.path(SPLIT_FILE)
     if path.exists() and not force:
         raise SplitError(
             f"{path} exists, and exports and out-of-fold tables may have been made from it",
-            hint="Use --force to make it anew; models trained on the old one then have to be trained again.",
+            hint="Models trained on the old one have to be trained again once it is made anew.",
+            code="split-exists",
         )
     split = for_competition(competition, count=count, holdout=holdout, seed=seed, rare=rare)
     split.write(path)
@@ -75,20 +74,38 @@ def load(competition: Competition) -> Split:
         SplitError: it is missing, covers other ids, or was made from other groups.
         CompetitionError: train.csv cannot be read.
     """
-    path = competition.path(TABLE)
-    split = Split.read(path)
+    path = competition.path(SPLIT_FILE)
+    split = Split.of(competition)
     known = list(dict.fromkeys(competition.rows[competition.id]))
     if other := set(known) ^ set(split.ids):
-        raise SplitError(f"{path} and {competition.train.table} hold different ids: {few(sorted(other))}", hint=_AGAIN)
+        raise SplitError(
+            f"{path} and {competition.train.table} hold different ids: {few(sorted(other))}", hint=_AGAIN, code="split-outdated"
+        )
     if competition.group:
         groups = dict(zip(known, _groups(competition, known), strict=True))
         moved = [name for name, group in zip(split.ids, split.groups, strict=True) if groups[name] != group]
         if moved:
-            raise SplitError(f"{path} was not made from the groups in column {competition.group!r}: {few(moved)}", hint=_AGAIN)
+            raise SplitError(
+                f"{path} was not made from the groups in column {competition.group!r}: {few(moved)}",
+                hint=_AGAIN,
+                code="split-outdated",
+            )
     return split
 
 
-_AGAIN = "Make it again: toolkit split --force (models trained on the old one have to be trained again)."
+def load_or_make(competition: Competition, *, count: int = 5) -> Split:
+    """The workspace's split; where there is none yet, that of `for_competition`, written there.
+
+    Raises:
+        SplitError, CompetitionError: see `load` and `for_competition`.
+    """
+    path = competition.path(SPLIT_FILE)
+    if not path.exists():
+        for_competition(competition, count=count).write(path)
+    return load(competition)
+
+
+_AGAIN = "Make it again (models trained on the old one have to be trained again)."
 
 
 def stratify_on(truths: Sequence[Predictions]) -> tuple[NDArray[Any], tuple[str, ...]]:
@@ -101,10 +118,10 @@ def stratify_on(truths: Sequence[Predictions]) -> tuple[NDArray[Any], tuple[str,
     if len(truths) == 1:
         return truths[0].decided, truths[0].classes
     combined = np.stack([truth.decided for truth in truths], axis=1)
-    found, labels = np.unique(combined, axis=0, return_inverse=True)
-    names = tuple("_".join(t.classes[i] for t, i in zip(truths, row, strict=True)) for row in found)
+    combinations, labels = np.unique(combined, axis=0, return_inverse=True)
+    names = tuple("_".join(t.classes[i] for t, i in zip(truths, row, strict=True)) for row in combinations)
     if len(set(names)) < len(names):  # "a_b" + "c" and "a" + "b_c"
-        names = tuple(repr(tuple(t.classes[i] for t, i in zip(truths, row, strict=True))) for row in found)
+        names = tuple(repr(tuple(t.classes[i] for t, i in zip(truths, row, strict=True))) for row in combinations)
     return labels.reshape(-1).astype(np.int64), names
 
 
@@ -112,7 +129,7 @@ def _groups(competition: Competition, ids: list[str]) -> list[str]:
     homes: dict[str, set[str]] = {name: set() for name in ids}
     for name, group in zip(competition.rows[competition.id], _column(competition, competition.group), strict=True):
         homes[name].add(group)
-    if torn := [name for name, found in homes.items() if len(found) > 1]:
+    if torn := [name for name, values in homes.items() if len(values) > 1]:
         raise SplitError(
             f"{competition.train.table}: rows of one id have different values of {competition.group!r}: {few(torn)}",
             hint=f"Correct them, or name another group column in {FILE}.",
@@ -139,7 +156,7 @@ def _with_rare(labels: NDArray[Any], extra: NDArray[np.bool_], groups: list[str]
     homes = [group or i for i, group in enumerate(groups or [""] * len(labels))]  # a row without a group is one of its own
     place = np.unique(np.array(homes, dtype=str), return_inverse=True)[1]
     while True:
-        members = folds.count_members(labels[~extra], classes)
+        members = count_members(labels[~extra], classes)
         few_members = (members > 0) & (members < parts)
         rare = (labels[:, few_members].any(axis=1) if labels.ndim == 2 else few_members[labels]) & ~extra
         if not rare.any():

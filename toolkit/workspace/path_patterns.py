@@ -39,7 +39,7 @@ def require(pattern: str, known: Sequence[str], where: str) -> None:
 
 def fill(pattern: str, row: Mapping[str, str]) -> tuple[str, ...]:
     """The pattern with one row's cells put in, cut at its own `*`: a cell's `*` stays a letter."""
-    return tuple(_FIELD.sub(lambda found: row[found[1]], piece) for piece in pattern.split("*"))
+    return tuple(_FIELD.sub(lambda match: row[match[1]], piece) for piece in pattern.split("*"))
 
 
 def filler(pattern: str) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
@@ -71,12 +71,12 @@ def finder(folder: Path) -> Callable[[tuple[str, ...]], list[str]]:
             return sorted(path.relative_to(folder).as_posix() for path in folder.glob("*".join(map(glob.escape, pieces))))
         inside, slash, prefix = pieces[0].rpartition("/")
         names, matches = listing(inside), re.compile(".*".join(map(re.escape, (prefix, *pieces[1:]))), re.DOTALL)
-        found = []
+        paths = []
         for name in names[bisect.bisect_left(names, prefix) :]:
             if not name.startswith(prefix):
                 break
             if matches.fullmatch(name):
-                found.append(f"{inside}{slash}{name}")
-        return found
+                paths.append(f"{inside}{slash}{name}")
+        return paths
 
     return find

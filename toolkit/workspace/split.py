@@ -19,8 +19,11 @@ from numpy.typing import NDArray
 from toolkit.base import csv_text, files, html
 from toolkit.core.targets import class_order
 from toolkit.errors import CompetitionError, SplitError, few
+from toolkit.workspace.competition import Competition
 
+SPLIT_FILE = "split.csv"
 EXTRA = -1  # the fold of rows that train in every fold and are never scored
+IMBALANCE = 5.0  # rows of the largest class for one of the smallest, from which a run says so
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +57,7 @@ class Split:
         for group, fold in zip(self.groups, folds.tolist(), strict=True):
             if group:
                 homes.setdefault(group, set()).add(fold)
-        if torn := sorted(group for group, found in homes.items() if len(found) > 1):
+        if torn := sorted(group for group, folds_of_group in homes.items() if len(folds_of_group) > 1):
             raise SplitError(f"{len(torn):,} groups are in more than one fold: {few(torn)}", hint="Make the split again.")
 
     @property
@@ -88,7 +91,7 @@ class Split:
     def balance(self) -> list[dict[str, Any]]:
         """What was really made: per fold its rows, groups, and rows of each class, in class order."""
         split = {label: split_names(label) for label in set(self.labels)}
-        names = class_order(name for found in split.values() for name in found)
+        names = class_order(name for label_names in split.values() for name in label_names)
         table = []
         for fold in [*range(self.count), *([EXTRA] if (self.folds == EXTRA).any() else [])]:
             rows = np.flatnonzero(self.folds == fold)
@@ -115,6 +118,25 @@ class Split:
         return files.write_text(path, text.getvalue())
 
     @classmethod
+    def of(cls, competition: Competition) -> Split:
+        """The workspace's split.
+
+        Raises:
+            SplitError, CompetitionError: see `read`.
+        """
+        return cls.read(competition.path(SPLIT_FILE))
+
+    @classmethod
+    def if_made(cls, competition: Competition) -> Split | None:
+        """The workspace's split; None as long as there is none.
+
+        Raises:
+            SplitError, CompetitionError: see `read`.
+        """
+        path = competition.path(SPLIT_FILE)
+        return cls.read(path) if path.exists() else None
+
+    @classmethod
     def read(cls, path: Path) -> Split:
         """Read a split from CSV.
 
@@ -136,18 +158,22 @@ class Split:
         try:
             return cls(tuple(frame["id"]), tuple(frame["label"]), tuple(frame["group"]), folds)
         except SplitError as error:
-            raise SplitError(f"{path}: {error.message}", hint=error.hint) from error
+            raise SplitError(f"{path}: {error.message}", hint=error.hint, code=error.code) from error
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Class names as one text: joined by `|`, which is written `\\|` inside a name (and `\\` as `\\\\`)."""
+    """Class names as one text: joined by `|`, which is written `\\|` inside a name (and `\\` as `\\\\`).
+
+    >>> join_names(["cat", "dog|wolf"])
+    'cat|dog\\\\|wolf'
+    """
     return "|".join(name.replace("\\", r"\\").replace("|", r"\|") for name in names)
 
 
 def split_names(text: str) -> list[str]:
     """The class names that `join_names` joined; none for an empty text."""
-    found = re.findall(r"(?:[^\\|]|\\.)+", text, re.DOTALL)
-    return [re.sub(r"\\(.)", r"\1", part, flags=re.DOTALL) for part in found]
+    parts = re.findall(r"(?:[^\\|]|\\.)+", text, re.DOTALL)
+    return [re.sub(r"\\(.)", r"\1", part, flags=re.DOTALL) for part in parts]
 
 
 def make(
@@ -175,7 +201,7 @@ def make(
     rows = np.arange(len(ids)) if extra is None else np.flatnonzero(~extra)
     homes = None if groups is None else np.array(groups, dtype=object)[rows]
     if holdout is not None and not 0 < holdout < 1:
-        raise SplitError(f"a hold-out is a share between 0 and 1, not {holdout:g}", hint="Use for example --holdout 0.2.")
+        raise SplitError(f"a hold-out is a share between 0 and 1, not {holdout:g}", code="holdout-share")
     _check(labels[rows], names, folds if holdout is None else 2, homes, len(rows))
     assigned = np.full(len(ids), EXTRA, dtype=np.int64)
     if holdout is None:
@@ -243,7 +269,7 @@ def _of_groups(
 
 def _check(labels: NDArray[Any], names: Sequence[str], parts: int, groups: NDArray[Any] | None, count: int) -> None:
     if parts < 2:
-        raise SplitError(f"{parts} folds: at least 2 are needed", hint="Use --holdout 0.2 for a single split.")
+        raise SplitError(f"{parts} folds: at least 2 are needed", hint="A single split is a hold-out.", code="one-split")
     if count < parts:
         raise SplitError(f"{count} rows cannot make {parts} folds")
     members = count_members(labels, len(names))
@@ -251,7 +277,8 @@ def _check(labels: NDArray[Any], names: Sequence[str], parts: int, groups: NDArr
     if small:
         raise SplitError(
             f"{len(small)} classes have fewer than {parts} members: {few(small, limit=10)}",
-            hint="`toolkit split` with fewer --folds, or with --rare extra: such rows then train in every fold, never scored.",
+            hint="Make fewer folds, or let such rows train in every fold, never scored.",
+            code="rare-classes",
         )
     if groups is None:
         return
@@ -264,3 +291,27 @@ def _check(labels: NDArray[Any], names: Sequence[str], parts: int, groups: NDArr
 def count_members(labels: NDArray[Any], classes: int) -> NDArray[np.int64]:
     """Rows of each class, int64 [C], for labels int64 [N] or bool [N, C]."""
     return labels.sum(axis=0, dtype=np.int64) if labels.ndim == 2 else np.bincount(labels, minlength=classes)
+
+
+def limited(split: Split, rows: int | None) -> Split:
+    """The split with at most so many of its rows, every fold and class in the share that it had."""
+    if not rows or rows >= len(split.ids):
+        return split
+    order = np.lexsort((np.array(split.labels), split.folds))
+    kept = np.sort(order[np.linspace(0, len(order) - 1, rows).round().astype(np.int64)])
+    ids, labels, groups = (tuple(column[i] for i in kept) for column in (split.ids, split.labels, split.groups))
+    return Split(ids, labels, groups, split.folds[kept])
+
+
+def imbalance(labels: NDArray[Any], classes: Sequence[str], metric: str) -> list[str]:
+    """A sentence where the largest class has many times the rows of the smallest; `labels` as in `Samples`."""
+    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=len(classes))
+    if labels.dtype.kind == "f" or not counts.max(initial=0) >= IMBALANCE * max(int(counts.min()), 1):
+        return []
+    most, least = int(counts.argmax()), int(counts.argmin())
+    plain = "" if "f1" in metric else f" {metric} says little about the small ones: look at macro_f1 too (toolkit score)."
+    sentence = (
+        f"classes are imbalanced: {classes[most]!r} has {counts[most]:,} rows, {classes[least]!r} {counts[least]:,}.{plain} "
+        f"A class-weighted or focal loss or a weighted sampler gives them more say."
+    )
+    return [sentence]

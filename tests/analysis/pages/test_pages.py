@@ -389,14 +389,14 @@ def test_saliency_is_where_the_answer_comes_from():
 
     pixels = np.zeros((3, 56, 56), np.uint8)
     pixels[:, :28, :28] = 255
-    covered = explanation._covered(pixels)
+    covered = explanation.covered(pixels)
     assert covered.shape == (explanation.CELLS**2, 3, 56, 56)
     said = Corner().run(covered, "id", ["m"])["m"][:, 1].reshape(explanation.CELLS, explanation.CELLS)
     whole = Corner().run(pixels[None], "id", ["m"])["m"][0, 1]
     fall = whole - said
     assert fall[:6, :6].min() > 0.05
     assert np.abs(fall[8:, 8:]).max() < 1e-6
-    grown = explanation._grown(fall, (56, 56))
+    grown = explanation.spread(fall, (56, 56))
     assert grown.shape == (56, 56)
     assert grown[:20, :20].min() > 0.05 > np.abs(grown[40:, 40:]).max()
 
@@ -483,14 +483,14 @@ def test_pages_of_many_images_and_classes_stay_small(tmp_path, monkeypatch):
 def test_the_pictures_of_a_matrix_keep_to_their_number(insects):
     (judged,) = ensemble_report.gather(Competition.read(insects)).judged
     paths = dict(Competition.read(insects).images("train"))
-    every = ensemble._examples(judged, np.arange(3), paths, 1000)
+    every = ensemble.examples_of(judged, np.arange(3), paths, 1000)
     assert {cell for cell, items in every.items() if items} == {tuple(cell) for cell in np.argwhere(judged.confused)}
     assert all(
         len(items) == min(judged.confused[c], ensemble.RIGHT if c[0] == c[1] else ensemble.PER_CELL)
         for c, items in every.items()
     )
-    few = ensemble._examples(judged, np.arange(3), paths, 7)
+    few = ensemble.examples_of(judged, np.arange(3), paths, 7)
     assert sum(map(len, few.values())) == 7
-    html = page.Table(("n",), [(i,) for i in range(page.MOST_ROWS + 5)], "numbers").html
+    html = page.PageTable(("n",), [(i,) for i in range(page.MOST_ROWS + 5)], "numbers").html
     assert len(Reading(html).rows) - 3 == page.MOST_ROWS
     assert "the first 1,000 of 1,005 rows" in html

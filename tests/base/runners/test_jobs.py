@@ -12,6 +12,7 @@ from tests.conftest import make_workspace
 from toolkit.base.runners.jobs import RUNNERS, Job
 from toolkit.errors import DataError, ModelError, ToolkitError
 from toolkit.inference import multi_process
+from toolkit.inference.execution import Execution
 from toolkit.inference.predict import predict
 from toolkit.inference.store.prediction_store import Store
 from toolkit.runtime.graphs import onnx_file
@@ -80,17 +81,17 @@ def job(tmp_path_factory, exported):
     return exports, {export.digest: ("id", "hflip") for export in exports}, items
 
 
-def test_two_processes_leave_the_tables_that_one_does_to_the_bit(job, tmp_path):
+def test_two_processes_leave_the_tables_that_one_does_to_the_bit(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(multi_process, "SHARD", 7)
     exports, views, items = job
-    alone = predict(exports, views, items, Store(tmp_path / "one"), device="cpu")
+    alone = predict(exports, views, items, Store(tmp_path / "one"), Execution("cpu"))
     seen = []
-    passes = multi_process.fill(
-        exports, views, items, tmp_path / "two", device="cpu", workers=2, shard=7, progress=lambda *now: seen.append(now)
-    )
+    execution = Execution("cpu", workers=2, progress=lambda *now: seen.append(now))
+    passes = multi_process.fill(exports, views, items, tmp_path / "two", execution)
     assert passes == alone.passes == 40 * 2 * 2
     assert seen[-1] == (40, 40)
     assert len(seen) == 6
-    read = predict(exports, views, items, Store(tmp_path / "two"), device="cpu", opener=None)  # nothing is left to open
+    read = predict(exports, views, items, Store(tmp_path / "two"), Execution("cpu", opener=None))  # nothing is left to open
     assert read.passes == 0
     for export in exports:
         for view in views[export.digest]:
@@ -103,4 +104,4 @@ def test_a_model_that_cannot_be_opened_is_the_callers_error(job, tmp_path):
     (tmp_path / "no.onnx").write_bytes(b"no")
     files = {exports[0].digest: tmp_path / "no.onnx"}
     with pytest.raises(ModelError, match=r"no\.onnx"):
-        multi_process.fill(exports, views, items, tmp_path / "store", device="cpu", files=files, workers=1)
+        multi_process.fill(exports, views, items, tmp_path / "store", Execution("cpu", files=files, workers=1))

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from tests.requested import ensemble
 from toolkit.base import files
 from toolkit.cli import cli
-from toolkit.ensemble import run
 from toolkit.errors import StoreError
 from toolkit.inference.exports import find_exports
 from toolkit.inference.store import file_index, maintenance
@@ -114,7 +114,7 @@ def test_none_leaves_its_rows_to_the_next_run_while_another_is_at_work(tmp_path)
 def predicted(workspace, folds):
     for path in folds.glob("*.onnx"):
         os.utime(path, (time.time() - 100,) * 2)
-    run.run(Competition.read(workspace), find_exports(["folds"]), tta="hflip", device="cpu")
+    ensemble(Competition.read(workspace), find_exports(["folds"]), tta="hflip", device="cpu")
     return workspace
 
 
@@ -138,7 +138,7 @@ def test_the_command_shows_compacts_and_prunes(predicted):
     assert len(json.loads(invoke("--json"))["tables"]) == 4
     assert "2 of 4 tables removed" in invoke("prune", "--stale")
     assert "4 segments" not in invoke("compact")
-    kept = run.run(Competition.read(predicted), find_exports(["folds"]), tta="hflip", device="cpu")
+    kept = ensemble(Competition.read(predicted), find_exports(["folds"]), tta="hflip", device="cpu")
     assert kept.outcome.passes == 0
 
 
@@ -157,8 +157,8 @@ def test_a_model_that_moved_or_changed_its_card_is_not_stale(predicted):
 
 def test_exports_are_read_again_only_when_their_files_change(predicted, monkeypatch):
     read = []
-    true = file_index.graphs.read
-    monkeypatch.setattr(file_index.graphs, "read", lambda path: read.append(path) or true(path))
+    true = file_index.onnx_file.read
+    monkeypatch.setattr(file_index.onnx_file, "read", lambda path: read.append(path) or true(path))
     path = predicted / "folds" / "tiny.fold0.onnx"
     index = ExportIndex(predicted / "store" / "exports.json")
     (remembered,) = index.read([path])

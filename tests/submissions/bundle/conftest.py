@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.requested import ensemble
 from tests.submissions.bundle.helpers import ALONE, HERE, TTA, probabilistic
-from toolkit.ensemble import run as ensembling
 from toolkit.inference.exports import find_exports
 from toolkit.submissions.bundle import pack, worker
 from toolkit.workspace.competition import Competition
@@ -15,7 +15,7 @@ from toolkit.workspace.competition import Competition
 def packed(workspace, folds):
     """A bundle of two fold models of unequal weight with four views, without wheels, beside the workspace."""
     competition = probabilistic(workspace)
-    ensembling.run(competition, find_exports(["folds/*.onnx"]), tta=TTA, weights="0.3,0.7", device="cpu")
+    ensemble(competition, find_exports(["folds/*.onnx"]), tta=TTA, weights="0.3,0.7", device="cpu")
     made = pack.make(competition, workspace.parent / "bundle", python=HERE, cuda="cpu", wheels=False)
     (workspace.parent / "alone").mkdir()
     (workspace.parent / "alone" / "sitecustomize.py").write_text(ALONE)

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from tests.conftest import draw
-from toolkit.ensemble import run as ensembling
+from toolkit.ensemble.combine import combine
 from toolkit.images import views
-from toolkit.inference.exports import find_exports, output_of, read_exports
+from toolkit.inference.execution import Execution
+from toolkit.inference.exports import WeightedModels, find_exports, output_of, read_exports
 from toolkit.inference.predict import predict
 from toolkit.inference.store.prediction_store import Store
 from toolkit.workspace.competition import Competition
@@ -78,16 +79,16 @@ def expected(workspace: Path, images: Path, ids, *, models=slice(None), weights=
     exports = read_exports(find_exports(["folds/*.onnx"], base=workspace), competition)[models]
     each = {export.digest: views.views(TTA) for export in exports}
     items = [Item(name, images / f"{name}.png") for name in ids]
-    outcome = predict(exports, each, items, Store(workspace / "other"), device="cpu", implementation="pillow")
+    outcome = predict(exports, each, items, Store(workspace / "other"), Execution("cpu", implementation="pillow"))
     share = list(weights[models])
     target = competition.targets[0]
-    return ensembling.combine(competition, target, exports, outcome, list(ids), views=each, share=share)[0].values
+    return combine(competition, target, WeightedModels(exports, each, share), outcome, list(ids))[0].values
 
 
 def member_values(competition, names, workspace):
     exports = read_exports(find_exports(["folds/*.onnx"]), competition)[::-1]
     each = {export.digest: views.views(TTA) for export in exports}
     items = [Item(name, path) for name, path in competition.images("test")]
-    outcome = predict(exports, each, items, Store(workspace / "other"), device="cpu", implementation="pillow")
+    outcome = predict(exports, each, items, Store(workspace / "other"), Execution("cpu", implementation="pillow"))
     target = competition.targets[0].name
     return [outcome.probabilities(e, output_of(e, target), views.views(TTA), outcome.digests) for e in exports]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from tests.requested import ensemble
 from tests.submissions.bundle.helpers import HERE, TTA, expected, hidden, probabilistic, written
 from toolkit import cli
 from toolkit.cli.commands.bundle import CUDA
-from toolkit.ensemble import run as ensembling
 from toolkit.errors import DataError, SubmissionError
 from toolkit.images import geometry, views
 from toolkit.inference.exports import find_exports, read_exports
@@ -66,10 +66,10 @@ def test_a_bundle_that_cannot_be_made_leaves_nothing(workspace, folds, tmp_path)
     competition = probabilistic(workspace)
     with pytest.raises(SubmissionError, match="no predictions"):
         pack.make(competition, tmp_path / "b", python=HERE, cuda="cpu")
-    ensembling.run(competition, find_exports(["folds/*.onnx"]), vote="hard", device="cpu")
+    ensemble(competition, find_exports(["folds/*.onnx"]), vote="hard", device="cpu")
     with pytest.raises(DataError, match="hard vote leaves labels"):
         pack.make(competition, tmp_path / "b", python=HERE, cuda="cpu", wheels=False)
-    ensembling.run(competition, find_exports(["folds/*.onnx"]), device="cpu")
+    ensemble(competition, find_exports(["folds/*.onnx"]), device="cpu")
     for python, cuda in (("3.10", "cpu"), ("3", "cpu"), ("3.12", "11")):
         with pytest.raises(DataError, match=r"no Python that bundles run on|CUDA '11' is unknown"):
             pack.make(competition, tmp_path / "b", python=python, cuda=cuda)
@@ -86,7 +86,7 @@ def test_a_bundle_that_cannot_be_made_leaves_nothing(workspace, folds, tmp_path)
 
 
 def test_the_command(workspace, folds, tmp_path):
-    ensembling.run(Competition.read(workspace), find_exports(["folds/*.onnx"]), device="cpu")
+    ensemble(Competition.read(workspace), find_exports(["folds/*.onnx"]), device="cpu")
     words = ["bundle", "-o", str(tmp_path / "b"), "--python", HERE, "--cuda", "cpu", "--no-wheels", "--deadline", "1h30m"]
     done = CliRunner().invoke(cli.cli, words)
     assert done.exit_code == 0, done.output
@@ -103,7 +103,7 @@ def test_the_command(workspace, folds, tmp_path):
 def test_an_empty_environment_with_the_network_closed(workspace, folds, tmp_path):
     """The real wheels in a virtual environment that has nothing, not even pip, and (where we may) in a network of its own."""
     competition = probabilistic(workspace)
-    ensembling.run(competition, find_exports(["folds/*.onnx"]), tta=TTA, weights="0.3,0.7", device="cpu")
+    ensemble(competition, find_exports(["folds/*.onnx"]), tta=TTA, weights="0.3,0.7", device="cpu")
     made = pack.make(competition, tmp_path / "bundle", python=HERE, cuda="cpu")
     assert {name.split("-")[0] for name in made.wheels} >= {"onnxruntime", "numpy", "pillow"}
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "empty")], check=True)

@@ -108,7 +108,7 @@ def test_a_full_disk_is_said_before_anything_is_decoded(workspace, counted, monk
     monkeypatch.setattr(decoded_cache.shutil, "disk_usage", lambda _: usage(10, 9, 1))
     with pytest.raises(StoreError, match=r"needs 0\.1 MB, the disk has 0\.1 MB left") as caught:
         decode(Competition.read(workspace), SMALL, "label")
-    assert "--no-cache" in caught.value.hint
+    assert caught.value.code == "no-cache"
     assert not counted
 
 

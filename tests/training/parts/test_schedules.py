@@ -173,7 +173,7 @@ def test_the_usual_names_are_torchs_classes():
     sgd, adam = (schedules.optimiser(name, model, 0.1) for name in ("sgd", "adamw"))
     assert (type(sgd), sgd.param_groups[0]["nesterov"]) == (torch.optim.SGD, True)
     assert type(adam) is torch.optim.AdamW
-    assert schedules.optimiser("adamw", model, 0.1, betas=(0.8, 0.9)).param_groups[0]["betas"] == (0.8, 0.9)
+    assert schedules.optimiser("adamw", model, 0.1, options={"betas": (0.8, 0.9)}).param_groups[0]["betas"] == (0.8, 0.9)
 
 
 def test_what_cannot_be_made_is_refused():
@@ -185,7 +185,7 @@ def test_what_cannot_be_made_is_refused():
         with pytest.raises(TrainingError, match="learning rate"):
             schedules.optimiser("sgd", model, **bad)
     with pytest.raises(TrainingError, match="wings"):
-        schedules.optimiser("sgd", model, 0.1, wings=2)
+        schedules.optimiser("sgd", model, 0.1, options={"wings": 2})
     given = {"epochs": 3, "steps_per_epoch": 2, "lr": 0.1}
     with pytest.raises(TrainingError, match="unknown schedule 'poly'"):
         schedules.make("poly", optimiser, **given)

@@ -16,9 +16,9 @@ from toolkit.analysis.pages.page import (
     Facts,
     Gallery,
     Page,
+    PageTable,
     Points,
     Section,
-    Table,
     Thumbnail,
     of_file,
 )
@@ -91,8 +91,8 @@ def _facts(report: Report) -> Iterator[tuple[str, object, str]]:
             note = f"{calibration.after['ece']:.4f} at temperature {calibration.temperature:.2f}"
             yield f"calibration error{several}", f"{calibration.before['ece']:.4f}", note
     if report.submission:
-        found = sum(bool(seen) for *_, seen in report.checks)
-        yield "submission", report.submission.get("rows"), f"rows; {found} warnings of {len(report.checks)} checks"
+        failed = sum(bool(seen) for *_, seen in report.checks)
+        yield "submission", report.submission.get("rows"), f"rows; {failed} warnings of {len(report.checks)} checks"
 
 
 def _score(judged: Judged, name: str, metric: str) -> float:
@@ -104,7 +104,7 @@ def _changes(report: Report) -> Section:
         return Section("")
     lead = f"The last report was made {ensemble_sections.when(report.before.get('created')) or 'earlier'}."
     rows = [(name, then, now, None if now is None or then is None else now - then) for name, then, now in report.changes]
-    table = Table(("figure", "before", "now", "change"), rows)
+    table = PageTable(("figure", "before", "now", "change"), rows)
     return Section("Since the last report", [table if rows else Points(["No figure has changed."])], lead)
 
 
@@ -117,45 +117,49 @@ def _scores(report: Report, judged: Judged, several: str) -> Section:
     numbers = list(next(iter(judged.scores.values())).folds[metric])
     head = ("member", metric, "95 % from", "to", *(f"fold {number}" for number in numbers))
     every = {name: scored.metrics[metric] for name, scored in judged.scores.items()}
-    spans = {name: (one.score, one.low, one.high) for name, one in every.items()}
+    spans = {name: (estimate.score, estimate.low, estimate.high) for name, estimate in every.items()}
     parts = {name: [v for v in scored.folds[metric].values() if v is not None] for name, scored in judged.scores.items()}
     chart = figures.intervals(f"{metric}, each with its folds", spans, parts, unit=metric)
     each = [
-        (name, fold, one.score, one.low, one.high)
+        (name, fold, estimate.score, estimate.low, estimate.high)
         for name in judged.scores
-        for fold, found in judged.folds.items()
-        for one in ([found[name]] if found else [])
+        for fold, estimates in judged.folds.items()
+        for estimate in ([estimates[name]] if estimates else [])
     ]
-    apart = Table(("member", "fold", metric, "95 % from", "to"), each, "Folds with their intervals", folded=len(each) >= OPEN)
+    apart = PageTable(
+        ("member", "fold", metric, "95 % from", "to"), each, "Folds with their intervals", folded=len(each) >= OPEN
+    )
     lead = f"Together: {judged.how}. Lines are 95 % intervals, small dots the folds."
-    return Section(f"Scores{several}", [Table(head, rows), chart, *([apart] if each else [])], lead)
+    return Section(f"Scores{several}", [PageTable(head, rows), chart, *([apart] if each else [])], lead)
 
 
 def _confusion(judged: Judged, several: str, paths: dict[str, Path], budget: int) -> Section:
     classes, counts = judged.target.classes, judged.confused
     if judged.target.multilabel:
         rows = [(name, *map(int, cell.reshape(-1))) for name, cell in zip(classes, counts, strict=True)]
-        return Section(f"Errors{several}", [Table(("label", "rightly not", "wrongly said", "missed", "rightly said"), rows)])
+        return Section(
+            f"Errors{several}", [PageTable(("label", "rightly not", "wrongly said", "missed", "rightly said"), rows)]
+        )
     kept = np.arange(len(classes))
     lead = "Rows are the truth, columns what was said; click a number to see the images."
     if len(classes) > MOST_CLASSES:
         errors = counts.sum(axis=0) + counts.sum(axis=1) - 2 * np.diag(counts)
         kept = np.sort(np.argsort(-errors, kind="stable")[:MOST_CLASSES])
         lead += f" The {MOST_CLASSES} classes with most errors of {len(classes):,} are shown."
-    examples = _examples(judged, kept, paths, budget)
+    examples = examples_of(judged, kept, paths, budget)
     shown = Confusion(tuple(classes[c] for c in kept), counts[np.ix_(kept, kept)], examples, "Confusion matrix, out of fold")
     return Section(f"Errors{several}", [shown], lead)
 
 
-def _examples(judged: Judged, kept: Any, paths: dict[str, Path], budget: int) -> dict[tuple[int, int], Sequence[Thumbnail]]:
+def examples_of(judged: Judged, kept: Any, paths: dict[str, Path], budget: int) -> dict[tuple[int, int], Sequence[Thumbnail]]:
     """Thumbnails of every cell, as many as `budget`: mistakes, the most confident first, then right ones, the least certain."""
-    truth, said = judged.rows.truth.decided, decide(judged.combined, judged.rows.truth.decided)
+    truth, decided = judged.rows.truth.decided, decide(judged.combined, judged.rows.truth.decided)
     place = {int(c): i for i, c in enumerate(kept)}
     order = np.argsort(-judged.confidence, kind="stable")
-    wrong = (truth != said)[order]
+    wrong = (truth != decided)[order]
     chosen: dict[tuple[int, int], list[int]] = {}
     for row in [*order[wrong].tolist(), *order[~wrong][::-1].tolist()]:
-        cell = (place.get(int(truth[row]), -1), place.get(int(said[row]), -1))
+        cell = (place.get(int(truth[row]), -1), place.get(int(decided[row]), -1))
         most = RIGHT if cell[0] == cell[1] else PER_CELL
         if min(cell) >= 0 and budget and len(chosen.setdefault(cell, [])) < most:
             chosen[cell].append(row)
@@ -165,30 +169,34 @@ def _examples(judged: Judged, kept: Any, paths: dict[str, Path], budget: int) ->
 
 def _classes(judged: Judged, several: str) -> Section:
     scored = judged.scores[ensemble_report.ENSEMBLE].classes
-    rows = [(name, one.support, one.precision, one.recall, one.f1, one.auc) for name, one in scored.items()]
-    return Section(f"Classes{several}", [Table(("class", "rows", "precision", "recall", "F1", "AUC"), rows)])
+    rows = [(name, scores.support, scores.precision, scores.recall, scores.f1, scores.auc) for name, scores in scored.items()]
+    return Section(f"Classes{several}", [PageTable(("class", "rows", "precision", "recall", "F1", "AUC"), rows)])
 
 
 def _reliability(judged: Judged, several: str) -> Section:
-    found = judged.scores[ensemble_report.ENSEMBLE].calibration
-    if found is None or not found.bins:
+    calibration = judged.scores[ensemble_report.ENSEMBLE].calibration
+    if calibration is None or not calibration.bins:
         return Section("")
-    both = {"as it is": found.bins, "after temperature": found.bins_after}
+    both = {"as it is": calibration.bins, "after temperature": calibration.bins_after}
     curves = {
-        name: ([one["confidence"] for one in bins], [one["accuracy"] for one in bins], [one["count"] for one in bins])
+        name: (
+            [reliability_bin["confidence"] for reliability_bin in bins],
+            [reliability_bin["accuracy"] for reliability_bin in bins],
+            [reliability_bin["count"] for reliability_bin in bins],
+        )
         for name, bins in both.items()
     }
     names = {"ece": "calibration error (ECE)", "brier": "Brier score", "log_loss": "log-loss"}
-    rows = [(names.get(name, name), found.before[name], found.after[name]) for name in found.before]
-    title = f"Temperature {found.temperature:.3f}; each row's was fitted without its fold"
-    bins = [(name, *one.values()) for name, part in both.items() for one in part]
+    rows = [(names.get(name, name), calibration.before[name], calibration.after[name]) for name in calibration.before]
+    title = f"Temperature {calibration.temperature:.3f}; each row's was fitted without its fold"
+    bins = [(name, *reliability_bin.values()) for name, part in both.items() for reliability_bin in part]
     head = ("", "from", "to", "rows", "confidence", "share right")
     return Section(
         f"Calibration{several}",
         [
             figures.reliability("Confidence against truth", curves),
-            Table(("", "as it is", "after temperature"), rows, title),
-            Table(head, bins, "The points of the diagram", folded=True),
+            PageTable(("", "as it is", "after temperature"), rows, title),
+            PageTable(head, bins, "The points of the diagram", folded=True),
         ],
         "On the dotted line confidence is honest; above it there is too little, below it too much. Larger dots are more rows.",
     )
@@ -216,8 +224,8 @@ def _members(judged: Judged, several: str) -> Section:
             figures.bars(
                 "The plain mean without it", kept, gains, unit="gain by leaving it out, with 95 % interval", spans=spans
             ),
-            Table(("left out", "score", "gain", "95 % from", "to"), rows, "Gains below 0: the member is worth its place"),
-            Table(head, pairs, "Every two members", folded=len(pairs) >= OPEN),
+            PageTable(("left out", "score", "gain", "95 % from", "to"), rows, "Gains below 0: the member is worth its place"),
+            PageTable(head, pairs, "Every two members", folded=len(pairs) >= OPEN),
         ],
     )
 
@@ -229,9 +237,9 @@ def _cases(title: str, judged: Judged, rows: Any, several: str, paths: dict[str,
 
 def _thumbnail(judged: Judged, row: int, paths: dict[str, Path]) -> Thumbnail:
     name, truth = judged.rows.ids[row], _label(judged, row, judged.rows.truth.decided)
-    said = _label(judged, row, decide(judged.combined, judged.rows.truth.decided))
-    lines = (name, f"truth {truth}", f"said {said}", *_probabilities(judged, row))
-    alt = f"image {name}, truth {truth}, predicted {said}"
+    decided = _label(judged, row, decide(judged.combined, judged.rows.truth.decided))
+    lines = (name, f"truth {truth}", f"said {decided}", *_probabilities(judged, row))
+    alt = f"image {name}, truth {truth}, predicted {decided}"
     return of_file(paths[name], alt, *lines) if name in paths else Thumbnail("", alt, lines)
 
 

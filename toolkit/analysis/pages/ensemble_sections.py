@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from toolkit.analysis.pages import figures
-from toolkit.analysis.pages.page import Block, Picture, Points, Section, Table
+from toolkit.analysis.pages.page import Block, PageTable, Picture, Points, Section
 from toolkit.analysis.run_history import RATE, WAITED
 from toolkit.base.html import shown
 
@@ -36,35 +36,38 @@ def when(moment: object) -> str:
 
 def _blend(report: Report) -> Section:
     blocks: list[Block] = []
-    for name, said in report.blend.get("targets", {}).items():
+    for name, target_blend in report.blend.get("targets", {}).items():
         several = f"{name}: " if len(report.judged) > 1 else ""
-        blocks.append(Points([f"{several}{said.get('reason', '')}"]))
-        members = said.get("members", {})
-        vote = f"{said.get('vote', 'soft')} vote"
+        blocks.append(Points([f"{several}{target_blend.get('reason', '')}"]))
+        members = target_blend.get("members", {})
+        vote = f"{target_blend.get('vote', 'soft')} vote"
         blocks.append(figures.bars(f"Weights, {vote}", list(members), {"weight": list(members.values())}, unit="weight"))
-        blocks.append(Table(("member", "weight"), list(members.items()), vote))
+        blocks.append(PageTable(("member", "weight"), list(members.items()), vote))
         estimates = [
-            (what, one["score"], one["low"], one["high"], one["gain"]) for what, one in said.get("estimates", {}).items()
+            (what, estimate["score"], estimate["low"], estimate["high"], estimate["gain"])
+            for what, estimate in target_blend.get("estimates", {}).items()
         ]
-        blocks.append(Table(("", "score", "95 % from", "to", "gain over the mean"), estimates))
+        blocks.append(PageTable(("", "score", "95 % from", "to", "gain over the mean"), estimates))
     return Section("The blend", blocks, "As toolkit blend chose it, and the rule by which it did.")
 
 
 def _views(report: Report) -> Section:
     """What `toolkit tta` found of every set and view, and what the last predictions were made with."""
     blocks: list[Block] = []
-    for member, found in report.views.items():
-        sets = [(*_line(line), "chosen" if line["name"] == found["chosen"] else "") for line in found["sets"]]
-        title = f"{member}: {found['metric']} on {found['rows']:,} held-out rows, {when(found['created'])}"
-        blocks.append(Points([f"{member}: {found['reason']}"]))
-        blocks.append(Table(("set", *_LINE, ""), sets, title))
-        blocks.append(Table(("view", *_LINE), [_line(line) for line in found["views"]], f"{member}: single views", folded=True))
+    for member, judged in report.views.items():
+        sets = [(*_line(line), "chosen" if line["name"] == judged["chosen"] else "") for line in judged["sets"]]
+        title = f"{member}: {judged['metric']} on {judged['rows']:,} held-out rows, {when(judged['created'])}"
+        blocks.append(Points([f"{member}: {judged['reason']}"]))
+        blocks.append(PageTable(("set", *_LINE, ""), sets, title))
+        blocks.append(
+            PageTable(("view", *_LINE), [_line(line) for line in judged["views"]], f"{member}: single views", folded=True)
+        )
     used = [
-        (name, one["used"], one["score"], *one["gain"], one["won"], one["lost"])
-        for name, one in (report.predictions.get("tta") or {}).get("members", {}).items()
+        (name, member_views["used"], member_views["score"], *member_views["gain"], member_views["won"], member_views["lost"])
+        for name, member_views in (report.predictions.get("tta") or {}).get("members", {}).items()
     ]
     if used:
-        blocks.append(Table(("member", "set", *_LINE), used, "What the last predictions were made with"))
+        blocks.append(PageTable(("member", "set", *_LINE), used, "What the last predictions were made with"))
     lead = "Test-time augmentation on images that the models did not see; gains are over the plain image."
     return Section("Views", blocks, lead)
 
@@ -90,18 +93,18 @@ def _time(report: Report) -> Section:
     """Throughput, and where the time went."""
     blocks: list[Block] = []
     if report.spent:
-        names = [one.what for one in report.spent[:MOST_CLASSES]]
-        seconds = {"seconds": [one.seconds for one in report.spent[:MOST_CLASSES]]}
+        names = [job.what for job in report.spent[:MOST_CLASSES]]
+        seconds = {"seconds": [job.seconds for job in report.spent[:MOST_CLASSES]]}
         blocks.append(figures.bars("Predicting: seconds in all", names, seconds, unit="seconds"))
-        spent = [(one.what, one.how, one.passes, one.seconds, one.rate, one.share) for one in report.spent]
+        spent = [(job.what, job.how, job.passes, job.seconds, job.rate, job.share) for job in report.spent]
         what = ("what", "engine", "passes or images", "seconds", "per second", "share")
-        blocks.append(Table(what, spent, "Predicting, everything computed in this workspace so far"))
+        blocks.append(PageTable(what, spent, "Predicting, everything computed in this workspace so far"))
     if report.fed:
-        fed = [(one.run, one.epochs, one.rate, one.waited, one.loader, one.model) for one in report.fed]
+        fed = [(job.run, job.epochs, job.rate, job.waited, job.loader, job.model) for job in report.fed]
         head = ("run", "epochs", "images/s", "waited for data, share", "loader alone", "model alone")
-        blocks.append(Table(head, fed, "Training, images per second"))
-        said = {_member(one.run): f"{_member(one.run)}: {one.said}" for one in report.fed if one.said}
-        blocks += [Points(list(said.values()))] if said else []
+        blocks.append(PageTable(head, fed, "Training, images per second"))
+        remarks = {_member(job.run): f"{_member(job.run)}: {job.said}" for job in report.fed if job.said}
+        blocks += [Points(list(remarks.values()))] if remarks else []
     return Section("Where the time went", blocks)
 
 
@@ -117,36 +120,38 @@ def _predictions(report: Report) -> Section:
     plain = {key: value for key, value in meta.items() if isinstance(value, (str, int, float)) and value != ""}
     views = {f"views of {name}": ", ".join(views) for name, views in meta.get("views", {}).items()}
     models = [(m.get("path"), m.get("member"), m.get("fold"), m.get("weight"), m.get("score")) for m in meta.get("models", ())]
-    blocks: list[Block] = [Table(("export", "member", "fold", "weight", "score on its card"), models)] if models else []
-    blocks.append(Table(("", ""), [(name, shown(value)) for name, value in (plain | views).items()], "The last predictions"))
+    blocks: list[Block] = [PageTable(("export", "member", "fold", "weight", "score on its card"), models)] if models else []
+    blocks.append(
+        PageTable(("", ""), [(name, shown(value)) for name, value in (plain | views).items()], "The last predictions")
+    )
     return Section("Predictions", blocks)
 
 
 def _submission(report: Report) -> Section:
     blocks: list[Block] = []
     if report.submission:
-        found = [seen for *_, seen in report.checks if seen]
-        passed = f"{len(report.checks) - len(found)} of {len(report.checks)} checks found nothing."
-        blocks.append(Points([passed, *found]))
+        counts = [seen for *_, seen in report.checks if seen]
+        passed = f"{len(report.checks) - len(counts)} of {len(report.checks)} checks found nothing."
+        blocks.append(Points([passed, *counts]))
         about: dict[str, Any] = {name: shown(report.submission.get(name)) for name in ("format", "rows")}
         about["created"] = when(report.submission.get("created"))
         about["predictions"] = (report.submission.get("predictions") or {}).get("path")
         about["output"] = (report.submission.get("output") or {}).get("path")
         about["SHA-256"] = (report.submission.get("output") or {}).get("sha256")
-        blocks.append(Table(("", ""), [(name, value) for name, value in about.items() if value]))
+        blocks.append(PageTable(("", ""), [(name, value) for name, value in about.items() if value]))
         checks = [(code, severity, what, seen or "nothing") for code, severity, what, seen in report.checks]
-        blocks.append(Table(("code", "severity", "looks for", "found"), checks, "Every check", folded=True))
+        blocks.append(PageTable(("code", "severity", "looks for", "found"), checks, "Every check", folded=True))
     for name, pairs in report.histograms.items():
         several = f" of {name}" if len(report.histograms) > 1 else ""
         blocks.append(_histogram(several, pairs))
         rows = [(label, *pair) for label, pair in pairs.items()]
-        blocks.append(Table(("class", "out of fold", "test"), rows, f"Labels{several}, rows", folded=True))
+        blocks.append(PageTable(("class", "out of fold", "test"), rows, f"Labels{several}, rows", folded=True))
     return Section("Submission", blocks)
 
 
 def _histogram(several: str, pairs: Any) -> Picture:
     """Shares of the labels decided out of fold and on the test images."""
     totals = [max(1, sum(pair[i] for pair in pairs.values())) for i in (0, 1)]
-    names = sorted(pairs, key=lambda one: -pairs[one][0])[:MOST_CLASSES]
-    series = {what: [pairs[one][i] / totals[i] for one in names] for i, what in enumerate(("out of fold", "test"))}
+    names = sorted(pairs, key=lambda name: -pairs[name][0])[:MOST_CLASSES]
+    series = {what: [pairs[name][i] / totals[i] for name in names] for i, what in enumerate(("out of fold", "test"))}
     return figures.bars(f"What was said{several}", names, series, unit="share of the images")

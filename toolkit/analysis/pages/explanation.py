@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.analysis.pages import figures
-from toolkit.analysis.pages.page import Gallery, Page, Section, Table, thumbnail
+from toolkit.analysis.pages.page import Gallery, Page, PageTable, Section, thumbnail
 
 if TYPE_CHECKING:
     from toolkit.analysis.explanation import Explanation
@@ -19,47 +19,60 @@ SIDE = 360  # pixels of the pictures' longer side
 MOST = 12  # classes that are shown per answer
 
 
-def page(found: Explanation) -> Page:
+def page(explanation: Explanation) -> Page:
     """The page; every figure on it comes from `found`."""
-    best = np.argsort(-found.combined, kind="stable")[:MOST]
-    names = [found.classes[c] for c in best]
+    best = np.argsort(-explanation.combined, kind="stable")[:MOST]
+    names = [explanation.classes[c] for c in best]
     rows = [
-        (one.model, one.view, one.weight, found.classes[int(one.probabilities.argmax())], *one.probabilities[best].round(4))
-        for one in found.answers
+        (
+            answer.model,
+            answer.view,
+            answer.weight,
+            explanation.classes[int(answer.probabilities.argmax())],
+            *answer.probabilities[best].round(4),
+        )
+        for answer in explanation.answers
     ]
-    strength = float(np.abs(found.saliency).max())
+    strength = float(np.abs(explanation.saliency).max())
     pictures = [
-        thumbnail(_enlarged(found.pixels), f"image {found.id} as the first model sees it", "as the model sees it", side=SIDE),
         thumbnail(
-            _enlarged(overlay(found.pixels, found.saliency)),
-            f"saliency of {found.predicted} on image {found.id}: red parts speak for it, blue ones against it",
-            f"red speaks for {found.predicted}, blue against; strongest place {strength:.3f}",
+            _enlarged(explanation.pixels),
+            f"image {explanation.id} as the first model sees it",
+            "as the model sees it",
+            side=SIDE,
+        ),
+        thumbnail(
+            _enlarged(overlay(explanation.pixels, explanation.saliency)),
+            f"saliency of {explanation.predicted} on image {explanation.id}: red parts speak for it, blue ones against it",
+            f"red speaks for {explanation.predicted}, blue against; strongest place {strength:.3f}",
             side=SIDE,
         ),
     ]
     return Page(
-        f"{found.id}: {found.predicted} ({found.combined.max():.1%})",
-        f"target {found.target}, vote {found.vote}, {len(found.answers)} answers",
+        f"{explanation.id}: {explanation.predicted} ({explanation.combined.max():.1%})",
+        f"target {explanation.target}, vote {explanation.vote}, {len(explanation.answers)} answers",
         [
             Section(
                 "Picture",
                 [Gallery(pictures, side=SIDE)],
                 "Occlusion: how far the probability falls where a patch covers it.",
             ),
-            Section("The vote", [figures.bars("Combined probability", names, {"p": [float(found.combined[c]) for c in best]})]),
-            Section("Each model and view", [Table(("model", "view", "weight", "says", *names), rows)]),
+            Section(
+                "The vote", [figures.bars("Combined probability", names, {"p": [float(explanation.combined[c]) for c in best]})]
+            ),
+            Section("Each model and view", [PageTable(("model", "view", "weight", "says", *names), rows)]),
         ],
     )
 
 
-def write(competition: Competition, found: Explanation) -> Path:
+def write(competition: Competition, explanation: Explanation) -> Path:
     """Write reports/explain-<id>.html.
 
     Raises:
         StoreError: it cannot be written.
     """
-    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in found.id)
-    return page(found).write(competition.path("reports", f"explain-{safe}.html"))
+    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in explanation.id)
+    return page(explanation).write(competition.path("reports", f"explain-{safe}.html"))
 
 
 def overlay(pixels: NDArray[np.uint8], saliency: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -10,15 +10,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.analysis.pages.page import Picture
+from toolkit.base.arrays import F64
 from toolkit.base.quiet import quiet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-F64 = NDArray[np.float64]
 
 _INK = "#010203"  # stands for the page's text colour, whichever scheme it has
 COLOURS = ("#3b7dd8", "#e07b39", "#4aa564", "#b65fcf", "#c8a415", "#d1495b")  # readable on white and on near-black
@@ -86,8 +85,8 @@ def bars(
         axes.set_xlabel(unit)
         if len(series) > 1:
             figure.legend(frameon=False, loc="outside upper right", ncols=len(series))
-        said = "; ".join(f"{name} {_list(values)}" for name, values in series.items())
-        return _picture(figure, f"{title}. {', '.join(map(str, names[:12]))}: {said}")
+        description = "; ".join(f"{name} {_list(values)}" for name, values in series.items())
+        return _picture(figure, f"{title}. {', '.join(map(str, names[:12]))}: {description}")
 
 
 def intervals(
@@ -105,8 +104,8 @@ def intervals(
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_title(title)
         axes.set_xlabel(unit)
-        said = "; ".join(f"{name} {value:.4g}, {low:.4g} to {high:.4g}" for name, (value, low, high) in whole.items())
-        return _picture(figure, f"{title}. {said}")
+        description = "; ".join(f"{name} {value:.4g}, {low:.4g} to {high:.4g}" for name, (value, low, high) in whole.items())
+        return _picture(figure, f"{title}. {description}")
 
 
 def histogram(title: str, series: Mapping[str, F64], *, unit: str = "", bins: int = 30) -> Picture:
@@ -173,10 +172,10 @@ def reliability(title: str, curves: Mapping[str, tuple[Sequence[float], Sequence
         axes.set_xlabel("confidence")
         axes.set_ylabel("share right")
         axes.legend(frameon=False, loc="upper left")
-        said = "; ".join(
+        description = "; ".join(
             f"{name}: {_list(right)} right at confidence {_list(sure)}" for name, (sure, right, _) in curves.items()
         )
-        return _picture(figure, f"{title}. {said}")
+        return _picture(figure, f"{title}. {description}")
 
 
 def heat(title: str, names: Sequence[str], values: F64) -> Picture:

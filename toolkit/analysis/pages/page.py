@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from toolkit import __version__
 from toolkit.base import files
-from toolkit.base import html as markup
+from toolkit.base.html import shown, table
 
 if TYPE_CHECKING:
     import jinja2
@@ -29,7 +29,7 @@ _QUALITIES = (80, 65, 50, 35, 20)
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """Rows of plain values under column names; a `folded` one shows its caption until it is opened."""
 
     columns: tuple[str, ...]
@@ -41,7 +41,7 @@ class Table:
     @property
     def html(self) -> str:
         """The table, escaped, at most MOST_ROWS long."""
-        return markup.table(self.columns, self.rows[:MOST_ROWS], caption="" if self.folded else self.title)
+        return table(self.columns, self.rows[:MOST_ROWS], caption="" if self.folded else self.title)
 
     @property
     def title(self) -> str:
@@ -69,7 +69,7 @@ class Facts:
     @property
     def shown(self) -> list[tuple[str, str, str]]:
         """The same as text."""
-        return [(name, markup.shown(value), note) for name, value, note in self.items]
+        return [(name, shown(value), note) for name, value, note in self.items]
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Points:
     kind: Literal["points"] = "points"
 
 
-Block = Table | Picture | Facts | Gallery | Confusion | Points
+Block = PageTable | Picture | Facts | Gallery | Confusion | Points
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ def processes(jobs: Iterable[Job], *, workers: int = 1, gpus: int = 0) -> Iterat
         except BrokenProcessPool as error:
             raise ToolkitError(
                 "a worker process was ended from outside: memory may have run out",
-                hint="Finished work is kept: run the same command again, with fewer workers or a smaller --batch-size.",
+                hint="Finished work is kept: start it again, with fewer workers or smaller batches.",
+                code="workers-ended",
             ) from error
         finally:
             for future in waiting:

@@ -75,7 +75,8 @@ def command(
     mapping: Path | None,
     *,
     force: bool,
-    **said: Any,
+    target: str,
+    **known: object,
 ) -> options.Said:
     """Take in a classifier that others exported: any layout, element type, batch or output, with a card.
 
@@ -90,9 +91,9 @@ def command(
     """
     from toolkit.models import adopt, class_map, foreign_model
 
-    names = adopt.class_names(classes, competition, said["target"])
-    said |= {"classes": names, "top": int(top[3:]), "mapping": class_map.read(mapping) if mapping else {}}
-    done = adopt.adopt(source, foreign_model.Asked(**said), competition, output=to, force=force)
+    names = adopt.class_names(classes, competition, target)
+    known |= {"classes": names, "target": target, "top": int(top[3:]), "mapping": class_map.read(mapping) if mapping else {}}
+    done = adopt.adopt(source, foreign_model.Asked(**known), competition, output=to, force=force)  # type: ignore[arg-type]
     record = {"ok": True, "path": str(done.path), "card": asdict(done.card), "batching": done.batching}
     return record | {"accuracy": done.accuracy, "checked": done.checked, "notes": list(done.notes)}, _text(done)
 

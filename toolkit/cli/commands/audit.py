@@ -32,13 +32,13 @@ def command(competition: Competition, *, no_test: bool) -> options.Said:
     from toolkit.cli.summaries import shown
 
     with bar("Reading") as progress:
-        found = data_audit.audit(competition, test=not no_test, progress=progress)
-    page, fixes = audit.write(competition, found), data_audit.write_fixes(competition, found.issues)
+        report = data_audit.audit(competition, test=not no_test, progress=progress)
+    page, fixes = audit.write(competition, report), data_audit.write_fixes(competition, report.issues)
     rows: list[tuple[str, str]] = []
-    for one in found.findings:
-        rows += [(MARKS[one.severity], one.what), *([("", one.hint)] if one.hint else [])]
-    kept = f"{shown(fixes)} ({len(found.issues):,} labels)" if fixes else f"{data_audit.FIXES} is in use and was left as it is"
+    for finding in report.findings:
+        rows += [(MARKS[finding.severity], finding.what), *([("", finding.hint)] if finding.hint else [])]
+    kept = f"{shown(fixes)} ({len(report.issues):,} labels)" if fixes else f"{data_audit.FIXES} is in use and was left as it is"
     rows.append(("Wrote", f"{shown(page)}, {kept}"))
-    nothing = [] if found.findings else ["Nothing was found."]
-    lines: list[Part] = [f"Looked at {found.images:,} pictures", *nothing, facts(rows)]
-    return found.record | {"page": str(page), "labels_fix": str(fixes or "")}, lines
+    nothing = [] if report.findings else ["Nothing was found."]
+    lines: list[Part] = [f"Looked at {report.images:,} pictures", *nothing, facts(rows)]
+    return report.record | {"page": str(page), "labels_fix": str(fixes or "")}, lines

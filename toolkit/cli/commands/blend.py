@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,21 @@ class _Several(click.ParamType[tuple[str, ...]]):
 @options.as_json
 @options.tables
 def command(
-    competition: Competition, tables: tuple[str, ...], fit_on: str, reading: Reading, *, apply: bool, labels: bool, **said: Any
+    competition: Competition,
+    tables: tuple[str, ...],
+    fit_on: str,
+    reading: Reading,
+    *,
+    weighers: tuple[str, ...],
+    votes: tuple[str, ...],
+    calibrate: tuple[str, ...],
+    prior: str,
+    always: bool,
+    apply: bool,
+    labels: bool,
+    weights: str,
+    name: str,
+    output: Path | None,
 ) -> options.Said:
     """Learn members' weights from out-of-fold tables and write blend.json: the mean unless more is certain.
 
@@ -88,85 +103,91 @@ def command(
     toolkit blend --apply b4_test.csv vit_test.npz --name blended
     toolkit blend --labels monday.csv tuesday.csv theirs.csv --weights 2,1,1
     """
-    common = fit_on == "common"
-    test = {key: said.pop(key) for key in ("weights", "name", "output")}
-    if apply or labels:
-        return _combine(competition, tables, labels=labels, common=common, reading=reading, both=apply and labels, **test)
-    return _fit(competition, tables, common=common, reading=reading, unused=bool(test["weights"] or test["output"]), **said)
-
-
-def _fit(competition: Competition, tables: Sequence[str], *, unused: bool, **said: Any) -> options.Said:
-    import json
-
-    from toolkit.blending import oof
+    from toolkit.blending import mix_tables, oof
     from toolkit.cli.progress import bar
 
-    if unused:
+    common = fit_on == "common"
+    if apply or labels:
+        mixed = mix_tables.mix(
+            competition, _of_test_rows(tables, both=apply and labels), labels=labels, weights=weights, name=name,
+            output=output, common=common, reading=reading,
+        )  # fmt: skip
+        return mixed.record, _mixed(mixed)
+    if weights or output:
         raise click.UsageError("--weights and --output are for tables of test rows: use --apply or --labels with them.")
     with bar("Choosing", unit="fits") as report:
-        path, verdicts = oof.fit(competition, oof.find_tables(competition, tables), report=report, **said)
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    lines: list[Part] = []
-    for target, verdict in verdicts.items():
-        lines += [_table(target, verdict, competition.metric), facts(_chosen(verdict, record["targets"][target]))]
-    return record, [*lines, facts([("Wrote", summaries.shown(path))])]
+        path, verdicts = oof.fit(
+            competition, oof.find_tables(competition, tables), weighers=weighers, votes=votes, calibrate=calibrate,
+            prior=prior, always=always, common=common, reading=reading, report=report,
+        )  # fmt: skip
+    return _fitted(path, verdicts, competition.metric)
 
 
-def _combine(competition: Competition, tables: Sequence[str], *, labels: bool, both: bool, **said: Any) -> options.Said:
-    from toolkit.blending import mix_tables, outside_tables
+def _of_test_rows(tables: Sequence[str], *, both: bool) -> dict[str, Path]:
+    from toolkit.blending.outside_tables import named
 
     if both or not tables:
         raise click.UsageError("name the tables of test rows, and one of --apply and --labels.")
-    made = mix_tables.mix(competition, outside_tables.named(tables), labels=labels, **said)
-    return made.record, _mixed(made)
+    return named(tables)
+
+
+def _fitted(path: Path, verdicts: Mapping[str, Verdict], metric: str) -> options.Said:
+    """What was written, and per target what was chosen."""
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    lines: list[Part] = []
+    for target, verdict in verdicts.items():
+        lines += [_table(target, verdict, metric), facts(_chosen(verdict, record["targets"][target]))]
+    return record, [*lines, facts([("Wrote", summaries.shown(path))])]
 
 
 def _table(target: str, verdict: Verdict, metric: str) -> Table:
     rows = [
         (
-            *(_NAMES[name], f"{one.score:.5f}", interval(one.low, one.high)),
-            *(f"{one.gain:+.5f}", interval(one.gain_low, one.gain_high, sign="+")),
+            *(_NAMES[name], f"{estimate.score:.5f}", interval(estimate.low, estimate.high)),
+            *(f"{estimate.gain:+.5f}", interval(estimate.gain_low, estimate.gain_high, sign="+")),
         )
-        for name, one in verdict.estimates.items()
+        for name, estimate in verdict.estimates.items()
     ]
     return Table(("", metric, INTERVAL, "gain", INTERVAL), rows, "lrrrr", caption=f"Target    {target}")
 
 
-def _chosen(verdict: Verdict, said: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _chosen(verdict: Verdict, record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What was chosen and why; what is as usual is left out."""
-    if said["plans"] > 1:
+    if record["plans"] > 1:
         picks = ", ".join(f"{name} ({count})" for name, count in verdict.picks.items())
-        yield "Tried", f"{said['plans']} plans; chosen in the outer folds: {picks}"
+        yield "Tried", f"{record['plans']} plans; chosen in the outer folds: {picks}"
     yield "Chosen", verdict.reason
-    yield "Weights", _listed(said["members"], "{} {:.4g}")
-    if said["vote"] != "soft":
-        yield "Vote", said["vote"]
-    if any(value != 1 for value in said["temperatures"].values()):
-        yield "Cooled", _listed(said["temperatures"], "{} T = {:.3g}")
-    if said["temperature"]:
-        yield "Cooled", f"the outcome, T = {said['temperature']:.3g}"
-    if said["thresholds"]:
-        yield "Classes", _listed(said["thresholds"], "{} {:.3g}")
-    if said["test_prior"]:
+    yield "Weights", _listed(record["members"], "{} {:.4g}")
+    if record["vote"] != "soft":
+        yield "Vote", record["vote"]
+    if any(value != 1 for value in record["temperatures"].values()):
+        yield "Cooled", _listed(record["temperatures"], "{} T = {:.3g}")
+    if record["temperature"]:
+        yield "Cooled", f"the outcome, T = {record['temperature']:.3g}"
+    if record["thresholds"]:
+        yield "Classes", _listed(record["thresholds"], "{} {:.3g}")
+    if record["test_prior"]:
         yield "Prior", "the test set's is not that of these rows: its effect cannot be scored on them"
-    yield from (("Note", note) for note in said["notes"])
+    yield from (("Note", note) for note in record["notes"])
 
 
 def _listed(values: Mapping[str, float], form: str) -> str:
     return ", ".join(form.format(name, value) for name, value in values.items())
 
 
-def _mixed(made: Mixed) -> list[Part]:
-    names = list(made.weights)
-    lines: list[Part] = [facts([("Weights", _listed(made.weights, "{} {:.4g}"))])]
-    if len(names) == len(made.agreement) > 1:
-        rows = [(name, *(f"{value:.4f}" for value in row)) for name, row in zip(names, made.agreement, strict=True)]
+def _mixed(mixed: Mixed) -> list[Part]:
+    names = list(mixed.weights)
+    lines: list[Part] = [facts([("Weights", _listed(mixed.weights, "{} {:.4g}"))])]
+    if len(names) == len(mixed.agreement) > 1:
+        rows = [(name, *(f"{value:.4f}" for value in row)) for name, row in zip(names, mixed.agreement, strict=True)]
         kinds = "l" + "r" * len(names)
         lines.append(Table(("", *names), rows, kinds, caption="Agreement, share of rows labelled alike:"))
-    said = []
-    if made.ties:
-        said.append(("Ties", f"{made.ties:,} rows; each went to the first table named of those tied (or the mean, if soft)"))
-    said.append(("Wrote", f"{summaries.shown(made.path)} ({made.record['rows']:,} rows × {', '.join(made.predictions)})"))
-    if made.path.suffix == ".parquet":
-        said.append(("Next", Verbatim(f"toolkit submit --name {made.path.stem}")))
-    return [*lines, facts(said)]
+    summary = []
+    if mixed.ties:
+        summary.append(
+            ("Ties", f"{mixed.ties:,} rows; each went to the first table named of those tied (or the mean, if soft)")
+        )
+    summary.append(("Wrote", f"{summaries.shown(mixed.path)} ({mixed.record['rows']:,} rows × {', '.join(mixed.predictions)})"))
+    if mixed.path.suffix == ".parquet":
+        summary.append(("Next", Verbatim(f"toolkit submit --name {mixed.path.stem}")))
+    return [*lines, facts(summary)]

@@ -35,69 +35,78 @@ def command(competition: Competition, tables: tuple[str, ...], fit_on: str, read
     record: dict[str, Any] = {}
     lines: list[Part] = []
     for target in competition.targets:
-        found = oof.find_tables(competition, tables)
-        rows = oof.read_members(competition, target, found, common=fit_on == "common", reading=reading)
-        said = member_diagnosis.diagnose(rows, competition.score)
-        record[target.name] = said.record
-        lines += [f"Target {target.name}, {said.rows:,} rows", *_findings(said), _members(said, competition.metric)]
-        lines += [*_pairs(said), *_classes(said)]
+        tables_by_member = oof.find_tables(competition, tables)
+        rows = oof.read_members(competition, target, tables_by_member, common=fit_on == "common", reading=reading)
+        diagnosis = member_diagnosis.diagnose(rows, competition.score)
+        record[target.name] = diagnosis.record
+        lines += [
+            f"Target {target.name}, {diagnosis.rows:,} rows",
+            *_findings(diagnosis),
+            _members(diagnosis, competition.metric),
+        ]
+        lines += [*_pairs(diagnosis), *_classes(diagnosis)]
     return record, lines
 
 
-def _findings(said: Diagnosis) -> list[Part]:
+def _findings(diagnosis: Diagnosis) -> list[Part]:
     """What should be mended or left out, in sentences."""
-    lines = [f"  {note}" for note in said.notes]
-    for one in said.permuted:
-        moved = ", ".join(f"{column} holds {held}" for column, held in list(one.columns.items())[:_SHOWN])
+    lines = [f"  {note}" for note in diagnosis.notes]
+    for odd in diagnosis.permuted:
+        moved = ", ".join(f"{column} holds {held}" for column, held in list(odd.columns.items())[:_SHOWN])
         lines.append(
-            f"  {one.member}: its classes are permuted ({one.certainty:.0f} standard errors; {one.before:.1%} right as named, "
-            f"{one.after:.1%} in the likeliest order): column {moved}" + (f"; {one.like}" if one.like else "")
+            f"  {odd.member}: its classes are permuted ({odd.certainty:.0f} standard errors; {odd.before:.1%} right as named, "
+            f"{odd.after:.1%} in the likeliest order): column {moved}" + (f"; {odd.like}" if odd.like else "")
         )
-    lines += [f"  {p.first} and {p.second} are {p.copies}: leave one out" for p in said.pairs if p.copies]
+    lines += [f"  {p.first} and {p.second} are {p.copies}: leave one out" for p in diagnosis.pairs if p.copies]
     lines += [
-        f"  {one.member}: fold {one.fold} scores {one.score:.5f}, others about {one.typical:.5f} (by chance: {one.chance:.2g})"
-        for one in said.odd_folds
+        f"  {odd.member}: fold {odd.fold} scores {odd.score:.5f}, others about {odd.typical:.5f} (by chance: {odd.chance:.2g})"
+        for odd in diagnosis.odd_folds
     ]
     lines += [
-        f"  {name}: the plain mean is better without it, {one.gain:+.5f} ({one.gain_low:+.5f} to {one.gain_high:+.5f})"
-        for name, one in said.without.items()
-        if one.gain_low > 0
+        f"  {name}: the plain mean is better without it, {alone.gain:+.5f} ({alone.gain_low:+.5f} to {alone.gain_high:+.5f})"
+        for name, alone in diagnosis.without.items()
+        if alone.gain_low > 0
     ]
     return ["Findings", *(Mark(line, "odd") for line in lines)] if lines else ["Findings: none"]
 
 
-def _members(said: Diagnosis, metric: str) -> Table:
+def _members(diagnosis: Diagnosis, metric: str) -> Table:
     rows = []
-    for name, one in {**said.scores, "plain mean": said.mean}.items():
-        less = said.without.get(name)
+    for name, estimate in {**diagnosis.scores, "plain mean": diagnosis.mean}.items():
+        less = diagnosis.without.get(name)
         gain = (f"{less.gain:+.5f}", interval(less.gain_low, less.gain_high, sign="+")) if less else ("", "")
-        rows.append((name, f"{one.score:.5f}", interval(one.low, one.high), *gain))
-    count = 5 if said.without else 3
+        rows.append((name, f"{estimate.score:.5f}", interval(estimate.low, estimate.high), *gain))
+    count = 5 if diagnosis.without else 3
     head = ("member", metric, INTERVAL, "the mean without it gains", INTERVAL)
     return Table(head[:count], [row[:count] for row in rows], "lrrrr"[:count])
 
 
-def _pairs(said: Diagnosis) -> Iterator[Part]:
-    if not said.pairs:
+def _pairs(diagnosis: Diagnosis) -> Iterator[Part]:
+    if not diagnosis.pairs:
         return
     rows = [
-        (f"{one.first} – {one.second}", f"{one.correlation:+.3f}", f"{one.disagreement:.4f}", f"{one.both_wrong:.4f}")
-        for one in sorted(said.pairs, key=lambda pair: -pair.correlation)[:_SHOWN]
+        (
+            f"{compared.first} – {compared.second}",
+            f"{compared.correlation:+.3f}",
+            f"{compared.disagreement:.4f}",
+            f"{compared.both_wrong:.4f}",
+        )
+        for compared in sorted(diagnosis.pairs, key=lambda pair: -pair.correlation)[:_SHOWN]
     ]
     head = ("pair", "correlation of errors", "labelled otherwise", "both wrong")
     yield Table(head, rows, "prrr", caption="Pairs, the most alike first: correlation of errors, shares of rows")
-    yield from _more(len(said.pairs))
+    yield from _more(len(diagnosis.pairs))
 
 
-def _classes(said: Diagnosis) -> Iterator[Part]:
+def _classes(diagnosis: Diagnosis) -> Iterator[Part]:
     """Classes that a member knows better than the mean does."""
-    if len(said.scores) < 2:
+    if len(diagnosis.scores) < 2:
         return
     gains: list[tuple[float, str, str, float]] = []
-    for label, f1 in said.classes.items():
+    for label, f1 in diagnosis.classes.items():
         best = max((name for name in f1 if name), key=lambda name: f1[name])
         gains.append((f1[best] - f1[""], label, best, f1[""]))
-    gains = sorted((one for one in gains if one[0] > 0), key=lambda one: -one[0])
+    gains = sorted((class_gain for class_gain in gains if class_gain[0] > 0), key=lambda class_gain: -class_gain[0])
     if gains:
         rows = [(label, f"{mean:.4f}", name, f"{gain:+.4f}") for gain, label, name, mean in gains[:_SHOWN]]
         caption = "Classes that one member knows better than the mean"

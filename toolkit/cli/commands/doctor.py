@@ -23,8 +23,8 @@ def command() -> options.Said:
 
     findings = examine()
     rows: list[tuple[str, str, str]] = []
-    for one in findings:
-        rows.append((MARKS[one.state], one.what, one.seen))
-        rows += [("", "", f"cure: {one.cure}")] if one.cure else []
-    fit = all(one.state != "broken" for one in findings)
-    return {"ok": fit, "findings": [asdict(one) for one in findings]}, Table((), rows, "llp")
+    for finding in findings:
+        rows.append((MARKS[finding.state], finding.what, finding.seen))
+        rows += [("", "", f"cure: {finding.cure}")] if finding.cure else []
+    fit = all(finding.state != "broken" for finding in findings)
+    return {"ok": fit, "findings": [asdict(finding) for finding in findings]}, Table((), rows, "llp")

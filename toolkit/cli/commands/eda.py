@@ -27,7 +27,7 @@ def command(competition: Competition, sample: int) -> options.Said:
     from toolkit.cli.progress import bar
 
     with bar("Looking at images") as progress:
-        found = data_survey.survey(competition, sample=sample, progress=progress)
-    path = data.write(found)
-    record = found.record | {"path": str(path)}
-    return record, [facts([*(("-", sentence) for sentence in found.advice), ("Wrote", summaries.shown(path))])]
+        survey = data_survey.survey(competition, sample=sample, progress=progress)
+    path = data.write(survey)
+    record = survey.record | {"path": str(path)}
+    return record, [facts([*(("-", sentence) for sentence in survey.advice), ("Wrote", summaries.shown(path))])]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,12 +11,18 @@ from toolkit.cli import options
 from toolkit.cli.completion import FILES, MEMBERS
 from toolkit.core.voting import VOTES
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from toolkit.blending.combination import Combination
+    from toolkit.inference.execution import Execution
+    from toolkit.workspace.competition import Competition
+
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODELS...", shell_complete=FILES)
 @click.option(
     "--tta",
-    "asked",
     type=options.VIEWS,
     default="none",
     show_default=True,
@@ -40,8 +47,17 @@ from toolkit.core.voting import VOTES
 @options.passes
 @options.as_json
 @options.workspace
+@options.requests
 def command(
-    competition: Any, models: tuple[str, ...], members: str, asked: str, *, blend: bool, check: bool, **choices: Any
+    competition: Competition,
+    models: tuple[str, ...],
+    combination: Combination,
+    execution: Execution,
+    *,
+    check: bool,
+    min_agreement: float,
+    limit: int | None,
+    name: str,
 ) -> options.Said:
     """Predict the test images with every fold model and view, and combine them by vote.
 
@@ -56,22 +72,28 @@ def command(
     toolkit ensemble folds --deadline 8h30m
     toolkit ensemble folds --precision auto
     """
-    from toolkit.blending import oof
     from toolkit.cli.progress import bar
     from toolkit.cli.summaries import ensemble
-    from toolkit.ensemble import run
+    from toolkit.ensemble.run import run_ensemble
     from toolkit.inference.exports import find_exports
 
-    if blend and (choices["weights"] or choices["vote"] != "soft"):
-        raise click.UsageError("--blend says weights and vote: leave --weights and --vote out.")
-    if blend:
-        choices["blend"] = oof.given(competition)
-        asked = oof.views_of(choices["blend"]) if asked == "none" else asked
     paths = find_exports(models)
-    choices |= {"members": [name for name in members.split(",") if name], "announce": options.aside}
-    choices |= options.settled_views(competition, paths, asked, check=check, how=choices)
-    choices |= options.settled_engine(competition, paths, how=choices)
-    del choices["min_agreement"]
+    combination, views = options.settled_views(competition, paths, combination, execution, check=check)
+    execution, engine = options.settled_engine(
+        competition, paths, execution, min_agreement=min_agreement, members=combination.members, limit=limit
+    )
     with bar("Predicting") as progress:
-        made = run.run(competition, paths, progress=progress, **choices)
-    return made.record, ensemble(made)
+        execution = replace(execution, progress=progress, announce=options.announce, runner="processes")
+        written = run_ensemble(competition, paths, combination, execution, name=name, limit=limit, origin=views | engine)
+    written = replace(written, notes=(*written.notes, *_notes(competition, combination)))
+    return written.record, ensemble(written)
+
+
+def _notes(competition: Competition, combination: Combination) -> Iterator[str]:
+    """Labels where the submission needs numbers."""
+    from toolkit.submissions.formats import FORMATS
+
+    labels = combination.labels_only
+    if (labels or combination.votes == "hard") and competition.format in FORMATS and FORMATS[competition.format].values:
+        what, cure = ("--labels-only leaves", "leave it out") if labels else ("hard votes leave", "use --vote soft")
+        yield f"{what} labels only, and the submission format {competition.format!r} needs numbers: {cure}"

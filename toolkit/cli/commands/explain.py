@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +12,8 @@ from toolkit.core.voting import VOTES
 from toolkit.runtime.devices import PROVIDERS
 
 if TYPE_CHECKING:
+    from toolkit.blending.combination import Combination
+    from toolkit.inference.execution import Execution
     from toolkit.workspace.competition import Competition
 
 
@@ -25,16 +27,20 @@ if TYPE_CHECKING:
 @click.option("--device", type=click.Choice(["auto", *PROVIDERS]), default="auto", show_default=True)
 @options.as_json
 @options.workspace
-def command(competition: Competition, image: str, models: tuple[str, ...], **choices: Any) -> options.Said:
+@options.requests
+def command(
+    competition: Competition, image: str, models: tuple[str, ...], target: str, combination: Combination, execution: Execution
+) -> options.Said:
     """Show what every fold model and view says of one image, and which parts of it the answer rests on.
 
     IMAGE is a path or an id; MODELS are those of folds/ unless told. Writes reports/explain-IMAGE.html.
     """
-    from toolkit.analysis import explanation
+    from toolkit.analysis.explanation import explain
     from toolkit.analysis.pages import explanation as page
     from toolkit.inference.exports import find_exports, read_exports
 
     paths = find_exports(models or ["folds"], base=None if models else competition.root)
-    found = explanation.explain(competition, read_exports(paths, competition), image, **choices)
-    path = page.write(competition, found)
-    return found.record | {"path": str(path)}, summaries.explanation(found, path)
+    exports = read_exports(paths, competition)
+    explained = explain(competition, exports, image, combination, target=target, device=execution.device)
+    path = page.write(competition, explained)
+    return explained.record | {"path": str(path)}, summaries.explanation(explained, path)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from toolkit.base.printing import facts
 from toolkit.cli import options
+
+if TYPE_CHECKING:
+    from toolkit.workspace.competition import Competition
 
 
 @click.command()
@@ -29,7 +32,7 @@ from toolkit.cli import options
 @click.option("--force", is_flag=True, help="Replace an export that is there.")
 @options.as_json
 @options.workspace
-def command(competition: Any, checkpoint: Path, **choices: Any) -> options.Said:
+def command(competition: Competition, checkpoint: Path, **choices: object) -> options.Said:
     """Turn a checkpoint into a self-contained .onnx with a card, proved equal to the model.
 
     CHECKPOINT is what a recipe wrote (runs/MEMBER/foldK/*.safetensors), or the state dict of any timm model.
@@ -39,7 +42,7 @@ def command(competition: Any, checkpoint: Path, **choices: Any) -> options.Said:
     toolkit export best.pth --model resnet18 --fold 0
     """
     from toolkit.cli.summaries import card, shown
-    from toolkit.models.export_checkpoint import convert
+    from toolkit.models.export_checkpoint import ExportRequest, convert
 
-    path, done = convert(competition, checkpoint, **choices)
-    return {"ok": True, "path": str(path), "card": asdict(done)}, facts([*card(done), ("Wrote", shown(path))])
+    path, written = convert(competition, checkpoint, ExportRequest(**choices))  # type: ignore[arg-type]
+    return {"ok": True, "path": str(path), "card": asdict(written)}, facts([*card(written), ("Wrote", shown(path))])

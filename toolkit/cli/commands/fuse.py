@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +13,7 @@ from toolkit.cli import options
 from toolkit.cli.completion import FILES, MEMBERS, VIEWS
 
 if TYPE_CHECKING:
+    from toolkit.blending.combination import Combination
     from toolkit.ensemble.fuse import Fused
     from toolkit.workspace.competition import Competition
 
@@ -36,7 +37,15 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @options.as_json
 @options.workspace
-def command(competition: Competition, models: tuple[str, ...], members: str, output: Path, **how: Any) -> options.Said:
+@options.requests
+def command(
+    competition: Competition,
+    models: tuple[str, ...],
+    output: Path,
+    combination: Combination,
+    *,
+    force: bool,
+) -> options.Said:
     """Make one self-contained .onnx of fold models, views, weights and mean, proved equal to the ensemble.
 
     It takes what the models take (uint8 images), gives `probabilities` in the competition's order of classes, and needs nothing
@@ -49,29 +58,25 @@ def command(competition: Competition, models: tuple[str, ...], members: str, out
     from toolkit.ensemble import fuse
     from toolkit.inference.exports import find_exports
 
-    if how["blend"] and how["weights"]:
-        raise click.UsageError("--blend and --weights both say the weights: leave one of them out.")
-    only = [name for name in members.split(",") if name]
-    made = fuse.fuse(competition, find_exports(models), output, only=only, **how)
-    record = asdict(made) | {"path": str(made.path)}
-    return record, _text(made)
+    fused = fuse.fuse(competition, find_exports(models), output, combination, force=force)
+    return asdict(fused) | {"path": str(fused.path)}, _text(fused)
 
 
-def _text(made: Fused) -> Table:
+def _text(fused: Fused) -> Table:
     from toolkit.cli.summaries import card, shown
 
-    views = sorted({", ".join(found) for found in made.views.values()})
-    flips = made.card.parity["flips"]
-    smaller, faster = made.bytes / made.parts_bytes, made.rate / made.parts_rate
-    size = f"{made.bytes / 1e6:.2f} MB, the parts {made.parts_bytes / 1e6:.2f} MB ({smaller:.2f}×)"
+    views = sorted({", ".join(names) for names in fused.views.values()})
+    flips = fused.card.parity["flips"]
+    smaller, faster = fused.bytes / fused.parts_bytes, fused.rate / fused.parts_rate
+    size = f"{fused.bytes / 1e6:.2f} MB, the parts {fused.parts_bytes / 1e6:.2f} MB ({smaller:.2f}×)"
     rows = [
-        ("Fused", f"{len(made.models)} models: {', '.join(made.models)}"),
+        ("Fused", f"{len(fused.models)} models: {', '.join(fused.models)}"),
         ("Views", "; ".join(views)),
-        *card(made.card),
-        ("Labels", f"{flips:.0f} of {made.checked} changed against the ensemble of the parts"),
-        ("Size", f"{size}; {made.nodes:,} nodes, the parts {made.parts_nodes:,}"),
-        ("Speed", f"{made.rate:,.0f} images/s on the CPU, the parts {made.parts_rate:,.0f} ({faster:.2f}×)"),
-        ("Wrote", shown(made.path)),
-        ("Next", Verbatim(f"toolkit ensemble {shown(made.path)}")),
+        *card(fused.card),
+        ("Labels", f"{flips:.0f} of {fused.checked} changed against the ensemble of the parts"),
+        ("Size", f"{size}; {fused.nodes:,} nodes, the parts {fused.parts_nodes:,}"),
+        ("Speed", f"{fused.rate:,.0f} images/s on the CPU, the parts {fused.parts_rate:,.0f} ({faster:.2f}×)"),
+        ("Wrote", shown(fused.path)),
+        ("Next", Verbatim(f"toolkit ensemble {shown(fused.path)}")),
     ]
     return facts(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,10 @@ from toolkit.base.printing import Verbatim
 from toolkit.cli import options
 from toolkit.cli.completion import FILES, offer
 from toolkit.core.metrics import METRICS
+
+if TYPE_CHECKING:
+    from toolkit.setup.discover import Discovery
+    from toolkit.setup.infer_targets import Wishes
 
 _NEXT = """Next:
   toolkit split                                {split}
@@ -74,7 +78,7 @@ def _path(flag: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., 
 @click.option("--force", is_flag=True, help="Overwrite what is there.")
 @options.as_json
 @click.pass_context
-def command(ctx: click.Context, /, folder: Path | None, recipe: str, *, force: bool, **said: Any) -> options.Said:
+def command(ctx: click.Context, /, folder: Path | None, recipe: str, *, force: bool, **wishes: Any) -> options.Said:
     """Write competition.toml by looking at a folder."""
     from toolkit.setup import discover, recipe_files
     from toolkit.setup.infer_targets import Wishes
@@ -82,11 +86,23 @@ def command(ctx: click.Context, /, folder: Path | None, recipe: str, *, force: b
 
     root = folder or ctx.obj or Path.cwd()
     if recipe:
-        made = recipe_files.copy_recipe(recipe, root, force=force)
-        return {"ok": True, "path": str(made)}, f"Wrote {made}"
+        copy = recipe_files.copy_recipe(recipe, root, force=force)
+        return {"ok": True, "path": str(copy)}, f"Wrote {copy}"
     discover.refuse_existing(root / FILE, force=force)
-    found = discover.discover(root, Wishes(**{**said, "factor": discover.factors(said["factor"])}))
-    path = found.write(force=force)
-    after = _NEXT.format(split="stratified folds" + (" that keep groups whole" if said["group"] else ""))
-    lines = [*found.lines, f"Wrote {path}", *map(Verbatim, after.splitlines())]
-    return {"ok": True, "path": str(path), "found": list(found.lines)}, lines
+    discovery = _discovered(root, Wishes(**{**wishes, "factor": discover.factors(wishes["factor"])}))
+    path = discovery.write(force=force)
+    after = _NEXT.format(split="stratified folds" + (" that keep groups whole" if wishes["group"] else ""))
+    lines = [*discovery.lines, f"Wrote {path}", *map(Verbatim, after.splitlines())]
+    return {"ok": True, "path": str(path), "found": list(discovery.lines)}, lines
+
+
+def _discovered(root: Path, wishes: Wishes) -> Discovery:
+    """What the folder holds; what it leaves open is asked by the options that answer it."""
+    from toolkit.setup.discover import discover
+    from toolkit.setup.infer_targets import OpenQuestionsError
+
+    try:
+        return discover(root, wishes)
+    except OpenQuestionsError as error:
+        hint = "Give the flags named above to `toolkit init`."
+        raise OpenQuestionsError(error.questions, lambda wish: f"--{wish.replace('_', '-')}", hint=hint) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -9,10 +10,11 @@ import click
 from toolkit.base.printing import INTERVAL, Mark, Part, Table, Verbatim, facts, interval
 from toolkit.cli import options
 from toolkit.cli.completion import FILES
+from toolkit.images.views import written
 from toolkit.runtime.devices import PROVIDERS
 
 if TYPE_CHECKING:
-    from toolkit.ensemble.time_budget import Line, Plan
+    from toolkit.ensemble.time_budget import PlanLine, TimePlan
     from toolkit.workspace.competition import Competition
 
 
@@ -34,24 +36,39 @@ def command(competition: Competition, models: tuple[str, ...], budget: str, devi
     from toolkit.inference.exports import find_exports
 
     paths = find_exports(models or ("folds",), base=None if models else competition.root)
-    found = time_budget.plan(competition, paths, seconds(budget), device=device, images=images)
-    return found.record, _said(found, competition.metric)
+    plan = time_budget.plan(competition, paths, seconds(budget), device=device, images=images)
+    line = _command(plan, competition.root.resolve())
+    return plan.record | {"command": line}, _text(plan, competition.metric, line)
 
 
-def _said(found: Plan, metric: str) -> list[Part]:
-    head = f"{found.images:,} images on {found.device} in {_span(found.budget)}; scores of {found.rows:,} held-out rows"
+def _text(plan: TimePlan, metric: str, command_line: str) -> list[Part]:
+    head = f"{plan.images:,} images on {plan.device} in {_span(plan.budget)}; scores of {plan.rows:,} held-out rows"
     rows = []
-    for line in found.lines:
-        one = line.estimate
-        mark = Mark("← best that fits", "good") if line == found.chosen else "" if line.fits else Mark("(too slow)", "odd")
-        rows.append((_members(line), _span(line.seconds), f"{one.score:.5f}", interval(one.low, one.high), mark))
-    one = found.nested
-    said = [("Nested", f"{metric} {one.score:.5f} ({interval(one.low, one.high)}) when chosen so on other folds")]
-    said += [*(("Note", note) for note in found.notes), ("Run", Verbatim(found.command))]
-    return [Table(("members and views", "time", metric, INTERVAL, ""), rows, "prrrp", caption=head), facts(said)]
+    for line in plan.lines:
+        score = line.estimate
+        mark = Mark("← best that fits", "good") if line == plan.chosen else "" if line.fits else Mark("(too slow)", "odd")
+        rows.append((_members(line), _span(line.seconds), f"{score.score:.5f}", interval(score.low, score.high), mark))
+    nested = plan.nested
+    below = [("Nested", f"{metric} {nested.score:.5f} ({interval(nested.low, nested.high)}) when chosen so on other folds")]
+    below += [*(("Note", note) for note in plan.notes), ("Run", Verbatim(command_line))]
+    return [Table(("members and views", "time", metric, INTERVAL, ""), rows, "prrrp", caption=head), facts(below)]
 
 
-def _members(line: Line) -> str:
+def _command(plan: TimePlan, root: Path) -> str:
+    """The `toolkit ensemble` line that runs the plan, from the workspace's folder."""
+    used = [path.resolve() for path in plan.models]
+    shown = [path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path) for path in used]
+    folders = {path.parent for path in used}
+    everything = {path for folder in folders for path in folder.glob("*.onnx")} == set(used)
+    words = sorted({str(Path(name).parent) for name in shown}) if everything else shown
+    sets = written(dict(plan.chosen.members))
+    parts = ["toolkit ensemble", *words, f"--device {plan.device}"]
+    parts += [f"--tta {sets}"] if sets != "none" else []
+    parts += [f"--precision {plan.chosen.precision}"] if plan.chosen.precision != "fp32" else []
+    return " ".join(parts)
+
+
+def _members(line: PlanLine) -> str:
     sets = ", ".join(name if views == "none" else f"{name} ({views})" for name, views in line.members.items())
     return sets if line.precision == "fp32" else f"{sets} in {line.precision}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from toolkit.cli.completion import FILES, offer
 from toolkit.core.voting import VOTES
 
 if TYPE_CHECKING:
-    from toolkit.ensemble.predict_images import Tables
+    from toolkit.blending.combination import Combination
+    from toolkit.ensemble.predict_images import WrittenTables
+    from toolkit.inference.execution import Execution
     from toolkit.workspace.competition import Competition
 
 
@@ -41,17 +44,22 @@ if TYPE_CHECKING:
 @click.option("--batch-size", "batch", type=click.IntRange(1), help="Images a model takes at a time.")
 @options.as_json
 @options.workspace_if_any
+@options.requests
 def command(
     competition: Competition | None,
     models: tuple[str, ...],
-    on: str,
     output: Path,
-    tta: str,
-    device: str,
-    precision: str,
+    combination: Combination,
+    execution: Execution,
+    *,
+    on: str,
+    id_column: str,
+    path_column: str,
+    limit: int | None,
+    held_out: bool,
+    in_sample: bool,
+    each: bool,
     min_agreement: float,
-    batch: int | None,
-    **choices: Any,
 ) -> options.Said:
     """Predict any images with any models and write one table, or one per model.
 
@@ -63,35 +71,34 @@ def command(
     toolkit predict folds/b4.*.onnx --on train --held-out -o oof/b4.parquet
     """
     from toolkit.cli.progress import bar
-    from toolkit.ensemble import predict_images
+    from toolkit.ensemble.predict_images import ImageSource, predict_images
     from toolkit.inference.exports import find_exports
 
     paths = find_exports(models)
-    how: dict[str, Any] = {"device": device}
-    if precision != "fp32":
-        asked = {"device": device, "precision": precision, "min_agreement": min_agreement, "batch": batch}
-        how = options.settled_engine(competition, paths, asked)
-        del how["fill"]
+    engine: dict[str, Any] = {}
+    if execution.precision != "fp32":
+        execution, engine = options.settled_engine(competition, paths, execution, min_agreement=min_agreement)
     with bar("Predicting") as progress:
-        passing = predict_images.Passing(tta, batch=batch, progress=progress, **how)
-        done = predict_images.run(competition, paths, on, output, passing=passing, **choices)
-    return _record(done), _text(done)
+        execution = replace(execution, progress=progress)
+        source = ImageSource(on, id_column, path_column, limit, held_out=held_out, in_sample=in_sample)
+        tables = predict_images(competition, paths, source, output, combination, execution, each=each, origin=engine)
+    return _record(tables), _text(tables)
 
 
-def _record(done: Tables) -> dict[str, Any]:
+def _record(tables: WrittenTables) -> dict[str, Any]:
     return {
-        "written": {path.as_posix(): len(next(iter(said.values()))) for path, said in done.written.items()},
-        "bad": [{"id": image.id, "why": image.why} for image in done.bad],
-        "notes": list(done.notes),
+        "written": {path.as_posix(): len(next(iter(by_target.values()))) for path, by_target in tables.written.items()},
+        "bad": [{"id": image.id, "why": image.why} for image in tables.bad],
+        "notes": list(tables.notes),
     }
 
 
-def _text(done: Tables) -> Table:
+def _text(tables: WrittenTables) -> Table:
     from toolkit.cli.summaries import shown
 
-    rows: list[tuple[str, str]] = [(Mark("Bad", "odd"), f"{len(done.bad):,} images were left out:")] if done.bad else []
-    rows += [("", image.why) for image in done.bad]
-    rows += [("Note", note) for note in done.notes]
-    for path, said in done.written.items():
-        rows.append(("Wrote", f"{shown(path)} ({len(next(iter(said.values()))):,} rows × {', '.join(said)})"))
+    rows: list[tuple[str, str]] = [(Mark("Bad", "odd"), f"{len(tables.bad):,} images were left out:")] if tables.bad else []
+    rows += [("", image.why) for image in tables.bad]
+    rows += [("Note", note) for note in tables.notes]
+    for path, by_target in tables.written.items():
+        rows.append(("Wrote", f"{shown(path)} ({len(next(iter(by_target.values()))):,} rows × {', '.join(by_target)})"))
     return facts(rows)

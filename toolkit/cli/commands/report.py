@@ -24,7 +24,7 @@ def command(competition: Competition) -> options.Said:
     from toolkit.analysis import ensemble_report
     from toolkit.analysis.pages import ensemble
 
-    found = ensemble_report.gather(competition)
-    path = ensemble.write(found)
-    scores = Table((), [(name, f"{score:.5f}") for name, score in found.figures.items()], "lr")
-    return found.record | {"path": str(path)}, [scores, f"Wrote {summaries.shown(path)}"]
+    report = ensemble_report.gather(competition)
+    path = ensemble.write(report)
+    scores = Table((), [(name, f"{score:.5f}") for name, score in report.figures.items()], "lr")
+    return report.record | {"path": str(path)}, [scores, f"Wrote {summaries.shown(path)}"]

@@ -54,23 +54,23 @@ def command(
     for target in competition.targets:
         for name, path in oof.find_tables(competition, tables).items():
             rows = oof.read_members(competition, target, {name: path}, reading=reading, labels=labels)
-            found = every[target.name, name] = scores.score(rows, names, calibration=calibration)[0]
-            record.setdefault(target.name, {})[name] = found.record(competition.metric)
+            scored = every[target.name, name] = scores.score(rows, names, calibration=calibration)[0]
+            record.setdefault(target.name, {})[name] = scored.record(competition.metric)
             if (how := oof.chosen_by(path)) != "last":
                 record[target.name][name] |= {"selected": how}
                 notes.append(Mark(f"{name} is optimistic: the rows it is scored on also chose the epochs ({how})", "odd"))
-    details = [part for what, found in every.items() for part in _details(", ".join(what), found, classes=classes)]
+    details = [part for what, scored in every.items() for part in _details(", ".join(what), scored, classes=classes)]
     return record, [_scores(every), *notes, *details]
 
 
 def _scores(every: Mapping[tuple[str, str], Scored]) -> Table:
     """A row for each target, table and metric: score, interval, folds, and their mean where a metric is of scores."""
-    numbers = list(dict.fromkeys(fold for found in every.values() for parts in found.folds.values() for fold in parts))
+    numbers = list(dict.fromkeys(fold for scored in every.values() for parts in scored.folds.values() for fold in parts))
     several = len({target for target, _ in every}) > 1
     rows = []
-    for (target, table), found in every.items():
-        for name, whole in found.metrics.items():
-            parts = [found.folds[name].get(fold) for fold in numbers]
+    for (target, table), scored in every.items():
+        for name, whole in scored.metrics.items():
+            parts = [scored.folds[name].get(fold) for fold in numbers]
             known = [value for value in parts if value is not None]
             mean = f"{sum(known) / len(known):.5f}" if known and METRICS[name].accepts == "scores" else ""
             shown = ["–" if value is None else f"{value:.5f}" for value in parts]
@@ -79,17 +79,17 @@ def _scores(every: Mapping[tuple[str, str], Scored]) -> Table:
     return Table(head, rows, "l" * (2 + several) + "r" * (3 + len(numbers)))
 
 
-def _details(what: str, found: Scored, *, classes: bool) -> Iterator[Part]:
+def _details(what: str, scored: Scored, *, classes: bool) -> Iterator[Part]:
     """Every class, and how far probabilities can be believed, where that was asked for."""
     if classes:
         rows = [
             (name, f"{one.support:,}", *map(_share, (one.precision, one.recall, one.f1, one.auc)))
-            for name, one in list(found.classes.items())[:_SHOWN]
+            for name, one in list(scored.classes.items())[:_SHOWN]
         ]
         yield Table(("class", "rows", "precision", "recall", "F1", "AUC"), rows, "prrrrr", caption=f"Classes of {what}")
-        if (more := len(found.classes) - _SHOWN) > 0:
+        if (more := len(scored.classes) - _SHOWN) > 0:
             yield f"… and {more} more classes: --json has all"
-    if (one := found.calibration) is not None:
+    if (one := scored.calibration) is not None:
         names = ("ece", "brier", "log_loss")
         before, after = ([f"{values[name]:.5f}" for name in names] for values in (one.before, one.after))
         kinds = [("as it is", *before), ("with temperature, nested", *after)]

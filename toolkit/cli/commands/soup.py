@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace a soup that is there.")
 @options.as_json
 @options.workspace
-def command(competition: Competition, checkpoints: tuple[Path, ...], **choices: Any) -> options.Said:
+def command(
+    competition: Competition, checkpoints: tuple[Path, ...], how: str, member: str, device: str, *, force: bool
+) -> options.Said:
     """Average the weights of several checkpoints of one fold, judged on its held-out rows before and after.
 
     CHECKPOINTS are .safetensors files of one network (other seeds, epochs or settings), or folders of them. The greedy soup
@@ -42,8 +44,9 @@ def command(competition: Competition, checkpoints: tuple[Path, ...], **choices: 
     from toolkit.training import soup
 
     with bar("Tasting") as progress:
-        done = soup.cook(competition, soup.find_checkpoints(checkpoints), progress=progress, **choices)
-    return _record(done), _text(done, choices["how"], competition.metric)
+        paths = soup.find_checkpoints(checkpoints)
+        cooked = soup.cook(competition, paths, how=how, member=member, device=device, force=force, progress=progress)
+    return _record(cooked), _text(cooked, how, competition.metric)
 
 
 def _record(done: Soup) -> dict[str, Any]:

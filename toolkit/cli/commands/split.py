@@ -36,9 +36,10 @@ _SHOWN = 12  # classes with a column of their own
 def command(competition: Competition, count: int, holdout: float | None, seed: int, rare: Rare, *, force: bool) -> options.Said:
     """Make split.csv: stratified folds, grouped where there are groups."""
     from toolkit.workspace import make_split
+    from toolkit.workspace.split import SPLIT_FILE
 
     split = make_split.create(competition, count=count, holdout=holdout, seed=seed, rare=rare, force=force)
-    path = competition.path(make_split.TABLE)
+    path = competition.path(SPLIT_FILE)
     record = {"ok": True, "path": str(path), "digest": split.digest, "folds": split.count, "balance": split.balance()}
     return record, [_table(split), *_remarks(split), f"Wrote {path}: digest {split.digest}"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +14,9 @@ from toolkit.images.views import VIEW_SETS
 from toolkit.runtime.devices import PROVIDERS
 
 if TYPE_CHECKING:
-    from toolkit.ensemble.view_selection import Finding
+    from toolkit.blending.combination import Combination
+    from toolkit.ensemble.view_selection import ViewFinding
+    from toolkit.inference.execution import Execution
     from toolkit.workspace.competition import Competition
 
 
@@ -33,7 +35,15 @@ if TYPE_CHECKING:
 @click.option("--batch-size", "batch", type=click.IntRange(1), help="Images a model takes at a time.")
 @options.as_json
 @options.workspace
-def command(competition: Competition, models: tuple[str, ...], sets: tuple[str, ...], members: str, **how: Any) -> options.Said:
+@options.requests
+def command(
+    competition: Competition,
+    models: tuple[str, ...],
+    sets: tuple[str, ...],
+    combination: Combination,
+    execution: Execution,
+    limit: int | None,
+) -> options.Said:
     """Judge views on held-out images: score, gain with interval, answers won and lost, and the set that pays.
 
     MODELS are .onnx files, folders, or globs (folds/*.onnx unless told). Each fold's model predicts the images it did not see,
@@ -49,20 +59,20 @@ def command(competition: Competition, models: tuple[str, ...], sets: tuple[str, 
 
     base = None if models else competition.root
     paths = find_exports(models or ["folds/*.onnx"], base=base)
-    exports = read_exports(paths, competition, members=[name for name in members.split(",") if name])
+    exports = read_exports(paths, competition, members=combination.members)
     with bar("Judging views") as progress:
-        found, notes = tta.find(competition, exports, sets, progress=progress, **how)
-    return {name: _record(finding) for name, finding in found.items()} | {"notes": list(notes)}, _text(found, notes)
+        findings, notes = tta.find(competition, exports, sets, replace(execution, progress=progress), limit=limit)
+    return {name: _record(finding) for name, finding in findings.items()} | {"notes": list(notes)}, _text(findings, notes)
 
 
-def _record(finding: Finding) -> dict[str, Any]:
+def _record(finding: ViewFinding) -> dict[str, Any]:
     return asdict(finding) | {"picks": dict(finding.picks)}
 
 
-def _text(found: dict[str, Finding], notes: tuple[str, ...]) -> list[Part]:
+def _text(findings: dict[str, ViewFinding], notes: tuple[str, ...]) -> list[Part]:
     from toolkit.ensemble.view_selection import table
     from toolkit.images.views import written
 
-    chosen = written({name: finding.chosen for name, finding in found.items()})
-    said = [*(("Note", note) for note in notes), ("Next", Verbatim(f"toolkit ensemble --tta {chosen} …"))]
-    return [part for finding in found.values() for part in table(finding)] + [facts(said)]
+    chosen = written({name: finding.chosen for name, finding in findings.items()})
+    rows = [*(("Note", note) for note in notes), ("Next", Verbatim(f"toolkit ensemble --tta {chosen} …"))]
+    return [part for finding in findings.values() for part in table(finding)] + [facts(rows)]

@@ -22,7 +22,7 @@ from toolkit.runtime.graphs.onnx_file import Export
 
 DIGEST = np.dtype("S16")  # an image's content digest; numpy compares these as padded bytes, which sixteen of them are
 RACY = 2.0  # seconds: a file modified later than this before it was read may change again within one clock tick
-RULES = 1  # raise it when what `graphs.read` refuses or how it digests changes: entries made under other rules are dropped
+RULES = 1  # raise it when what `onnx_file.read` refuses or how it digests changes: entries made under other rules are dropped
 
 Digests = NDArray[Any]  # of dtype DIGEST
 
@@ -49,16 +49,16 @@ class ImageIndex:
         names = [os.fspath(path) for path in paths]
         rows = np.fromiter((self._rows.get(name, -1) for name in names), dtype=np.int64, count=len(names))
         stats = _stats(names)
-        found, sure = as_digests([b""] * len(names)), np.zeros(len(names), dtype=bool)
+        digests, sure = as_digests([b""] * len(names)), np.zeros(len(names), dtype=bool)
         old = np.flatnonzero(rows >= 0)
         sure[old] = (self._stats[rows[old]] == stats[old]).all(axis=1)
-        found[sure] = self._digests[rows[sure]]
+        digests[sure] = self._digests[rows[sure]]
         if self._learned:
             for i, name in enumerate(names):
                 size, when, digest = self._learned.get(name, (-1, -1, b""))
                 if digest and (size, when) == tuple(stats[i]):
-                    found[i], sure[i] = digest, True
-        return found, sure
+                    digests[i], sure[i] = digest, True
+        return digests, sure
 
     def learn(self, path: Path, stat: os.stat_result, digest: bytes) -> None:
         """Remember a digest; `stat` was taken before the file was read."""
@@ -99,7 +99,7 @@ class ImageIndex:
 
 
 class ExportIndex:
-    """path → what `graphs.read` found there, trusted while size, modification time and inode are unchanged.
+    """path → what `onnx_file.read` found there, trusted while size, modification time and inode are unchanged.
 
     Models that were read once stay listed under their digest when their file is gone, so that stored tables keep a name.
     """
@@ -117,7 +117,7 @@ class ExportIndex:
         """The exports at these paths, from memory where a file is the one that was read before.
 
         Raises:
-            ModelError, CardError: see `graphs.read`.
+            ModelError, CardError: see `onnx_file.read`.
         """
         stamps = [_stamp(path) for path in paths]
         fresh = [
@@ -127,13 +127,13 @@ class ExportIndex:
         ]
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # hashing lets go of the GIL
             read = dict(zip(fresh, pool.map(onnx_file.read, fresh), strict=True))
-        found = [read.get(path) or self._remembered(path) for path in paths]
+        exports = [read.get(path) or self._remembered(path) for path in paths]
         for path, stamp in zip(paths, stamps, strict=True):
             if path in read:
                 self._learn(read[path], stamp)
         if read:
             self._save()
-        return found
+        return exports
 
     def look_again(self, folder: Path) -> None:
         """Read the exports of a folder, and those known ones that are other files now; what cannot be read is left out."""
@@ -144,13 +144,13 @@ class ExportIndex:
 
     def here(self) -> dict[str, tuple[str, Path | None]]:
         """By digest: (title, file) of every model that was ever read; the file is None where it is gone or another one now."""
-        found: dict[str, tuple[str, Path | None]] = {}
+        models: dict[str, tuple[str, Path | None]] = {}
         for name, entry in self._known.items():
             same = _stamp(Path(name)) == entry["stamp"]
-            if same or found.get(entry["digest"], ("", None))[1] is None:
+            if same or models.get(entry["digest"], ("", None))[1] is None:
                 title = Card.from_json(entry["card"], where=name).title
-                found[entry["digest"]] = (title, Path(name) if same else None)
-        return found | {export.digest: (export.title, export.path) for export in self._young.values()}
+                models[entry["digest"]] = (title, Path(name) if same else None)
+        return models | {export.digest: (export.title, export.path) for export in self._young.values()}
 
     def _remembered(self, path: Path) -> Export:
         entry = self._known[_name(path)]
@@ -183,18 +183,18 @@ def _stats(names: Sequence[str]) -> NDArray[np.int64]:
     """Size and modification time of files, int64 [N, 2], -1 where there is none; the system's calls run without the GIL."""
 
     def part(some: Sequence[str]) -> list[tuple[int, int]]:
-        found = []
+        stats = []
         for name in some:
             try:
                 stat = os.stat(name)  # noqa: PTH116 - a Path apiece would double the time of a million files
-                found.append((stat.st_size, stat.st_mtime_ns))
+                stats.append((stat.st_size, stat.st_mtime_ns))
             except (OSError, ValueError):
-                found.append((-1, -1))
-        return found
+                stats.append((-1, -1))
+        return stats
 
     if len(names) < 1000:
         return np.array(part(names), dtype=np.int64).reshape(-1, 2)
     size = 1 + len(names) // (os.cpu_count() or 1)
     with ThreadPoolExecutor() as pool:
         parts = pool.map(part, [names[start : start + size] for start in range(0, len(names), size)])
-        return np.array([row for found in parts for row in found], dtype=np.int64)
+        return np.array([row for stats in parts for row in stats], dtype=np.int64)

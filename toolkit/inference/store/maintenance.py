@@ -15,7 +15,7 @@ import numpy as np
 from toolkit.base import files
 from toolkit.errors import StoreError
 from toolkit.inference.store.file_index import ExportIndex
-from toolkit.inference.store.prediction_store import Segment, Table, TableKey, exclusive, segment_paths, write_segment
+from toolkit.inference.store.prediction_store import Segment, StoreTable, TableKey, exclusive, segment_paths, write_segment
 
 MERGED_ROWS = 65_536  # a compacted segment's rows, or as many as fit MERGED_BYTES
 MERGED_BYTES = 1 << 28
@@ -25,7 +25,7 @@ MERGED_BYTES = 1 << 28
 class Kept:
     """One table: what it was computed with, whose it is, how large, and when a row was last added (seconds since 1970).
 
-    It is stale where no file with that model is left, and passing where `--keep none` will remove it.
+    It is stale where no file with that model is left, and passing where a run that keeps nothing will remove it.
     """
 
     folder: Path
@@ -62,7 +62,7 @@ def survey(root: Path, folds: Path) -> list[Kept]:
     index = ExportIndex(root / "exports.json")
     index.look_again(folds)
     here = index.here()
-    found = []
+    tables = []
     for folder in [*sorted((root / "tables").glob("*")), *sorted((root / "passing").glob("*"))]:
         if not (folder / "key.json").exists():
             continue
@@ -72,8 +72,8 @@ def survey(root: Path, folds: Path) -> list[Kept]:
         stats = [path.stat() for path in [*paths, folder / "key.json"]]
         size, written = sum(stat.st_size for stat in stats), max(stat.st_mtime for stat in stats)
         passing = folder.parent.name == "passing"
-        found.append(Kept(folder, table.key, title, path is None, passing, len(table), len(paths), size, written))
-    return sorted(found, key=lambda kept: (kept.title, kept.key.view, kept.key.engine, kept.key.kept_as))
+        tables.append(Kept(folder, table.key, title, path is None, passing, len(table), len(paths), size, written))
+    return sorted(tables, key=lambda kept: (kept.title, kept.key.view, kept.key.engine, kept.key.kept_as))
 
 
 def compact(root: Path) -> Compacted:
@@ -114,12 +114,12 @@ def prune(root: Path, tables: Sequence[Kept]) -> int:
 
 
 def useless(tables: Sequence[Kept], *, stale: bool, older: int | None) -> list[Kept]:
-    """Those whose model is gone (and what `--keep none` left), and those that got no row for so many days."""
+    """Those whose model is gone (and what runs that keep nothing left), and those that got no row for so many days."""
     old = time.time() - 86_400 * older if older is not None else 0.0
     return [kept for kept in tables if (stale and (kept.stale or kept.passing)) or kept.written < old]
 
 
-def _compacted(table: Table) -> list[Path]:
+def _compacted(table: StoreTable) -> list[Path]:
     """The segments of a table after merging."""
     old = table.segments
     keys = np.concatenate([segment.keys for segment in old])
@@ -138,9 +138,9 @@ def _compacted(table: Table) -> list[Path]:
     return [segment.path for segment in new]
 
 
-def _open(folder: Path) -> Table:
+def _open(folder: Path) -> StoreTable:
     try:
         key = TableKey(**json.loads((folder / "key.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise StoreError(f"{folder / 'key.json'} cannot be read ({error})", hint=f"Remove the folder {folder}.") from error
-    return Table(folder, key)
+    return StoreTable(folder, key)

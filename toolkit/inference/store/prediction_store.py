@@ -18,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import files
+from toolkit.base.arrays import F32
 from toolkit.errors import StoreError
 from toolkit.inference.store.file_index import DIGEST, Digests, ImageIndex
 
 SEGMENT_ROWS = 4096
 KEPT_AS = ("float32", "float16")  # how values lie on disk
-
-F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,10 @@ class TableKey:
     @property
     def digest(self) -> str:
         """The folder's name."""
-        said = asdict(self)
+        fields = asdict(self)
         if self.kept_as == "float32":  # tables of float32 had their names before there was another way
-            del said["kept_as"]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
+            del fields["kept_as"]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +61,8 @@ class Segment:
         first, count = int(rows[0]), len(rows)
         step = self.width * self.dtype.itemsize
         if np.array_equal(rows, np.arange(first, first + count)):
-            found = np.fromfile(self.path, self.dtype, count * self.width, offset=self.offset + first * step)
-            return found.reshape(count, self.width)
+            values = np.fromfile(self.path, self.dtype, count * self.width, offset=self.offset + first * step)
+            return values.reshape(count, self.width)
         mapped = np.memmap(self.path, self.dtype, "r", self.offset, (len(self.keys), self.width))
         return np.array(mapped[rows])
 
@@ -99,7 +98,7 @@ class _Lookup:
 
 
 @dataclass(eq=False)
-class Table:
+class StoreTable:
     """Raw logits of one model on one view: float32 (width,) per image digest. A key that is present is valid.
 
     `also` is a folder of further segments that are read and never written.
@@ -140,12 +139,12 @@ class Table:
             place = self._lookup.find(digests)
         if (place < 0).any():
             raise StoreError(f"{int((place < 0).sum()):,} rows are not in the store", hint="Run the same command again.")
-        found = np.empty((len(digests), self.segments[0].width if self.segments else 0), dtype=np.float32)
+        rows = np.empty((len(digests), self.segments[0].width if self.segments else 0), dtype=np.float32)
         home = np.searchsorted(self._starts, place, side="right") - 1
         for number in np.unique(home):
             here = np.flatnonzero(home == number)
-            found[here] = self.segments[number].values(place[here] - self._starts[number])
-        return found
+            rows[here] = self.segments[number].values(place[here] - self._starts[number])
+        return rows
 
     def add(self, digests: Digests, values: F32) -> None:
         """Keep rows for good: they are on disk when this returns. Rows that are already there are left out.
@@ -176,24 +175,24 @@ class Table:
 
 
 @dataclass(frozen=True, eq=False)
-class Renamed:
+class RenamedTable:
     """A table whose rows stand under other digests than those it is asked with: `names` leads from these to those.
 
     Models that look at different boxes of an image share no row of it, while the caller has one digest for the image.
     """
 
-    table: Table
+    table: StoreTable
     names: Mapping[bytes, bytes]
 
     def __len__(self) -> int:
         return len(self.table)
 
     def present(self, digests: Digests) -> NDArray[np.bool_]:
-        """See `Table.present`."""
+        """See `StoreTable.present`."""
         return self.table.present(self._named(digests))
 
     def gather(self, digests: Digests) -> F32:
-        """See `Table.gather`.
+        """See `StoreTable.gather`.
 
         Raises:
             StoreError: a digest has no row.
@@ -201,7 +200,7 @@ class Renamed:
         return self.table.gather(self._named(digests))
 
     def add(self, digests: Digests, values: F32) -> None:
-        """See `Table.add`.
+        """See `StoreTable.add`.
 
         Raises:
             StoreError: see there.
@@ -209,7 +208,7 @@ class Renamed:
         self.table.add(self._named(digests), values)
 
     def refresh(self) -> None:
-        """See `Table.refresh`."""
+        """See `StoreTable.refresh`."""
         self.table.refresh()
 
     def _named(self, digests: Digests) -> Digests:
@@ -232,7 +231,7 @@ class Store:
         self.images = ImageIndex(root / "images.npz")
         self._lookups: dict[bytes, _Lookup] = {}
 
-    def table(self, key: TableKey) -> Table:
+    def table(self, key: TableKey) -> StoreTable:
         """The table of that key, empty if nothing was computed yet.
 
         Raises:
@@ -242,7 +241,7 @@ class Store:
         folder = self.root / "passing" / key.digest if self.passing else kept
         if not (folder / "key.json").exists():
             files.write_text(folder / "key.json", json.dumps(asdict(key), indent=1))
-        return Table(folder, key, kept if self.passing else None, self._lookups)
+        return StoreTable(folder, key, kept if self.passing else None, self._lookups)
 
     def require_space(self, size: int) -> None:
         """Make sure that the disk takes `size` bytes more.
@@ -255,7 +254,8 @@ class Store:
         if size > free:
             raise StoreError(
                 f"{self.root} would grow by {size / 1e9:,.1f} GB, and the disk has {free / 1e9:,.1f} GB left",
-                hint="Use --keep folds or --keep-as float16, free some space (`toolkit store prune`), or move the workspace.",
+                hint="Keep one merged row per model or half the digits, free some space, or move the workspace.",
+                code="store-space",
             )
 
     def forget(self) -> bool:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.arrays import F32
 from toolkit.core import voting
 from toolkit.core.cards import Output
 from toolkit.images.boxes import Boxes
 from toolkit.inference.store.file_index import Digests
-from toolkit.inference.store.prediction_store import Renamed, Table, TableKey, rows_size
+from toolkit.inference.store.prediction_store import RenamedTable, StoreTable, TableKey, rows_size
 from toolkit.runtime.devices import engine_tag
 from toolkit.runtime.graphs.onnx_file import Export
 
-Tables = Mapping[tuple[str, str], Table | Renamed]  # by model digest and view
-F32 = NDArray[np.float32]
+StoreTables = Mapping[tuple[str, str], StoreTable | RenamedTable]  # by model digest and view
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,17 @@ class Identities:
             ImageError: no row of a table of boxes says anything of it.
             CompetitionError: there is no such table, or it cannot be read.
         """
-        found = self.boxes.key(content, self.names, key, file)
+        identity = self.boxes.key(content, self.names, key, file)
         for box, rows in self._rows.items():
-            rows[found.rstrip(b"\0")] = self.boxes.key(content, [box], key, file)  # numpy's bytes end before their zeros
-        return found
+            rows[identity.rstrip(b"\0")] = self.boxes.key(content, [box], key, file)  # numpy's bytes end before their zeros
+        return identity
 
-    def table(self, export: Export, table: Table) -> Table | Renamed:
+    def table(self, export: Export, table: StoreTable) -> StoreTable | RenamedTable:
         """The model's table, to be asked with what `of` gave."""
         box = export.card.preprocess.box
         if self.names in ([], [box]):
             return table
-        return Renamed(table, self._rows.setdefault(box, {}))
+        return RenamedTable(table, self._rows.setdefault(box, {}))
 
 
 def table_key(export: Export, view: str, pixels: str, device: str, precision: str, kept_as: str = "float32") -> TableKey:
@@ -89,12 +89,38 @@ def announced_size(exports: Sequence[Export], views: Mapping[str, Sequence[str]]
     return rows_size(items, widths, keeping.kept_as)
 
 
+@dataclass(frozen=True)
+class Growth:
+    """How many bytes the store may grow by, and by how many with less: as float16, with merged rows, with both."""
+
+    size: int
+    smaller: Mapping[tuple[str, ...], int]
+
+    def __str__(self) -> str:
+        less = ", ".join(f"{' and '.join(ways)}: {size / 1e9:,.1f}" for ways, size in self.smaller.items())
+        return f"The store may grow by {self.size / 1e9:,.1f} GB ({less or 'keeping nothing removes it in the end'})"
+
+
+HALVED, MERGED = "as float16", "merged over views"  # what takes less, in words
+
+
+def growth(exports: Sequence[Export], views: Mapping[str, Sequence[str]], items: int, keeping: Keeping) -> Growth:
+    """See `announced_size`; what is chosen already is no way to less."""
+    ways: dict[tuple[str, ...], Keeping] = {
+        (HALVED,): replace(keeping, kept_as="float16"),
+        (MERGED,): replace(keeping, what="folds"),
+        (HALVED, MERGED): replace(keeping, what="folds", kept_as="float16"),
+    }
+    smaller = {way: announced_size(exports, views, items, less) for way, less in ways.items() if less != keeping}
+    return Growth(announced_size(exports, views, items, keeping), smaller)
+
+
 def kept_views(views: Sequence[str], keeping: Keeping) -> list[str]:
     """The views that have tables: with merged rows, the single ones are read where they are there."""
     return [*views, merged_name(views)] if keeping.what == "folds" and len(views) > 1 else list(views)
 
 
-def complete(export: Export, views: Sequence[str], digests: Digests, tables: Tables) -> NDArray[np.bool_]:
+def complete(export: Export, views: Sequence[str], digests: Digests, tables: StoreTables) -> NDArray[np.bool_]:
     """Whether nothing of a model is missing: every view is there, or its merged row where such are kept."""
     there = np.ones(len(digests), dtype=bool)
     for view in views:
@@ -105,26 +131,26 @@ def complete(export: Export, views: Sequence[str], digests: Digests, tables: Tab
 
 def shifted(values: F32, outputs: Sequence[Output]) -> F32:
     """Logits less the largest of each softmax, which changes no probability and puts the finest steps where they count."""
-    found = values.copy()
+    logits = values.copy()
     for output in outputs:
         if output.activation == "softmax":
             part = values[:, output.start : output.stop]
-            found[:, output.start : output.stop] = part - part.max(axis=1, keepdims=True)
-    return found
+            logits[:, output.start : output.stop] = part - part.max(axis=1, keepdims=True)
+    return logits
 
 
 def as_logits(views: Sequence[F32], outputs: Sequence[Output]) -> F32:
     """Logits (N, width) whose probabilities are the mean over the views'."""
-    found = np.zeros_like(views[0])
+    logits = np.zeros_like(views[0])
     for output in outputs:
         p = merge(views, output)
         if output.activation == "sigmoid":
             p = p[:, 1:] if output.one_logit else p
             with np.errstate(divide="ignore"):
                 odds = np.log(p) - np.log1p(-p)
-            found[:, output.start : output.stop] = odds.clip(-700, 700)
+            logits[:, output.start : output.stop] = odds.clip(-700, 700)
         elif output.activation == "softmax":
-            found[:, output.start : output.stop] = np.log(np.maximum(p, 1e-300))
+            logits[:, output.start : output.stop] = np.log(np.maximum(p, 1e-300))
         else:
-            found[:, output.start : output.stop] = p
-    return found
+            logits[:, output.start : output.stop] = p
+    return logits

@@ -36,18 +36,18 @@ def key(model: str, engine: str, precision: str) -> str:
 def read(root: Path) -> dict[str, Timing]:
     """All that was noted in a store; nothing where nothing was, or it cannot be understood."""
     try:
-        said = json.loads((root / FILE).read_text(encoding="utf-8"))
-        return {str(name): Timing(int(one[0]), float(one[1])) for name, one in said.items() if one[0] > 0}
+        noted = json.loads((root / FILE).read_text(encoding="utf-8"))
+        return {str(name): Timing(int(timing[0]), float(timing[1])) for name, timing in noted.items() if timing[0] > 0}
     except (OSError, ValueError, TypeError, AttributeError, KeyError, IndexError):
         return {}  # no result depends on it
 
 
-def note(root: Path, found: Mapping[str, Timing]) -> None:
+def note(root: Path, added: Mapping[str, Timing]) -> None:
     """Add to what was noted; a store that cannot be written is left as it is."""
     known = read(root)
-    for name, new in found.items():
+    for name, new in added.items():
         old = known.get(name, Timing(0, 0.0))
         known[name] = Timing(old.passes + new.passes, old.seconds + new.seconds)
     with suppress(StoreError):
-        text = json.dumps({name: [one.passes, one.seconds] for name, one in sorted(known.items())}, indent=0)
+        text = json.dumps({name: [timing.passes, timing.seconds] for name, timing in sorted(known.items())}, indent=0)
         files.write_text(root / FILE, text + "\n")

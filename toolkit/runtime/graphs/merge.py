@@ -76,8 +76,8 @@ class Merger:
                 self._nodes.append(renamed(node, names))
                 self._nodes[-1].ClearField("name")  # two models call theirs the same
         out = graph.output[0]
-        found = names[out.name]
-        return found if out.type.tensor_type.elem_type == 1 else self.op("Cast", found, to=1)
+        value = names[out.name]
+        return value if out.type.tensor_type.elem_type == 1 else self.op("Cast", value, to=1)
 
     def model(self, images: tuple[int, int], output: str, width: int) -> Any:
         """The onnx.ModelProto: uint8 `images` (batch, 3, H, W) to float32 `output` (batch, width).
@@ -95,12 +95,12 @@ class Merger:
             self._constants,
         )
         opsets = [helper.make_opsetid(domain, version) for domain, version in self._domains.items()]
-        made = helper.make_model(graph, opset_imports=opsets, ir_version=IR)
-        if made.ByteSize() > LIMIT:
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR)
+        if model.ByteSize() > LIMIT:
             raise ModelError(
-                f"the models make {made.ByteSize() / 1e9:.1f} GB, and one file holds 2", hint="Fuse fewer of them."
+                f"the models make {model.ByteSize() / 1e9:.1f} GB, and one file holds 2", hint="Fuse fewer of them."
             )
-        return made
+        return model
 
     def rename(self, value: str, name: str) -> None:
         """Give a value its public name."""
@@ -116,14 +116,14 @@ class Merger:
             raise ModelError(f"{where} has sparse constants, which cannot be fused", hint="Export it again with dense ones.")
         if model.functions:
             model = inliner.inline_local_functions(model)
-        said = {("" if entry.domain == "ai.onnx" else entry.domain): entry.version for entry in model.opset_import}
-        if said.get("", OPSET) != OPSET:
+        versions = {("" if entry.domain == "ai.onnx" else entry.domain): entry.version for entry in model.opset_import}
+        if versions.get("", OPSET) != OPSET:
             try:
                 model = version_converter.convert_version(model, OPSET)
             except Exception as error:  # its converters raise RuntimeError and onnx's own, which share no class
                 first = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise ModelError(f"{where}: opset {said['']} cannot be brought to {OPSET}: {first}") from error
-        for domain, version in said.items():
+                raise ModelError(f"{where}: opset {versions['']} cannot be brought to {OPSET}: {first}") from error
+        for domain, version in versions.items():
             if domain and self._domains.setdefault(domain, version) != version:
                 raise ModelError(f"{where}: its operators of {domain} have version {version}, another model's have another")
         return model

@@ -112,15 +112,15 @@ def _bring_in(model: Any, path: Path) -> None:
     for tensor in _tensors(model.graph):
         if not external_data_helper.uses_external_data(tensor):
             continue
-        said = {entry.key: entry.value for entry in tensor.external_data}
-        file = folder / said.get("location", "")
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        file = folder / place.get("location", "")
         if file.resolve().parent != folder or file.is_symlink() or not file.is_file():
             raise ModelError(
-                f"{path} keeps tensor {tensor.name!r} in {said.get('location', '')!r}, which is no file beside it",
+                f"{path} keeps tensor {tensor.name!r} in {place.get('location', '')!r}, which is no file beside it",
                 hint="Copy the model with all its files into one folder.",
             )
         try:
-            start, length = int(said.get("offset", 0)), int(said.get("length", -1))
+            start, length = int(place.get("offset", 0)), int(place.get("length", -1))
             with file.open("rb") as opened:
                 opened.seek(start)
                 tensor.raw_data = opened.read(length)
@@ -204,7 +204,7 @@ def renamed(node: Any, names: Mapping[str, str]) -> Any:
         for graph in _graphs(attribute):
             own = {value.name for value in (*graph.input, *graph.initializer)} | {o for n in graph.node for o in n.output}
             outside = {old: new for old, new in names.items() if old not in own}
-            inner = [renamed(one, outside) for one in graph.node]
+            inner = [renamed(node, outside) for node in graph.node]
             del graph.node[:]
             graph.node.extend(inner)
             for value in graph.output:
@@ -309,8 +309,8 @@ def _attribute_hash(attribute: Any, hashes: Mapping[str, bytes]) -> bytes:
     graphs = list(_graphs(attribute))
     if graphs:
         inner = [value_hashes(graph, hashes) for graph in graphs]
-        found = [[h[o.name] for o in graph.output] for graph, h in zip(graphs, inner, strict=True)]
-        return _hash("graphs", found)
+        outputs = [[h[o.name] for o in graph.output] for graph, h in zip(graphs, inner, strict=True)]
+        return _hash("graphs", outputs)
     if attribute.HasField("t"):
         return _tensor_hash(attribute.t)
     return _hash("attribute", attribute.SerializeToString(deterministic=True))

@@ -48,7 +48,7 @@ def _nodes(model: Any) -> Iterator[Any]:
 
 def _constants(model: Any) -> dict[str, tuple[int, ...]]:
     """The values of small int64 constants by name, wherever they stand."""
-    found: dict[str, tuple[int, ...]] = {}
+    constants: dict[str, tuple[int, ...]] = {}
     graphs = [model.graph]
     while graphs:
         graph = graphs.pop()
@@ -56,8 +56,8 @@ def _constants(model: Any) -> dict[str, tuple[int, ...]]:
         for node in graph.node:
             tensors += [(node.output[0], a.t) for a in node.attribute if node.op_type == "Constant" and a.name == "value"]
             graphs += [inner for a in node.attribute for inner in (a.g, *a.graphs) if inner.node]
-        found |= {name: values for name, tensor in tensors if (values := _ints(tensor))}
-    return found
+        constants |= {name: values for name, tensor in tensors if (values := _ints(tensor))}
+    return constants
 
 
 def _ints(tensor: Any) -> tuple[int, ...]:

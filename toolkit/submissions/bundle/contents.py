@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.base import files
+from toolkit.base.arrays import F64, Ints
 from toolkit.core import voting
 from toolkit.core.cards import Card
 from toolkit.core.predictions import Predictions
@@ -27,9 +27,6 @@ SCHEMA = 1
 ROWS = 4096  # rows combined at a time
 PRIOR, ONE, WHOLE = range(3)  # what a row's numbers are from: the training labels, a single model, all models
 DONE, PART = ".npy", ".part.npy"  # the ends of a model's tables: of all images, of those so far
-
-F64 = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ import numpy as np
 
 from toolkit.base import files, provenance
 from toolkit.core import prediction_files
-from toolkit.ensemble.run import combine
+from toolkit.ensemble.combine import combine
 from toolkit.errors import DataError, SubmissionError, ToolkitError, few
-from toolkit.inference.predict import Progress, predict
+from toolkit.inference.execution import Execution, Progress
+from toolkit.inference.exports import WeightedModels
+from toolkit.inference.predict import predict
 from toolkit.inference.store.prediction_store import Store
 from toolkit.runtime.graphs import onnx_file
 from toolkit.runtime.graphs.onnx_file import Export
@@ -91,7 +93,7 @@ def make(
             header=header,
             fields=fields,
             models=tuple(models),
-            priors=priors(competition),
+            priors={target.name: competition.prior(target).tolist() for target in competition.targets},
             agreement=agreement(competition, chosen, progress=progress),
             python=python,
             cuda=cuda,
@@ -147,20 +149,6 @@ def _model(folder: Path, place: int, export: Export, weight: float, views: tuple
     return Model(file, export.title, weight, views, export.card.to_json(), export.sha256)
 
 
-def priors(competition: Competition) -> dict[str, list[float]]:
-    """The share of each class in the training labels, per target: what a row without a usable image is given.
-
-    Raises:
-        CompetitionError: the training table cannot be read.
-    """
-    shares = {}
-    for target in competition.targets:
-        truth = competition.truth()[target.name].with_classes(target.classes).decided
-        counts = truth.sum(axis=0) if target.multilabel else np.bincount(truth, minlength=len(target.classes))
-        shares[target.name] = (counts / len(truth)).tolist()
-    return shares
-
-
 def agreement(competition: Competition, chosen: Sequence[Chosen], *, progress: Progress | None = None) -> dict[str, Any]:
     """Compare the labels that Pillow's pixels and the fast path's lead to, on images that each fold model did not see.
 
@@ -186,23 +174,14 @@ def agreement(competition: Competition, chosen: Sequence[Chosen], *, progress: P
         ids = split.held_out(export.card.fold or 0) if split and unseen else list(where)
         ids = [ids[i] for i in np.unique(np.linspace(0, len(ids) - 1, min(each, len(ids))).astype(int))] if ids else []
         items = [Item(name, where[name]) for name in ids if name in where]
-        ways = [
-            predict(
-                [export],
-                {export.digest: views},
-                items,
-                store,
-                boxes=competition.boxes,
-                progress=progress,
-                implementation=implementation,
-            )
-            for implementation in ("fast", "pillow")
-        ]
+        model = WeightedModels([export], {export.digest: views})
+        executions = [Execution(implementation=name, progress=progress) for name in ("fast", "pillow")]
+        ways = [predict([export], model.views, items, store, execution, boxes=competition.boxes) for execution in executions]
         bad = {image.id for way in ways for image in way.bad}
         good = [item.id for item in items if item.id not in bad]
         alike = np.ones(len(good), dtype=bool)
         for target in competition.targets:
-            fast, plain = (combine(competition, target, [export], way, good, views={export.digest: views})[0] for way in ways)
+            fast, plain = (combine(competition, target, model, way, good)[0] for way in ways)
             alike &= (fast.decided == plain.decided).reshape(len(good), -1).all(axis=1)
             if fast.values is not None and plain.values is not None and good:
                 gap = max(gap, float(np.abs(fast.values - plain.values).max()))
@@ -213,7 +192,7 @@ def agreement(competition: Competition, chosen: Sequence[Chosen], *, progress: P
 
 def _split(competition: Competition) -> Split | None:
     try:
-        return Split.read(competition.path("split.csv"))
+        return Split.if_made(competition)
     except DataError:
         return None
 

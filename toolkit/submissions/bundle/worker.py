@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.base import files
+from toolkit.base.arrays import F32, U8, Ints
 from toolkit.core import voting
 from toolkit.core.cards import Preprocess
 from toolkit.errors import DeviceError, ImageError, ModelError, ToolkitError
@@ -27,10 +27,6 @@ from toolkit.submissions.bundle.contents import DONE, PART, Model
 BLOCK = 64  # images decoded and run together
 SPARE = 1 << 30  # bytes of temporary space that the pixel cache leaves free
 FAILED, BAD = ".failed", "bad.jsonl"
-
-U8 = NDArray[np.uint8]
-F32 = NDArray[np.float32]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

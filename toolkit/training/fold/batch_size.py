@@ -40,7 +40,9 @@ def largest(step: Callable[[int], None], limit: int) -> int:
         fitting = size
     if not fitting:
         raise TrainingError(
-            f"a batch of {sizes[0]} images does not fit into memory", hint="Use a smaller --size or a smaller --model."
+            f"a batch of {sizes[0]} images does not fit into memory",
+            hint="Use smaller images or a smaller network.",
+            code="smaller-images",
         )
     return fitting
 

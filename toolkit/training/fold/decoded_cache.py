@@ -151,7 +151,8 @@ def room(path: Path, size: int) -> None:
     if free < size * 1.02:
         raise StoreError(
             f"{path} needs {_bytes(size)}, the disk has {_bytes(free)} left",
-            hint="Free some space, use a smaller --size, or --no-cache to decode the images in every epoch.",
+            hint="Free some space, use smaller images, or decode them in every epoch.",
+            code="no-cache",
         )
 
 
@@ -171,8 +172,8 @@ def _key(root: Path, paths: Sequence[Path], preprocess: Preprocess, boxes: Seque
         found[unknown] = list(pool.map(digest, unknown))
     index.save()
     content = found.tobytes() + (repr(list(boxes)).encode() if any(boxes) else b"")
-    said = f"{preprocess.digest} {render.implementation_tag()} {len(paths)} ".encode()
-    return hashlib.blake2b(said + content, digest_size=8).hexdigest()
+    description = f"{preprocess.digest} {render.implementation_tag()} {len(paths)} ".encode()
+    return hashlib.blake2b(description + content, digest_size=8).hexdigest()
 
 
 def _bytes(size: int) -> str:

@@ -33,18 +33,18 @@ def precomputed(model: torch.nn.Module, rows: Rows, fold: Fold, prepare: Callabl
     first = _batch(model, samples.pixels, slice(0, 1), fold, prepare)
     shape = (samples.pixels.shape[0], *first.shape[1:])
     parts = _features(model, samples.pixels, fold, prepare)
-    found: Pixels
+    features: Pixels
     if fold.cache is None or not isinstance(samples.pixels, Mapped):
-        found = np.concatenate(list(parts))
+        features = np.concatenate(list(parts))
     else:
         path = fold.cache / f"features-{_key(model, samples.pixels, prepare)}.npy"
         with fold.team.leading():
             if not path.exists():
                 room(path, int(np.prod(shape)) * 4)
                 store(path, shape, np.float32, parts)
-        found = Mapped(path)
+        features = Mapped(path)
     extra = precomputed(model, rows.extra, fold, prepare) if rows.extra else None
-    return Rows(Samples(samples.ids, found, samples.labels), rows.places, rows.soft, extra)
+    return Rows(Samples(samples.ids, features, samples.labels), rows.places, rows.soft, extra)
 
 
 def _features(
@@ -80,11 +80,11 @@ def _key(model: torch.nn.Module, pixels: Mapped, prepare: Callable[[torch.Tensor
     import torch
 
     name, _ = networks.classifier(model)
-    said = hashlib.blake2b(f"{pixels.path.name} {name} {model} {torch.__version__}".encode(), digest_size=8)
+    description = hashlib.blake2b(f"{pixels.path.name} {name} {model} {torch.__version__}".encode(), digest_size=8)
     for parameter, tensor in model.state_dict().items():
         if not parameter.startswith(f"{name}."):
-            said.update(parameter.encode())
-            said.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+            description.update(parameter.encode())
+            description.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
     probe = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
-    said.update(prepare(probe.contiguous()).cpu().numpy().tobytes())
-    return said.hexdigest()
+    description.update(prepare(probe.contiguous()).cpu().numpy().tobytes())
+    return description.hexdigest()

@@ -15,7 +15,7 @@ from toolkit.base.quiet import quiet
 from toolkit.errors import DeviceError, ToolkitError
 from toolkit.training.fold import batch_size, throughput
 from toolkit.training.fold.samples import Fold, Rows
-from toolkit.training.fold.trainer import Course, Loss, Mix, Prepare, lightning_module
+from toolkit.training.fold.trainer import Components, FoldTrainer, Hyperparameters, Loss, Mix, Prepare
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +38,9 @@ def choose_device(device: str) -> str:
     there = device != "cpu" and torch.cuda.is_available()
     if device == "cuda" and not there:
         raise DeviceError(
-            "--device cuda was asked for, but torch cannot use a CUDA device here",
-            hint="Run `toolkit doctor` to see why, or use --device cpu.",
+            "CUDA was asked for, but torch cannot use a CUDA device here",
+            hint="Run `toolkit doctor` to see why, or use the CPU.",
+            code="device-cpu",
         )
     return "cuda" if there else "cpu"
 
@@ -53,7 +54,7 @@ def precision(device: str, asked: Precision = "auto") -> str:
     import torch
 
     if asked == "fp16" and device == "cpu":
-        raise DeviceError("--precision fp16 needs a CUDA device", hint="Use bf16, fp32 or auto on a CPU.")
+        raise DeviceError("fp16 needs a CUDA device", hint="Use bf16, fp32 or auto on a CPU.", code="precision")
     if asked != "auto":
         return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[asked]
     if device == "cpu":
@@ -121,79 +122,77 @@ def fit(
             than the team has processes.
         PeerError: another process of the team is gone.
     """
+    parts = Components(model, feed, prepare, loss, optimiser, schedule, mix, freeze)
+    trainer = FoldTrainer(fold, parts, Hyperparameters(epochs, batches, ema, clip, select, patience, interval, plateau))
+    trainer.micro = _micro(trainer, micro)
+    trainer.restore()
+    if trainer.epoch < epochs and not trainer.stopped:
+        _train(trainer, arithmetic, compiled=compiled)
+    fold.outcome.report |= {"micro_batch": trainer.micro, "effective_batch": trainer.effective, "epochs": trainer.epoch}
+    fold.outcome.report["processes"] = fold.team.size
+    return trainer.chosen()
+
+
+def _train(trainer: FoldTrainer, arithmetic: Precision, *, compiled: bool) -> None:
+    """Train the epochs that are left."""
+    from toolkit.training.fold.lightning_fold import LightningFold
+
+    with quiet("pytorch_lightning", "lightning_fabric", "lightning.pytorch"), _interruptible(), _said_by_workers():
+        _lightning(trainer, arithmetic).fit(LightningFold(trainer, compiled=compiled), trainer.parts.feed)
+    if trainer.team.leads:  # rates of one process
+        trainer.fold.outcome.report["feeding"] = _feeding(trainer)
+
+
+def _feeding(trainer: FoldTrainer) -> dict[str, Any]:
+    """How fast images came and were learnt from, as config.json has it."""
+    log = trainer.log
+    images = log.seen // trainer.team.size
+    return throughput.measure(trainer.parts.feed, images=images, seconds=log.seconds, waited=log.waited).record
+
+
+def _lightning(trainer: FoldTrainer, arithmetic: Precision) -> Any:
+    """Lightning's own trainer for the epochs that are left: it writes nothing and says nothing."""
     import pytorch_lightning as pl
 
-    course = Course(
-        model,
-        fold,
-        loss,
-        optimiser,
-        schedule,
-        epochs,
-        feed,
-        ema,
-        batches,
-        mix,
-        clip,
-        freeze,
-        select,
-        patience,
-        interval,
-        plateau,
+    fold = trainer.fold
+    return pl.Trainer(
+        accelerator="gpu" if fold.device == "cuda" else "cpu",
+        devices=1,
+        precision=precision(fold.device, arithmetic),
+        max_epochs=trainer.hyper.epochs - trainer.epoch,
+        limit_train_batches=trainer.hyper.batches or 1.0,
+        benchmark=fold.device == "cuda",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=fold.folder,
     )
-    course.micro = _micro(course, prepare, micro)
-    course.restore()
-    for module in (model, *([course.average.module] if course.average else [])):
-        fold.team.align(module)
-    left = epochs - course.epoch
-    if left > 0 and not course.stopped:
-        with quiet("pytorch_lightning", "lightning_fabric", "lightning.pytorch"), _interruptible(), _said_by_workers():
-            trainer = pl.Trainer(
-                accelerator="gpu" if fold.device == "cuda" else "cpu",
-                devices=1,
-                precision=precision(fold.device, arithmetic),
-                max_epochs=left,
-                limit_train_batches=batches or 1.0,
-                benchmark=fold.device == "cuda",
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                default_root_dir=fold.folder,
-            )
-            trainer.fit(lightning_module(course, prepare, compiled=compiled), feed)
-        if fold.team.leads:  # rates of one process
-            fold.outcome.report["feeding"] = throughput.measure(
-                feed, images=course.log.seen // fold.team.size, seconds=course.log.seconds, waited=course.log.waited
-            ).record
-    fold.outcome.report |= {"micro_batch": course.micro, "effective_batch": course.effective, "epochs": course.epoch}
-    fold.outcome.report["processes"] = fold.team.size
-    return course.chosen()
 
 
-def _micro(course: Course, prepare: Prepare, asked: int | Literal["auto"] | None) -> int:
+def _micro(trainer: FoldTrainer, asked: int | Literal["auto"] | None) -> int:
     """Images per pass: as asked, or the most that a copy of the model has memory for."""
     import copy
 
     import torch
 
-    share = -(-course.effective // course.team.size)
+    share = -(-trainer.effective // trainer.team.size)
     if asked != "auto":
         return min(asked or share, share)
-    if course.fold.device == "cpu":
+    if trainer.fold.device == "cpu":
         return share  # its memory is seldom the limit; where it is, the parts are halved
-    pixels, labels = course.feed.dataset.__getitems__((0, [0]))  # type: ignore[attr-defined]
-    copied = copy.deepcopy(course.model).to(course.fold.device).to(memory_format=torch.channels_last).train()
+    pixels, labels = trainer.parts.feed.dataset.__getitems__((0, [0]))  # type: ignore[attr-defined]
+    copied = copy.deepcopy(trainer.parts.model).to(trainer.fold.device).to(memory_format=torch.channels_last).train()
 
     def step(size: int) -> None:
-        images = pixels.expand(size, *pixels.shape[1:]).to(course.fold.device)
+        images = pixels.expand(size, *pixels.shape[1:]).to(trainer.fold.device)
         with torch.autocast("cuda", enabled=True):
-            out = copied(prepare(images).contiguous(memory_format=torch.channels_last))
-            value = course.loss(out, labels.expand(size, *labels.shape[1:]).to(course.fold.device))
+            out = copied(trainer.parts.prepare(images).contiguous(memory_format=torch.channels_last))
+            value = trainer.parts.loss(out, labels.expand(size, *labels.shape[1:]).to(trainer.fold.device))
         torch.autograd.backward(value)
         copied.zero_grad()
 
-    return course.team.least(batch_size.largest(step, share))
+    return trainer.team.least(batch_size.largest(step, share))
 
 
 def logits(
@@ -203,12 +202,12 @@ def logits(
     import torch
 
     model = model.to(device).eval()
-    found = []
+    batches = []
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for start in range(0, len(rows), batch):
             pixels, _ = rows.__getitems__(range(start, min(start + batch, len(rows))))
-            found.append(model(normalise(torch.from_numpy(pixels).to(device), mean, std)).float().cpu().numpy())
-    return np.concatenate(found)
+            batches.append(model(normalise(torch.from_numpy(pixels).to(device), mean, std)).float().cpu().numpy())
+    return np.concatenate(batches)
 
 
 @contextmanager
@@ -219,8 +218,8 @@ def _said_by_workers() -> Iterator[None]:
     except ToolkitError as error:
         if not error.message.startswith("Caught "):
             raise
-        _, _, said = error.message.strip().splitlines()[-1].partition(": ")
-        raise type(error)(said) from error
+        _, _, message = error.message.strip().splitlines()[-1].partition(": ")
+        raise type(error)(message) from error
 
 
 @contextmanager

@@ -116,10 +116,10 @@ class Team:
 
         if self.size == 1:
             return list(values)
-        said = torch.tensor(values, dtype=torch.int64)
+        votes = torch.tensor(values, dtype=torch.int64)
         with _explained():
-            dist.all_reduce(said, op=dist.ReduceOp.MAX)
-        found: list[int] = said.tolist()
+            dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        found: list[int] = votes.tolist()
         return found
 
     def _sum(self, tensors: Sequence[torch.Tensor]) -> None:

@@ -85,8 +85,8 @@ class Rows:
         """What torch's loader calls when it is there: one gather instead of a Python call per image."""
         wanted = np.asarray(rows)
         if self.extra and (wanted >= len(self.places)).any():
-            found = [self[int(row)] for row in wanted]
-            return np.stack([pixels for pixels, _ in found]), np.stack([label for _, label in found])
+            images = [self[int(row)] for row in wanted]
+            return np.stack([pixels for pixels, _ in images]), np.stack([label for _, label in images])
         places = self.places[wanted]
         return self.samples.pixels[places], self.samples.labels[places] if self.soft is None else self.soft[wanted]
 
@@ -191,19 +191,19 @@ def decode(
         TrainingError: several images of one id.
         StoreError: the disk is too small for the cache.
     """
-    found = competition.images("train")
+    pairs = competition.images("train")
     truth = label_fixes.training_truth(competition)[target]
-    if len(found) != len(truth):
+    if len(pairs) != len(truth):
         raise TrainingError(
-            f"{len(found):,} training images for {len(truth):,} ids: recipes train on one image per id",
+            f"{len(pairs):,} training images for {len(truth):,} ids: recipes train on one image per id",
             hint=f"Name one file per row in {FILE}.",
         )
     if only:
         wanted = set(only)
-        found = [pair for pair in found if pair[0] in wanted]
-    ids, paths = tuple(name for name, _ in found), [path for _, path in found]
+        pairs = [pair for pair in pairs if pair[0] in wanted]
+    ids, paths = tuple(name for name, _ in pairs), [path for _, path in pairs]
     labels = truth.align(ids).decided
-    boxes = [competition.boxes.of(preprocess.box, *pair) for pair in found] if preprocess.box else []
+    boxes = [competition.boxes.of(preprocess.box, *pair) for pair in pairs] if preprocess.box else []
     if not cache:
         return Samples(ids, Undecoded(paths, preprocess, boxes), labels)
     return Samples(ids, decoded(root or competition.root, paths, preprocess, boxes, say=say, progress=progress), labels)
@@ -300,8 +300,8 @@ class _Feed:
         import torch
 
         seed, places = asked
-        found, labels = self.rows.__getitems__(places)
-        pixels = torch.from_numpy(np.ascontiguousarray(found))
+        images, labels = self.rows.__getitems__(places)
+        pixels = torch.from_numpy(np.ascontiguousarray(images))
         if self.augment:
             before = random.getstate()
             with torch.random.fork_rng(devices=[]):
@@ -315,7 +315,7 @@ class _Feed:
 def _weights(labels: NDArray[Any]) -> NDArray[np.float64]:
     """One over the size of each row's class."""
     if labels.ndim != 1:
-        raise TrainingError("a weighted sampler needs one class per row", hint="Leave --sampler weighted out.")
+        raise TrainingError("a weighted sampler needs one class per row", hint="Use a shuffled one.", code="sampler")
     weights: NDArray[np.float64] = 1 / np.bincount(labels)[labels]
     return weights
 

@@ -47,7 +47,9 @@ def load(folder: Path, key: str) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise TrainingError(
-            f"{path} cannot be read ({type(error).__name__}): {error}", hint="Use --fresh to train the fold from its start."
+            f"{path} cannot be read ({type(error).__name__}): {error}",
+            hint="Train the fold from its start.",
+            code="train-again",
         ) from error
     return state if state.get("key") == key else None
 

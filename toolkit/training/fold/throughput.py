@@ -50,15 +50,15 @@ class Feeding:
         if self.loader > KEEPS_UP * self.model:
             return "the loader is not what it waits for, steps are too short: try a larger --batch-size"
         cores = os.cpu_count() or 1
-        said = []
+        remedies = []
         if self.workers < cores:
-            said.append(f"--workers {min(cores, max(2, 2 * self.workers))}")
+            remedies.append(f"--workers {min(cores, max(2, 2 * self.workers))}")
         if self.cheaper:
-            said.append(f"the order {', '.join(self.cheaper)}")
+            remedies.append(f"the order {', '.join(self.cheaper)}")
         elif self.transforms:
             name, cost = max(self.transforms.items(), key=lambda pair: pair[1])
-            said.append(f"a lighter augmentation ({name} takes {cost:.1f} ms an image)")
-        return f"the model waits for images: try {' or '.join(said) or '--size smaller'}"
+            remedies.append(f"a lighter augmentation ({name} takes {cost:.1f} ms an image)")
+        return f"the model waits for images: try {' or '.join(remedies) or '--size smaller'}"
 
     def __str__(self) -> str:
         return (

@@ -1,4 +1,4 @@
-"""The course of one fold: what happens in a step and at the end of an epoch, what is kept, what the next run goes on from."""
+"""The trainer of one fold: what happens in a step and at the end of an epoch, what is kept, what the next run goes on from."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.base import files
 from toolkit.errors import TrainingError
-from toolkit.training.fold import batch_size, state_file
+from toolkit.training.fold import state_file
 from toolkit.training.fold.process_group import Team
-from toolkit.training.fold.samples import Batches, Fold, epoch_seed, own_seed
+from toolkit.training.fold.samples import Batches, Fold
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,9 @@ class Log:
         """
         epoch, mean = len(self.rows) + 1, float(self.total) / self.images
         if not math.isfinite(mean):
-            raise TrainingError(f"{self.fold.title}: the loss is {mean} in epoch {epoch}", hint="Try a lower --lr.")
+            raise TrainingError(
+                f"{self.fold.title}: the loss is {mean} in epoch {epoch}", hint="Try a lower learning rate.", code="lower-rate"
+            )
         seconds = max(time.monotonic() - self.started, 1e-9)
         self.seconds += seconds
         self.waited += waited
@@ -83,26 +85,45 @@ class Log:
         files.write_text(self.fold.folder / "metrics.csv", text.getvalue())
 
 
-@dataclass
-class Course:
-    """All that a fold's training consists of; see `fit` for what the fields mean."""
+@dataclass(frozen=True, eq=False)
+class Components:
+    """The objects that take part in a fold's training; see `fit` for what they mean."""
 
     model: torch.nn.Module
-    fold: Fold
+    feed: DataLoader[Any]
+    prepare: Prepare
     loss: Loss
     optimiser: torch.optim.Optimizer
     schedule: Any
+    mix: Mix | None = None
+    freeze: Callable[[torch.nn.Module, int], None] | None = None
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """The numbers and words that say how long and how a fold is trained; see `fit` for what they mean."""
+
     epochs: int
-    feed: DataLoader[Any]
-    ema: float
-    batches: int | None
-    mix: Mix | None
-    clip: float
-    freeze: Callable[[torch.nn.Module, int], None] | None
-    select: str
-    patience: int
-    interval: str
-    plateau: bool
+    batches: int | None = None
+    ema: float = 0.0
+    clip: float = 0.0
+    select: str = "last"
+    patience: int = 0
+    interval: str = "step"
+    plateau: bool = False
+
+
+@dataclass(eq=False)
+class FoldTrainer:
+    """One fold's training, and how far it is.
+
+    Raises:
+        TrainingError: a selection that there is not, no rows to select by, or batches that are too few or too small.
+    """
+
+    fold: Fold
+    parts: Components
+    hyper: Hyperparameters
     micro: int = 0
     epoch: int = 0  # finished ones
     steps: int = 0
@@ -114,21 +135,24 @@ class Course:
     def __post_init__(self) -> None:
         from timm.utils import ModelEmaV3
 
-        if self.select not in KEPT:
-            raise TrainingError(f"unknown selection {self.select!r}", hint=f"There are: {', '.join(KEPT)}.")
+        if self.hyper.select not in KEPT:
+            raise TrainingError(f"unknown selection {self.hyper.select!r}", hint=f"There are: {', '.join(KEPT)}.")
         if self.judged and self.fold.judge is None:
             raise TrainingError(
                 f"{self.fold.title} holds out no rows to choose an epoch by",
-                hint="Use --select last and no --patience for it, under a --member of its own.",
+                hint="Take its last epoch without patience, as a member of its own.",
+                code="no-rows-to-select-by",
             )
         if self.team.size > 1:
             self._deal()
-        per_epoch = min(len(self.feed), self.batches or len(self.feed))
+        per_epoch = min(len(self.parts.feed), self.hyper.batches or len(self.parts.feed))
         if not per_epoch:
-            raise TrainingError(f"{self.fold.title}: not one full batch of training images", hint="Use a smaller --batch-size.")
-        self.log = Log(self.fold, self.epochs * per_epoch)
+            raise TrainingError(
+                f"{self.fold.title}: not one full batch of training images", hint="Use smaller batches.", code="smaller-batches"
+            )
+        self.log = Log(self.fold, self.hyper.epochs * per_epoch)
         # BatchNorm statistics are averaged as the weights are, so that they belong to each other
-        self.average: Any = ModelEmaV3(self.model, decay=self.ema, use_warmup=True) if self.ema else None
+        self.average: Any = ModelEmaV3(self.parts.model, decay=self.hyper.ema, use_warmup=True) if self.hyper.ema else None
 
     @property
     def team(self) -> Team:
@@ -138,42 +162,42 @@ class Course:
     @property
     def judged(self) -> bool:
         """Whether the held-out rows are looked at after every epoch."""
-        return self.select != "last" or self.patience > 0
+        return self.hyper.select != "last" or self.hyper.patience > 0
 
     @property
     def effective(self) -> int:
         """Images per step of the optimiser."""
-        sampler = self.feed.batch_sampler
-        size = getattr(sampler, "size", None) or getattr(sampler, "batch_size", None) or self.feed.batch_size
+        sampler = self.parts.feed.batch_sampler
+        size = getattr(sampler, "size", None) or getattr(sampler, "batch_size", None) or self.parts.feed.batch_size
         return int(size or 1)
 
     @property
     def current(self) -> torch.nn.Module:
         """The model that would be exported now."""
-        module: torch.nn.Module = self.average.module if self.average else self.model
+        module: torch.nn.Module = self.average.module if self.average else self.parts.model
         return module
 
     def start_epoch(self) -> None:
         """The layers that learn go into training mode, frozen ones stay in eval mode."""
-        self.model.train()
-        if self.freeze:
-            self.freeze(self.model, self.epoch)
+        self.parts.model.train()
+        if self.parts.freeze:
+            self.parts.freeze(self.parts.model, self.epoch)
         self.log.start()
 
     def after_step(self) -> None:
         """The optimiser has moved."""
         self.steps += 1
-        if self.interval == "step":
-            self.schedule.step()
+        if self.hyper.interval == "step":
+            self.parts.schedule.step()
         if self.average:
-            self.average.update(self.model, step=self.steps)
+            self.average.update(self.parts.model, step=self.steps)
 
     def end_epoch(self, waited: float) -> None:
         """Write what the epoch gave, keep it if it is among the best, save all of it."""
-        row = self.log.end(self.optimiser.param_groups[0]["lr"], waited)
+        row = self.log.end(self.parts.optimiser.param_groups[0]["lr"], waited)
         self.epoch += 1
-        if self.interval == "epoch":
-            self.schedule.step(*([math.exp(-row["loss"])] if self.plateau else []))  # likelihood: larger is better
+        if self.hyper.interval == "epoch":
+            self.parts.schedule.step(*([math.exp(-row["loss"])] if self.hyper.plateau else []))  # likelihood: larger is better
         if self.judged:
             row |= self._judge() if self.team.leads else {}
             self.stopped = bool(self.team.told(self.stopped))
@@ -191,8 +215,8 @@ class Course:
         if not self.team.leads:
             return model.eval()
         if self.judged:
-            self.fold.outcome.selected = {"last": "stopped", "top3": "best"}.get(self.select, self.select)
-        if self.select == "soup":
+            self.fold.outcome.selected = {"last": "stopped", "top3": "best"}.get(self.hyper.select, self.hyper.select)
+        if self.hyper.select == "soup":
             model.load_state_dict(self._soup())
         elif self.kept:
             first, *others = self.kept
@@ -204,60 +228,70 @@ class Course:
         return model.eval()
 
     def restore(self) -> None:
-        """Go on from what an earlier run of the same settings saved, if it did; all of a team read the same file."""
+        """Go on from what an earlier run of the same settings saved, if it did; all of a team read the same file.
+
+        Then all of a team begin with the weights of its first process.
+        """
+        self._go_on()
+        for module in (self.parts.model, *([self.average.module] if self.average else [])):
+            self.team.align(module)
+
+    def _go_on(self) -> None:
         state = state_file.load(self.fold.folder, self.fold.key) if self.fold.key else None
         if state is None:
             return
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.schedule.load_state_dict(state["schedule"])
+        self.parts.model.load_state_dict(state["model"])
+        self.parts.optimiser.load_state_dict(state["optimiser"])
+        self.parts.schedule.load_state_dict(state["schedule"])
         if self.average:
             self.average.module.load_state_dict(state["average"])
         self.epoch, self.steps, self.stopped = state["epoch"], state["steps"], state["stopped"]
         self.kept, self.best, self.since = state["kept"], state["best"], state["since"]
         self.micro = min(self.micro, state["micro"])
         self.log.rows, self.log.done = state["rows"], state["done"]
-        sampler: Any = self.feed.batch_sampler
+        sampler: Any = self.parts.feed.batch_sampler
         if hasattr(sampler, "epoch"):
             sampler.epoch = self.epoch
 
     def _deal(self) -> None:
         """Let the feed give this process its rows of every batch only."""
-        sampler, count = self.feed.batch_sampler, self.team.size
+        sampler, count = self.parts.feed.batch_sampler, self.team.size
         if not isinstance(sampler, Batches):
             raise TrainingError(
                 f"{self.fold.title}: {count} processes can share only batches of toolkit.training.loader",
-                hint="Make the feed with it, or use --spread folds.",
+                hint="Make the feed with it, or spread folds over the processes.",
+                code="spread-folds",
             )
         if sampler.size < count:
             raise TrainingError(
                 f"{self.fold.title}: a batch of {sampler.size} images cannot be shared by {count} processes",
-                hint="Use a larger batch, or fewer --gpus or --processes.",
+                hint="Use larger batches or fewer processes.",
+                code="fewer-processes",
             )
         sampler.team = self.team
 
     def _save(self) -> None:
         state = {name: getattr(self, name) for name in ("epoch", "steps", "stopped", "kept", "best", "since", "micro")}
-        state |= {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
-        state |= {"schedule": self.schedule.state_dict(), "rows": self.log.rows, "done": self.log.done}
+        state |= {"model": self.parts.model.state_dict(), "optimiser": self.parts.optimiser.state_dict()}
+        state |= {"schedule": self.parts.schedule.state_dict(), "rows": self.log.rows, "done": self.log.done}
         if self.average:
             state["average"] = self.average.module.state_dict()
         state_file.save(self.fold.folder, self.fold.key, state)
 
     def _judge(self) -> dict[str, float]:
         assert self.fold.judge is not None
-        said = self.fold.judge(self.current)
-        if (count := KEPT[self.select]) and not self._worse(said, count):
-            self.kept.append((said["score"], -said["loss"], self.epoch, state_file.copied(self.current)))
-            self.kept.sort(key=lambda one: one[:2], reverse=True)
+        judged = self.fold.judge(self.current)
+        if (count := KEPT[self.hyper.select]) and not self._worse(judged, count):
+            self.kept.append((judged["score"], -judged["loss"], self.epoch, state_file.copied(self.current)))
+            self.kept.sort(key=lambda epoch: epoch[:2], reverse=True)
             del self.kept[count:]
-        better = said["score"] > self.best
-        self.best, self.since = max(self.best, said["score"]), 0 if better else self.since + 1
-        self.stopped = 0 < self.patience <= self.since
-        return {"held_out_loss": round(said["loss"], 6), "held_out_gain": round(said["score"], 6)}
+        better = judged["score"] > self.best
+        self.best, self.since = max(self.best, judged["score"]), 0 if better else self.since + 1
+        self.stopped = 0 < self.hyper.patience <= self.since
+        return {"held_out_loss": round(judged["loss"], 6), "held_out_gain": round(judged["score"], 6)}
 
-    def _worse(self, said: dict[str, float], count: int) -> bool:
-        return len(self.kept) == count and (said["score"], -said["loss"]) <= self.kept[-1][:2]
+    def _worse(self, judged: dict[str, float], count: int) -> bool:
+        return len(self.kept) == count and (judged["score"], -judged["loss"]) <= self.kept[-1][:2]
 
     def _soup(self) -> dict[str, torch.Tensor]:
         """Weights of the best epoch, with each further one mixed in that does not lower the held-out score."""
@@ -277,146 +311,8 @@ class Course:
 def _mean(states: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     import torch
 
-    def one(name: str) -> torch.Tensor:
+    def mean(name: str) -> torch.Tensor:
         values = [state[name] for state in states]
         return torch.stack(values).mean(dim=0) if values[0].is_floating_point() else values[0]
 
-    return {name: one(name) for name in states[0]}
-
-
-def lightning_module(  # noqa: C901 - a class with Lightning's hooks, not one tangled function
-    course: Course, prepare: Prepare, *, compiled: bool
-) -> Any:
-    """The course as Lightning wants it; the class stands in here because its base is a heavy import.
-
-    Raises:
-        TrainingError: in a step, where a single image does not fit into memory.
-    """
-    import pytorch_lightning as pl
-    import torch
-
-    class Module(pl.LightningModule):  # type: ignore[misc]  # Lightning is untyped here
-        def __init__(self) -> None:
-            super().__init__()
-            self.automatic_optimization = False  # a step that ran out of memory is done again in smaller parts
-            self.model = course.model
-            self.forwards = (torch.compile(course.model) if compiled else course.model,)  # in a tuple: registered once only
-            self.waiting = Waiting()
-
-        def configure_optimizers(self) -> Any:
-            return course.optimiser
-
-        def on_fit_start(self) -> None:
-            self.model.to(memory_format=torch.channels_last)
-            if course.average:
-                course.average.to(self.device)
-
-        def on_train_epoch_start(self) -> None:
-            course.start_epoch()
-            self.waiting = Waiting(cuda=self.device.type == "cuda")
-
-        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-            if batch_idx == 0:  # only here: the trainer makes the loader's iterator, which draws, at different moments
-                torch.manual_seed(own_seed(epoch_seed(course.fold.seed, course.epoch), course.team))
-            self.waiting.stop()
-
-        def part(self, images: torch.Tensor, labels: torch.Tensor, share: float) -> torch.Tensor:
-            with torch.autocast(self.device.type, enabled=False):  # coordinates in bfloat16 would miss by pixels
-                images = prepare(images)
-                if images.ndim == 4:
-                    images = images.contiguous(memory_format=torch.channels_last)
-                if course.mix:
-                    images, labels = course.mix(images, labels)
-                if course.fold.look:
-                    course.fold.look(images)
-            value = course.loss(self.forwards[0](images), labels) * share
-            self.manual_backward(value)
-            return value.detach()
-
-        def whole(self, images: torch.Tensor, labels: torch.Tensor, rows: int) -> torch.Tensor | None:
-            """The gradient of a batch of so many `rows`, part by part; None where a part has no memory."""
-            total = torch.zeros((), device=images.device)
-            try:
-                self.optimizers().zero_grad()
-                for start in range(0, len(images), course.micro):
-                    part = slice(start, start + course.micro)
-                    total += self.part(images[part], labels[part], len(images[part]) / rows)
-            except (RuntimeError, MemoryError) as error:
-                if not batch_size.out_of_memory(error):
-                    raise
-                if course.micro == 1:
-                    raise TrainingError(
-                        f"{course.fold.title}: a single image does not fit into memory",
-                        hint="Use a smaller --size or a smaller --model.",
-                    ) from error
-                return None
-            return total
-
-        def training_step(self, batch: Any, batch_idx: int) -> None:
-            images, labels = batch
-            rows = len(images) if course.team.size == 1 else course.effective
-            while (value := self.whole(images, labels, rows)) is None:
-                course.micro = -(-course.micro // 2)
-                batch_size.free()
-            value, course.micro = course.team.step(self.model, value, course.micro)
-            self.optimizers().step()
-            course.log.add(value, rows)
-            course.after_step()
-
-        def on_before_optimizer_step(self, optimizer: Any) -> None:
-            if course.clip:  # here Lightning has taken the loss scale out again
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), course.clip)
-
-        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-            self.waiting.start()
-
-        def on_train_epoch_end(self) -> None:
-            course.end_epoch(self.waiting.seconds)
-            if course.stopped:
-                self.trainer.should_stop = True
-
-    return Module()
-
-
-class Waiting:
-    """Time between the end of one step and the start of the next: on CUDA as the device saw it, by events in its queue."""
-
-    def __init__(self, *, cuda: bool = False) -> None:
-        self.cuda = cuda
-        self._left: Any = None
-        self._spent = 0.0
-        self._pairs: list[tuple[Any, Any]] = []
-
-    def start(self) -> None:
-        """A step is over."""
-        self._left = self._now()
-
-    def stop(self) -> None:
-        """The next one begins."""
-        if self._left is None:
-            return
-        now = self._now()
-        if self.cuda:
-            self._pairs.append((self._left, now))
-        else:
-            self._spent += now - self._left
-        self._left = None
-
-    @property
-    def seconds(self) -> float:
-        """All of it; on CUDA this waits for the device."""
-        import torch
-
-        if self.cuda:
-            torch.cuda.synchronize()
-            return sum(float(one.elapsed_time(two)) for one, two in self._pairs) / 1_000
-        return self._spent
-
-    def _now(self) -> Any:
-        import torch
-
-        if not self.cuda:
-            return time.monotonic()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
+    return {name: mean(name) for name in states[0]}

@@ -147,10 +147,10 @@ class Own:
         """
         import torch
 
-        found: Any = self.transform(image)
-        shape = tuple(found.shape) if isinstance(found, torch.Tensor) else ()
-        if len(shape) != 3 or shape[0] != 3 or found.dtype != torch.uint8:
-            kind = f"{str(found.dtype).removeprefix('torch.')} {shape}" if shape else type(found).__name__
+        image_: Any = self.transform(image)
+        shape = tuple(image_.shape) if isinstance(image_, torch.Tensor) else ()
+        if len(shape) != 3 or shape[0] != 3 or image_.dtype != torch.uint8:
+            kind = f"{str(image_.dtype).removeprefix('torch.')} {shape}" if shape else type(image_).__name__
             raise TrainingError(
                 f"{self.name} gives {kind}, not uint8 (3, H, W)",
                 hint="Leave out what makes floats or normalises (ToDtype, Normalize, ToTensorV2): the recipe does that itself.",
@@ -161,7 +161,7 @@ class Own:
                 hint="End it in a resize or crop to one size.",
             )
         self.shape = shape
-        return found  # type: ignore[no-any-return]  # a tensor, as was seen
+        return image_  # type: ignore[no-any-return]  # a tensor, as was seen
 
 
 class Albumentations:
@@ -175,7 +175,7 @@ class Albumentations:
         import torch
 
         self.compose.set_random_seed(int(torch.randint(2**31, (1,))))
-        found = self.compose(image=np.ascontiguousarray(image.permute(1, 2, 0).numpy()))["image"]
-        if isinstance(found, torch.Tensor):  # ToTensorV2
-            return found
-        return torch.from_numpy(np.ascontiguousarray(found.transpose(2, 0, 1)))
+        image_ = self.compose(image=np.ascontiguousarray(image.permute(1, 2, 0).numpy()))["image"]
+        if isinstance(image_, torch.Tensor):  # ToTensorV2
+            return image_
+        return torch.from_numpy(np.ascontiguousarray(image_.transpose(2, 0, 1)))

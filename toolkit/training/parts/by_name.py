@@ -20,7 +20,7 @@ class Entry(Protocol):
 T = TypeVar("T", bound=Entry)
 
 
-def choose(kind: str, registry: Mapping[str, T], said: str, options: Mapping[str, float]) -> tuple[str, dict[str, Any]]:
+def choose(kind: str, registry: Mapping[str, T], choice: str, options: Mapping[str, float]) -> tuple[str, dict[str, Any]]:
     """The name of an entry, and its options: the defaults, but for those given; `kind` names it in messages.
 
     `said` is the name, or NAME:OPTION=NUMBER,OPTION=NUMBER as a flag takes it.
@@ -28,11 +28,11 @@ def choose(kind: str, registry: Mapping[str, T], said: str, options: Mapping[str
     Raises:
         TrainingError: there is none, it does not have an option, or an option that is no number.
     """
-    name, _, text = said.partition(":")
+    name, _, text = choice.partition(":")
     entry = registry.get(name)
     if entry is None:
         raise TrainingError(f"unknown {kind} {name!r}", hint=f"Use one of: {', '.join(registry)}.")
-    given = {**_numbers(kind, said, text), **options}
+    given = {**_numbers(kind, choice, text), **options}
     if unknown := sorted(set(given) - set(entry.options)):
         known = ", ".join(f"{key}={value:g}" for key, value in entry.options.items()) or "no options"
         raise TrainingError(f"{kind} {name!r} has no option {', '.join(unknown)}", hint=f"It has {known}.")
@@ -44,12 +44,12 @@ def described(registry: Mapping[str, Entry]) -> str:
     return ", ".join(":".join([name, *([",".join(one.options)] if one.options else [])]) for name, one in registry.items())
 
 
-def _numbers(kind: str, said: str, text: str) -> dict[str, float]:
+def _numbers(kind: str, choice: str, text: str) -> dict[str, float]:
     """OPTION=NUMBER,… as a mapping."""
     pairs = [part.partition("=") for part in text.split(",")] if text else []
     try:
         return {key.strip(): float(value) for key, _, value in pairs}
     except ValueError as error:
         raise TrainingError(
-            f"{said!r} is no {kind} with options", hint="Write NAME:OPTION=NUMBER, with commas between several options."
+            f"{choice!r} is no {kind} with options", hint="Write NAME:OPTION=NUMBER, with commas between several options."
         ) from error

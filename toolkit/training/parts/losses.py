@@ -116,8 +116,8 @@ def sigmoid_focal(logits: torch.Tensor, targets: torch.Tensor, *, alpha: float =
     """Focal loss of each class by itself; positives weigh `alpha`, negatives 1 - alpha (below 0: both 1)."""
     from torchvision.ops import sigmoid_focal_loss
 
-    found: torch.Tensor = sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=gamma, reduction="mean")
-    return found
+    loss: torch.Tensor = sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=gamma, reduction="mean")
+    return loss
 
 
 def asymmetric(

@@ -44,13 +44,19 @@ class Span:
 
 
 def optimiser(
-    name: str, model: torch.nn.Module, lr: float, weight_decay: float = 0.0, layer_decay: float | None = None, **options: Any
+    name: str,
+    model: torch.nn.Module,
+    lr: float,
+    weight_decay: float = 0.0,
+    layer_decay: float | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
 ) -> torch.optim.Optimizer:
     """An optimiser of timm's factory over the parameters that are trained; biases and norms are not decayed.
 
     "sgd" has Nesterov's momentum of 0.9. `layer_decay` multiplies the rate once for every stage away from the head (Clark et
     al. 2020, arXiv:2003.10555), as timm knows them, or as `networks.stages` finds them in networks of others; the rates stand
-    in the groups themselves, so that any scheduler keeps their ratios.
+    in the groups themselves, so that any scheduler keeps their ratios. `options` are further ones of timm's factory.
 
     Raises:
         TrainingError: no such optimiser, numbers that make no sense, or nothing to train.
@@ -69,18 +75,19 @@ def optimiser(
         )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("every parameter of the model is frozen: there is nothing to train")
+    further = dict(options or {})
     if layer_decay is not None and not hasattr(model, "group_matcher"):
-        options["param_group_fn"] = partial(_by_stage, weight_decay=weight_decay, layer_decay=layer_decay)
+        further["param_group_fn"] = partial(_by_stage, weight_decay=weight_decay, layer_decay=layer_decay)
         layer_decay = None
     try:
-        made: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
-            model, opt=name, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, **options
+        chosen: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
+            model, opt=name, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, **further
         )
     except TypeError as error:
         raise TrainingError(f"optimiser {name!r}: {error}", hint="Leave the option out that it does not know.") from error
-    for group in made.param_groups:
+    for group in chosen.param_groups:
         group["lr"] = lr * group.pop("lr_scale", 1.0)  # timm's own schedulers read it, torch's do not
-    return made
+    return chosen
 
 
 def _by_stage(model: torch.nn.Module, *, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
@@ -88,7 +95,9 @@ def _by_stage(model: torch.nn.Module, *, weight_decay: float, layer_decay: float
     stages = networks.stages(model)
     if len(stages) < 2:
         raise TrainingError(
-            f"{type(model).__name__} is one layer: its layers have no rates of their own", hint="Leave --layer-decay out."
+            f"{type(model).__name__} is one layer: its layers have no rates of their own",
+            hint="Leave layer decay out.",
+            code="layer-decay",
         )
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -128,8 +137,8 @@ def make(
         group["lr"] = lr * float(group["lr"]) / peak
     climb = round(warmup * steps_per_epoch)
     span = Span(max(epochs * steps_per_epoch - climb, 1), steps_per_epoch, climb)
-    made = schedule.of(optimiser, span, **given)
-    return made, schedule.interval, schedule.needs_metric
+    scheduler = schedule.of(optimiser, span, **given)
+    return scheduler, schedule.interval, schedule.needs_metric
 
 
 def constant(optimiser: Any, span: Span) -> Any:
@@ -169,7 +178,7 @@ def plateau(optimiser: Any, span: Span, *, factor: float, patience: float, floor
     from torch.optim.lr_scheduler import ReduceLROnPlateau
 
     if span.climb:
-        raise TrainingError("schedule 'plateau' takes no warm-up: it moves once an epoch", hint="Use --warmup 0.")
+        raise TrainingError("schedule 'plateau' takes no warm-up: it moves once an epoch", hint="Leave it out.", code="warmup")
     least = [floor * float(group["lr"]) for group in optimiser.param_groups]
     return ReduceLROnPlateau(optimiser, "max", factor=factor, patience=round(patience), min_lr=least)
 

@@ -62,8 +62,8 @@ def pixels(
     filters = {"bilinear": "bilinear", "bicubic": "bicubic"}
     interpolation: Any = filters.get(config.interpolation, "bilinear") if config else "bilinear"
     shorter = max(size, ceil(size / (config.crop_pct if config else 0.875))) if resize == "crop" else None
-    made = Preprocess((size, size), resize, shorter, interpolation=interpolation).framing(box)
-    return made, tuple(mean), tuple(std)
+    preprocess = Preprocess((size, size), resize, shorter, interpolation=interpolation).framing(box)
+    return preprocess, tuple(mean), tuple(std)
 
 
 def preparation(name: str) -> Prepare:
@@ -140,11 +140,11 @@ def objective(name: str, fold: Fold, *, smoothing: float = 0.0) -> losses.Functi
 
 def _scalar(name: str, loss: losses.Function, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """A user's loss, which must be one number."""
-    found: Any = loss(logits, labels)
-    if getattr(found, "shape", None) != ():
-        kind = f"shape {tuple(found.shape)}" if hasattr(found, "shape") else type(found).__name__
+    value: Any = loss(logits, labels)
+    if getattr(value, "shape", None) != ():
+        kind = f"shape {tuple(value.shape)}" if hasattr(value, "shape") else type(value).__name__
         raise TrainingError(f"{name} gives {kind}, not one number", hint="Return the mean over the rows: loss.mean().")
-    return found  # type: ignore[no-any-return]  # a tensor, from a file of the user's
+    return value  # type: ignore[no-any-return]  # a tensor, from a file of the user's
 
 
 def summary(architecture: Mapping[str, Any], tune: str, epochs: int = 1) -> str:

@@ -1,0 +1,107 @@
+"""Training images as models see them that were not trained on them: fold by fold, through the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from toolkit.core.predictions import Predictions, concat
+from toolkit.ensemble.combine import combine, views_for
+from toolkit.errors import ModelError
+from toolkit.inference.execution import Execution, Progress
+from toolkit.inference.exports import Views, WeightedModels
+from toolkit.inference.outcome import PredictOutcome, bad_images_error
+from toolkit.inference.predict import predict
+from toolkit.inference.store.prediction_store import Store
+from toolkit.runtime.graphs.onnx_file import Export
+from toolkit.workspace.competition import Competition
+from toolkit.workspace.image_rows import Item
+from toolkit.workspace.split import Split
+
+
+def out_of_fold(
+    competition: Competition,
+    exports: Sequence[Export],
+    split: Split,
+    tta: str = "none",
+    execution: Execution = Execution(),
+) -> dict[str, Predictions]:
+    """Every row predicted by the fold models that did not see it (per target, views merged), through the store.
+
+    `exports` are the folds of one member; the rows are those their folds hold out.
+
+    Raises:
+        ModelError: see `unseen`.
+        ImageError: images that cannot be used; all are listed.
+    """
+    views = views_for(exports, tta)
+    parts: dict[str, list[Predictions]] = {target.name: [] for target in competition.targets}
+    for group, ids, outcome in unseen(competition, exports, split, views, execution):
+        if outcome.bad:
+            raise bad_images_error(outcome.bad)
+        for target in competition.targets:
+            parts[target.name].append(combine(competition, target, WeightedModels(group, views), outcome, ids)[0])
+    return {name: concat(tables) for name, tables in parts.items()}
+
+
+def unseen(
+    competition: Competition,
+    exports: Sequence[Export],
+    split: Split,
+    views: Views,
+    execution: Execution = Execution(),
+    *,
+    limit: int | None = None,
+) -> Iterator[tuple[list[Export], tuple[str, ...], PredictOutcome]]:
+    """Fold by fold: the models (of one or several members) that did not see it, its ids, and what they say of its images.
+
+    `limit` draws about so many ids in all, as many of each fold. Models without a fold are left out.
+
+    Raises:
+        ModelError: an export made from another split, or none with a fold.
+        DeviceError, StoreError: see `predict`.
+    """
+    scored = _of_split(exports, split)
+    paths: dict[str, list[Path]] = {}
+    for name, path in competition.images("train"):
+        paths.setdefault(name, []).append(path)
+    folds = sorted({export.card.fold or 0 for export in scored})
+    rows = {fold: _spread(split.held_out(fold), limit and -(-limit // len(folds))) for fold in folds}
+    items = {fold: [Item(name, path) for name in rows[fold] for path in paths[name]] for fold in folds}
+    done, count, store = 0, sum(map(len, items.values())), Store(competition.path("store"))
+    for fold in folds:
+        group = [export for export in scored if export.card.fold == fold]
+        told = replace(execution, progress=_after(execution.progress, done, count))
+        yield group, rows[fold], predict(group, views, items[fold], store, told, boxes=competition.boxes)
+        done += len(items[fold])
+
+
+def _of_split(exports: Sequence[Export], split: Split) -> list[Export]:
+    """The models that have a fold, which must be one of this split."""
+    scored = [export for export in exports if export.card.fold is not None]
+    if not scored:
+        raise ModelError("none of the models has a fold that it did not see")
+    for export in scored:
+        if export.card.split != split.digest:
+            raise ModelError(
+                f"{export.path} was trained on split {export.card.split}, this one is {split.digest}",
+                hint="Restore the split.csv it was trained with, or train again.",
+            )
+    return scored
+
+
+def _after(progress: Progress | None, before: int, count: int) -> Progress | None:
+    """Progress over all folds, of the one that is worked on after so many images."""
+    if progress is None:
+        return None
+    return lambda now, _: progress(before + now, count)
+
+
+def _spread(ids: tuple[str, ...], limit: int | None) -> tuple[str, ...]:
+    """So many of the ids, always the same, drawn by chance: every n-th could follow a pattern in the data."""
+    if not limit or limit >= len(ids):
+        return ids
+    return tuple(ids[i] for i in np.sort(np.random.default_rng(0).permutation(len(ids))[:limit]))
