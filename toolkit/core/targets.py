@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from toolkit.base.arrays import Ints
 from toolkit.core.cards import Task
 from toolkit.core.predictions import Predictions
 from toolkit.errors import CompetitionError, few
@@ -28,6 +29,8 @@ class Frame(Protocol):
         ...
 
 
+LONG_FORMS = ("long", "joined")  # tables with a row per id and class, named in two columns or in one as `id_class`
+MARK = "_"  # between id and class
 YES_NO = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}  # the cells of a column that belongs to one class
 
 
@@ -156,6 +159,20 @@ class _Cells:
                 f"{few(sorted({cell for _, cell in bad}))} (ids {ids})",
                 hint=f"The classes are {few(classes, limit=20)}; they stand in competition.toml.",
             )
+
+
+def split_pairs(cells: Sequence[str], classes: Sequence[str]) -> tuple[list[str], Ints]:
+    """Ids and class numbers (int64 [N]) of cells such as `0007_cat`; a cell without a class stays whole and has -1."""
+    known = sorted(((f"{MARK}{name}", place) for place, name in enumerate(classes)), key=lambda pair: -len(pair[0]))
+    ends = dict(known)
+    lengths = sorted({len(end) for end in ends}, reverse=True)  # the longest wins: `x_y` before `y`
+    ids, places = [], np.full(len(cells), -1, dtype=np.int64)
+    for row, cell in enumerate(cells):
+        size = next((n for n in lengths if cell[-n:] in ends and len(cell) > n), 0)
+        ids.append(cell[: len(cell) - size])
+        if size:
+            places[row] = ends[cell[-size:]]
+    return ids, places
 
 
 def class_order(names: Iterable[str]) -> tuple[str, ...]:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from toolkit.base import arrow_csv, csv_text
 from toolkit.core.predictions import Predictions
+from toolkit.core.targets import LONG_FORMS
 from toolkit.submissions import checks, csv_problems, plausibility
 from toolkit.submissions.checks import Problem
 from toolkit.submissions.form import layout
 from toolkit.submissions.form.layout import SubmissionLayout
-from toolkit.workspace import long_form
 from toolkit.workspace.competition import Competition
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def read_sample(competition: Competition, path: Path | None = None) -> Sample:
     key = competition.sample_id
     frame = csv_text.read(path, columns=[key])
     whole = bool(frame[key].is_unique and (frame[key] != "").all())
-    if not whole and competition.format not in ("", *long_form.NAMES):
+    if not whole and competition.format not in ("", *LONG_FORMS):
         csv_text.read(path, unique=key)  # says which ids
     sample = Sample(frame, layout.infer(frame, competition))
     if not whole and not sample.layout.format.pairs:

@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 from toolkit.base import csv_text
 from toolkit.core.metrics import METRICS, Metric
 from toolkit.core.predictions import Predictions
+from toolkit.core.targets import LONG_FORMS, split_pairs
 from toolkit.core.targets import Target as Target  # noqa: PLC0414 - importers of Competition need it as well
 from toolkit.core.targets import class_order as class_order  # noqa: PLC0414
 from toolkit.errors import CompetitionError, few
 from toolkit.images.boxes import Boxes, Found, unknown
-from toolkit.workspace import long_form, path_patterns
-from toolkit.workspace.competition_file import FILE as FILE  # noqa: PLC0414
-from toolkit.workspace.competition_file import SCHEMA, CompetitionFile
-from toolkit.workspace.competition_file import Images as Images  # noqa: PLC0414
+from toolkit.workspace import path_patterns
+from toolkit.workspace.competition_toml import FILE as FILE  # noqa: PLC0414
+from toolkit.workspace.competition_toml import SCHEMA, CompetitionFile
+from toolkit.workspace.competition_toml import Images as Images  # noqa: PLC0414
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,7 +163,7 @@ class Competition(CompetitionFile):
     def _cells(self, part: Part, names: list[str]) -> Mapping[str, Sequence[str]]:
         """Some columns of a part's table, those of them that it has; where it is an ordinary one, without loading pandas."""
         table = self.test.table or self.sample if part == "test" else self.train.table
-        if table == self.sample and self.format in long_form.NAMES:
+        if table == self.sample and self.format in LONG_FORMS:
             frame = self._table(part)
             return {str(name): list(frame[name]) for name in frame.columns}
         several = bool(self.per_id) and table != self.sample
@@ -176,10 +177,10 @@ class Competition(CompetitionFile):
         table = self.test.table or self.sample if part == "test" else self.train.table
         several = bool(self.per_id) and table != self.sample
         key = self.sample_id if part == "test" else self.id
-        if table == self.sample and self.format in long_form.NAMES:
+        if table == self.sample and self.format in LONG_FORMS:
             frame = csv_text.read(self.path(table), columns=[key])
             if self.format == "joined":
-                frame = frame.assign(**{key: long_form.split(list(frame[key]), self.targets[0].classes)[0]})
+                frame = frame.assign(**{key: split_pairs(list(frame[key]), self.targets[0].classes)[0]})
             return frame.drop_duplicates(key, ignore_index=True)
         return csv_text.read(self.path(table), columns=[key], unique="" if several else key)
 

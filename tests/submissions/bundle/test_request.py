@@ -8,13 +8,13 @@ import pytest
 
 from toolkit.base import arrow_csv, csv_text, files
 from toolkit.core.predictions import Predictions
+from toolkit.core.targets import LONG_FORMS
 from toolkit.submissions.bundle import request
 from toolkit.submissions.bundle.contents import Field
 from toolkit.submissions.form import formats
 from toolkit.submissions.form.cells import CELLS, Column
 from toolkit.submissions.form.layout import fit
 from toolkit.submissions.sample import as_format, render
-from toolkit.workspace import long_form
 from toolkit.workspace.competition import Competition, Images, Target
 
 FIVE = ("a", "b", "c", "d", "e")
@@ -44,7 +44,7 @@ CASES = [
 
 def test_every_format_has_a_case():
     forms = {form.partition(":")[0] for _, form, *_ in CASES}
-    assert forms == set(formats.FORMATS) == set(CELLS) | set(long_form.NAMES)
+    assert forms == set(formats.FORMATS) == set(CELLS) | set(LONG_FORMS)
 
 
 @pytest.mark.parametrize(("task", "form", "header", "line", "fields"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES])

@@ -20,7 +20,7 @@ from toolkit.core.predictions import Predictions
 from toolkit.core.targets import Target
 from toolkit.errors import DataError
 from toolkit.submissions.form.cells import Column
-from toolkit.workspace.competition_file import CompetitionFile
+from toolkit.workspace.competition_toml import CompetitionFile
 
 FILE = "bundle.json"
 SCHEMA = 1

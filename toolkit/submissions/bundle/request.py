@@ -15,14 +15,15 @@ import numpy as np
 from toolkit.base import files
 from toolkit.base.arrays import Ints
 from toolkit.core.predictions import Predictions
+from toolkit.core.targets import LONG_FORMS, split_pairs
 from toolkit.errors import CompetitionError, DataError, few
 from toolkit.images import decode
 from toolkit.images.boxes import Box, BoxTable, unknown
 from toolkit.submissions.bundle.contents import Recipe, Wanted
 from toolkit.submissions.form import cells
 from toolkit.submissions.form.cells import CELLS, Column
-from toolkit.workspace import long_form, path_patterns
-from toolkit.workspace.competition_file import CompetitionFile
+from toolkit.workspace import path_patterns
+from toolkit.workspace.competition_toml import CompetitionFile
 
 
 class NoBoxesError(DataError):
@@ -107,7 +108,7 @@ def read_request(folder: Path, recipe: Recipe, asked: Asked) -> Request:
         ids = table.column(key, asked.table) if table else _ids_of(asked.test, pattern, key)
         sheet = of_ids(list(dict.fromkeys(ids)), key, recipe.header, recipe.form)
     if table is None:
-        table = Rows((key,), [[name] for name in sheet.once]) if recipe.form in long_form.NAMES else sheet
+        table = Rows((key,), [[name] for name in sheet.once]) if recipe.form in LONG_FORMS else sheet
     names = table.column(key, asked.table or asked.sample)
     images = _images(table, names, sheet.once, pattern, asked.test)
     owner = np.array([row for row, _, _ in images], dtype=np.int64)
@@ -135,7 +136,7 @@ def write_submission(path: Path, sheet: Sheet, form: str, columns: Sequence[Colu
 def texts(form: str, column: Column, table: Predictions, rows: Ints, places: Ints) -> list[str]:
     """One column's text: of row `rows[i]` of the predictions, in the long forms of class `places[i]`."""
     base = form.partition(":")[0]
-    if base in long_form.NAMES:
+    if base in LONG_FORMS:
         assert table.values is not None
         return cells.numbers(table.values[rows, places]).texts()
     by_row = CELLS[base](column, table).texts()
@@ -172,7 +173,7 @@ def read_sample(path: Path, key: str, header: Sequence[str], form: str, columns:
             f"{path} has the columns {few(table.header, limit=12)}, the bundle was made for {few(header, limit=12)}"
         )
     ids, places = _pairs(table, key, form, columns[0])
-    if form in long_form.NAMES and (places < 0).any():
+    if form in LONG_FORMS and (places < 0).any():
         raise DataError(f"{path}: {int((places < 0).sum()):,} rows name no class, as in line {int(places.argmin()) + 2}")
     if len(set(zip(ids, places.tolist(), strict=True))) != len(ids):
         raise DataError(f"{path} repeats rows of column {key!r}")
@@ -183,7 +184,7 @@ def _pairs(table: Rows, key: str, form: str, column: Column) -> tuple[list[str],
     """The id of every row and, in the long forms, its class number; -1 where it has none."""
     names, classes = table.column(key, "the sample"), column.target.classes
     if form == "joined":
-        return long_form.split(names, classes)
+        return split_pairs(names, classes)
     place = {name: number for number, name in enumerate(classes)} if form == "long" else {}
     words = table.column(column.by, "the sample") if form == "long" else names
     return names, np.array([place.get(word, -1) for word in words], dtype=np.int64)
@@ -195,7 +196,7 @@ def of_ids(ids: Sequence[str], key: str, header: Sequence[str], form: str) -> Sh
     Raises:
         DataError: in the long forms the order of rows is the sample's to say.
     """
-    if form in long_form.NAMES:
+    if form in LONG_FORMS:
         raise DataError(f"format {form!r} needs the sample submission", code="bundle-sample")
     rows = [[name if column == key else "" for column in header] for name in ids]
     return Sheet(tuple(header), rows, tuple(ids), np.full(len(ids), -1, dtype=np.int64))

@@ -5,14 +5,14 @@ import pandas as pd
 import pytest
 
 from tests.submissions.test_verify import predicted
+from toolkit.core.targets import LONG_FORMS, split_pairs
 from toolkit.errors import CompetitionError
 from toolkit.submissions import submission, verify
-from toolkit.workspace import long_form
 from toolkit.workspace.competition import Competition
 
 
 def test_the_longest_class_wins_and_what_has_none_stays_whole():
-    ids, places = long_form.split(["7_y", "7_x_y", "a_b_y", "none", "_y"], ["y", "x_y"])
+    ids, places = split_pairs(["7_y", "7_x_y", "a_b_y", "none", "_y"], ["y", "x_y"])
     assert ids == ["7", "7", "a_b", "none", "_y"]
     assert places.tolist() == [0, 1, 0, -1, -1]
 
@@ -24,7 +24,7 @@ def samples(form, ids, classes):
     return pd.DataFrame({"id": ["_".join(pair) for pair in pairs], "p": "0"})
 
 
-@pytest.mark.parametrize("form", long_form.NAMES)
+@pytest.mark.parametrize("form", LONG_FORMS)
 def test_from_images_to_the_file_and_back(workspace, folds, form):
     classes = ("cat", "ant", "bee")
     ids = [f"{i}" for i in np.random.default_rng(0).permutation(np.arange(9000, 9011))]
