@@ -36,6 +36,8 @@ from toolkit.training.fold.process_group import Team
 from toolkit.training.fold.samples import Batches
 from toolkit.training.launcher import Crew, crew
 
+pytestmark = pytest.mark.usefixtures("quick_processes")
+
 
 @contextmanager
 def within(seconds):
@@ -291,7 +293,7 @@ PARENT = """
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from toolkit.training import crew
+from toolkit.training import launcher as crew
 
 crew.GRACE = 1.0
 plan = SimpleNamespace(root=Path({root!r}), key="", member="light")
