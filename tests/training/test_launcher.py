@@ -36,8 +36,6 @@ from toolkit.training.fold.process_group import Team
 from toolkit.training.fold.samples import Batches
 from toolkit.training.launcher import Crew, crew
 
-pytestmark = pytest.mark.usefixtures("quick_processes")
-
 
 @contextmanager
 def within(seconds):
@@ -68,6 +66,8 @@ def gone(pids, seconds=20):
         time.sleep(0.05)
     return not any(map(alive, pids))
 
+
+pytestmark = pytest.mark.usefixtures("quick_processes")
 
 # --- who sees what ------------------------------------------------------------------------------------------------------
 
@@ -293,7 +293,7 @@ PARENT = """
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from toolkit.training import launcher as crew
+from toolkit.training import crew
 
 crew.GRACE = 1.0
 plan = SimpleNamespace(root=Path({root!r}), key="", member="light")
