@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.exporter import keep_the_registry
+from tests.processes import forking
+
 CLASSES = ("ant", "bee", "cat")
 
 # A hundred processes import torch in these tests: 6 s of work where its bytecode is kept, 20 s where none may be written.
@@ -27,6 +30,28 @@ def _one_thread():
     import torch
 
     torch.set_num_threads(1)
+    keep_the_registry()
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Path:
+    """A folder that all workers of this run see."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def python(shared):
+    """A command that does what `sys.executable` does, in a process of its own that need not import torch again."""
+    command, line = forking(shared)
+    with line:
+        yield str(command)
+
+
+@pytest.fixture
+def quick_processes(python, monkeypatch):
+    """Processes that the code under test starts with `sys.executable` are such ones too."""
+    monkeypatch.setattr(sys, "executable", python)
 
 
 def draw(rng: np.random.Generator, label: int, height: int = 40, width: int = 52) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -25,8 +26,10 @@ def shortened(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def shown(shortened):
-    done = CliRunner().invoke(cli, ["demo", str(shortened)])
+def shown(shortened, python):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "executable", python)
+        done = CliRunner().invoke(cli, ["demo", str(shortened)])
     assert done.exit_code == 0, done.output
     return done.stdout
 
@@ -61,7 +64,7 @@ def test_the_last_predictions_are_the_chosen_ones(shortened, shown):
     assert submission.last_made(Competition.read(shortened)).stem == "ensemble"
 
 
-def test_a_finished_demo_goes_on_where_it_was(shortened, shown):
+def test_a_finished_demo_goes_on_where_it_was(shortened, shown, quick_processes):
     again = CliRunner().invoke(cli, ["demo", str(shortened)])
     assert again.exit_code == 0, again.output
     assert scores(again.stdout) == scores(shown)
@@ -75,7 +78,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_recipe_that_fails_is_an_error(tmp_path, monkeypatch):
+def test_a_recipe_that_fails_is_an_error(tmp_path, monkeypatch, quick_processes):
     broken = tmp_path / "broken.py"
     broken.write_text("raise SystemExit(3)")
     monkeypatch.setattr(demo.shipped, "recipe_path", lambda _name: broken)

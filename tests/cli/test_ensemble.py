@@ -261,7 +261,7 @@ def test_bad_input(workspace, folds, name):
     assert not (workspace / "predictions").exists()
 
 
-def test_a_full_disk_is_said_and_leaves_the_old_predictions(workspace, folds):
+def test_a_full_disk_is_said_and_leaves_the_old_predictions(workspace, folds, quick_processes):
     """A file size limit of 4 kB stands for the full disk: writing beyond it fails as writing to a full one does."""
     invoke("ensemble", "folds/*.onnx", "--name", "mine")
     before = (workspace / "predictions" / "mine.parquet").read_bytes()
@@ -330,7 +330,7 @@ def test_a_checkpoint_of_another_network_is_refused_with_what_differs(workspace)
     assert "resnet" in unknown.stderr
 
 
-def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(workspace, folds):
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(workspace, folds, quick_processes):
     rng = np.random.default_rng(0)
     ids = [str(9000 + i) for i in range(2000)]
     for name in ids[11:]:

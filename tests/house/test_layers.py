@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from toolkit.cli import cli
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "toolkit"
@@ -74,8 +77,8 @@ def test_help_loads_nothing_heavy():
 
 
 def test_light_commands_load_no_torch(workspace, folds):
-    run = [sys.executable, "-m", "toolkit", "ensemble", "folds/*.onnx", "--tta", "flip"]
-    subprocess.run(run, check=True, cwd=workspace, capture_output=True)
+    done = CliRunner().invoke(cli, ["ensemble", "folds/*.onnx", "--tta", "flip"])
+    assert done.exit_code == 0, done.output
     for arguments in (["ensemble", "folds/*.onnx", "--tta", "hflip", "--vote", "hard"], ["submit"], ["inspect", "folds"]):
         loaded = loaded_after(RUN, *arguments, cwd=workspace)
         assert not loaded & {"torch", "timm", "onnxruntime", "torchvision", "rich"}, arguments

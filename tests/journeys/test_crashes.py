@@ -21,6 +21,8 @@ from toolkit.errors import StoreError
 from toolkit.inference.passes import BLOCK
 from toolkit.inference.store import maintenance
 
+pytestmark = pytest.mark.usefixtures("quick_processes")
+
 IMAGES = 320
 FLUSHED = 128  # rows between two writes in these runs, so that there are many moments to be killed at
 

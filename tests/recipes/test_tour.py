@@ -8,7 +8,7 @@ TOUR = Path(__file__).parents[2] / "recipes" / "tour.py"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the notebook machinery itself
-def test_the_tour_runs(tmp_path):
+def test_the_tour_runs(tmp_path, quick_processes):
     import jupytext
     import nbclient
 

@@ -149,7 +149,7 @@ def test_bad_trials_are_pruned_by_epoch_and_by_fold(place, fixed, when):
     assert len(worst) >= 5
 
 
-def test_a_search_that_was_killed_goes_on_where_it_stopped(place):
+def test_a_search_that_was_killed_goes_on_where_it_stopped(place, quick_processes):
     path = space(place, "nap = 0.3")
     command = [sys.executable, str(TUNE), str(path), "--workspace", str(place), "--trials", "4"]
     log = place / "tuning" / "study" / "log"
@@ -172,7 +172,7 @@ def test_a_search_that_was_killed_goes_on_where_it_stopped(place):
     assert "another search" not in done.stderr
 
 
-def test_two_searches_in_one_study_are_kept_apart(place):
+def test_two_searches_in_one_study_are_kept_apart(place, quick_processes):
     path = space(place, "nap = 5")
     command = [sys.executable, str(TUNE), str(path), "--workspace", str(place), "--trials", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)

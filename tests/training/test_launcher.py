@@ -66,6 +66,8 @@ def gone(pids, seconds=20):
     return not any(map(alive, pids))
 
 
+pytestmark = pytest.mark.usefixtures("quick_processes")
+
 # --- who sees what ------------------------------------------------------------------------------------------------------
 
 

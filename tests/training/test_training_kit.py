@@ -307,7 +307,7 @@ def go(plan, train_fold=a_fold, **options):
     return list(train(plan, train_fold, bar=lambda _: contextlib.nullcontext(lambda _done, _total: None), **options))
 
 
-def test_a_run_killed_in_the_middle_of_a_fold_ends_as_an_uninterrupted_one(workspace, tmp_path):
+def test_a_run_killed_in_the_middle_of_a_fold_ends_as_an_uninterrupted_one(workspace, tmp_path, quick_processes):
     import shutil
 
     whole = a_plan(Path(shutil.copytree(workspace, tmp_path / "whole")))
