@@ -28,7 +28,6 @@ ADVICE: dict[str, str] = {
     "file-exists": "Use --force to write it anew.",
     "recipe-exists": "Use --force to do so.",
     "masks-missing": "For example --draw 60.",
-    "vote-of-tables": "Use --vote soft.",
     "train-fresh": "That is: --fresh",
     "workers-ended": "That is the same command with a smaller --batch-size.",
     # training and networks
