@@ -251,6 +251,12 @@ def test_the_commands_of_the_readme_exist():
         assert list(ROOT.glob(path.rstrip("/"))), path
 
 
+def test_nothing_tells_people_to_install_a_package_of_our_name():
+    """An index has a package called toolkit, and it is not ours: extras are named by a checkout's own command."""
+    pages = [README, KIT, *(ROOT / "docs").glob("*.md"), *(ROOT / "toolkit").rglob("*.py"), *(ROOT / "recipes").glob("*.py")]
+    assert not [str(path) for path in pages if re.search(r"install [^\n]*\btoolkit\[", path.read_text(encoding="utf-8"))]
+
+
 if __name__ == "__main__":
     for name, make in BLOCKS.items():
         path = PAGES.get(name, README)

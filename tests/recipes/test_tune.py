@@ -271,4 +271,4 @@ def test_a_missing_optuna_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(TrainingError, match="needs the package optuna") as caught:
         open_study(tmp_path, "s")
-    assert "toolkit[tune]" in caught.value.hint
+    assert "pip install optuna" in caught.value.hint

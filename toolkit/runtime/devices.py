@@ -122,7 +122,8 @@ def engine_tag(device: str) -> str:
             return f"openvino{version('openvino')}-cpu"
         except PackageNotFoundError:
             raise DeviceError(
-                "openvino was asked for, and OpenVINO is not installed", hint="Run: uv pip install 'toolkit[openvino]'"
+                "openvino was asked for, and OpenVINO is not installed",
+                hint="Install it: uv sync --extra openvino in a checkout of toolkit, or pip install openvino.",
             ) from None
     for name in ("onnxruntime-gpu", "onnxruntime"):
         with contextlib.suppress(PackageNotFoundError):

@@ -149,7 +149,10 @@ class _Wandb:
         try:
             import wandb
         except ImportError as error:
-            raise TrainingError("the logger wandb needs the package wandb", hint='pip install "toolkit[wandb]"') from error
+            raise TrainingError(
+                "the logger wandb needs the package wandb",
+                hint="Install it: uv sync --extra wandb in a checkout of toolkit, or pip install wandb.",
+            ) from error
         run.folder.mkdir(parents=True, exist_ok=True)
         self.wandb = wandb
         with quiet("wandb"):

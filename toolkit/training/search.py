@@ -174,7 +174,10 @@ def open_study(folder: Path, name: str, *, seed: int = 0) -> optuna.Study:
     try:
         import optuna
     except ImportError as error:
-        raise TrainingError("a search needs the package optuna", hint='pip install "toolkit[tune]"') from error
+        raise TrainingError(
+            "a search needs the package optuna",
+            hint="Install it: uv sync --extra tune in a checkout of toolkit, or pip install optuna.",
+        ) from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with quiet():
         pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP)
