@@ -259,7 +259,7 @@ def _title(engine: Engine) -> str:
 
 def _refuse(precision: str) -> NoReturn:
     able = [name for name, provider in PROVIDERS.items() if precision in provider.precisions]
-    hint = "Install OpenVINO (uv sync --extra openvino, or pip install openvino), or use" if "openvino" in able else "Use"
+    hint = "Install OpenVINO (pip install openvino), or use" if "openvino" in able else "Use"
     raise DeviceError(
         f"{precision} takes {' or '.join(able)}, which is not here",
         hint=f"{hint} fp32, or what is chosen for you.",

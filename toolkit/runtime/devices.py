@@ -123,7 +123,7 @@ def engine_tag(device: str) -> str:
         except PackageNotFoundError:
             raise DeviceError(
                 "openvino was asked for, and OpenVINO is not installed",
-                hint="Install it: uv sync --extra openvino in a checkout of toolkit, or pip install openvino.",
+                hint="Install it: pip install openvino.",
             ) from None
     for name in ("onnxruntime-gpu", "onnxruntime"):
         with contextlib.suppress(PackageNotFoundError):

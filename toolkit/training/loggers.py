@@ -151,7 +151,7 @@ class _Wandb:
         except ImportError as error:
             raise TrainingError(
                 "the logger wandb needs the package wandb",
-                hint="Install it: uv sync --extra wandb in a checkout of toolkit, or pip install wandb.",
+                hint="Install it: pip install wandb.",
             ) from error
         run.folder.mkdir(parents=True, exist_ok=True)
         self.wandb = wandb

@@ -176,7 +176,7 @@ def open_study(folder: Path, name: str, *, seed: int = 0) -> optuna.Study:
     except ImportError as error:
         raise TrainingError(
             "a search needs the package optuna",
-            hint="Install it: uv sync --extra tune in a checkout of toolkit, or pip install optuna.",
+            hint="Install it: pip install optuna.",
         ) from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with quiet():
