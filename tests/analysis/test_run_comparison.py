@@ -104,15 +104,21 @@ def test_other_rows_and_other_splits_are_said(workspace):
     assert any("what differs is chance" in note for note in found.notes)
 
 
+def test_one_run_is_shown_as_it_is(workspace):
+    run(workspace, "base")
+    (alone,) = run_comparison.compare(Competition.find(), ["base"])
+    assert list(alone.estimates) == ["base"]
+    assert not alone.differing
+    assert not alone.verdicts
+
+
 def test_what_cannot_be_compared_is_refused(workspace):
     run(workspace, "base")
     competition = Competition.find()
     with pytest.raises(DataError, match="has no finished fold") as caught:
         run_comparison.compare(competition, ["base", "bse"])
     assert caught.value.hint == "There are: base."
-    with pytest.raises(DataError, match="several runs"):
-        run_comparison.compare(competition, ["base"])
-    with pytest.raises(DataError, match="several runs, each once"):
+    with pytest.raises(DataError, match="runs, each once"):
         run_comparison.compare(competition, ["base", "runs/base"])
     run(workspace, "mixed")
     path = workspace / "runs" / "mixed" / "fold1" / "config.json"

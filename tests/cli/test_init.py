@@ -35,7 +35,7 @@ def test_it_writes_and_says_what_it_found_and_what_comes_next(tree):
     assert result.exit_code == 0
     assert Competition.read(tree).targets[0].classes == ("cat", "dog", "fox")
     for part in ("id column: id", "3 classes: cat, dog, fox; task multiclass", "use --group", "competition.toml",
-                 "toolkit split", "toolkit ensemble folds/*.onnx --tta flip", "toolkit submit"):  # fmt: skip
+                 "toolkit split", "--recipe timm_kfold", "toolkit ensemble folds/*.onnx --tta auto", "toolkit submit"):  # fmt: skip
         assert part in result.stdout
 
 

@@ -140,6 +140,7 @@ def said(place):
 
 def test_every_command_prints_one_object(said, place):
     assert all("error" not in one for one in said.values())
+    assert all(one["ok"] is True for one in said.values())
     assert said["ensemble",]["path"] == str(place / "predictions" / "ensemble.parquet")
     assert said["ensemble",]["passes"] == 11 * 2 * 2
     assert [one["card"]["fold"] for one in said["inspect",]["models"]] == [0, 1]
@@ -147,6 +148,19 @@ def test_every_command_prints_one_object(said, place):
     assert said["doctor",]["ok"] is True
     assert {"machine", "packages"} <= {one["what"] for one in said["doctor",]["findings"]}
     assert list(said["score",]["label"]) == ["tiny"]
+
+
+@pytest.mark.parametrize("words", ["score --nonsense", "plan", "tta --limit no", "nonsense", "store prune --older x"])
+def test_words_that_cannot_be_read_are_one_object_too(words, place, monkeypatch):
+    monkeypatch.chdir(place)
+    found = spoken(words, 2)
+    assert found["ok"] is False
+    assert found["error"]
+
+
+def test_an_errors_hint_names_the_option_here_too(place, monkeypatch):
+    monkeypatch.chdir(place)
+    assert "--force" in spoken("split --folds 2", 1)["hint"]
 
 
 @pytest.mark.parametrize("name", BAD, ids=" ".join)

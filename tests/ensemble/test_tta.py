@@ -249,7 +249,8 @@ def test_views_of_held_out_images_are_what_torch_says(workspace, folds):
 
 
 def test_the_command_prints_the_table_or_json(workspace, folds):
-    done = invoke("tta", "--set", "hflip", "--set", "hflip+scale:0.9")
+    assert "scale:0.9+hflip" not in invoke("tta", "--set", "hflip+scale:0.9").stdout  # single views are asked for
+    done = invoke("tta", "--set", "hflip", "--set", "hflip+scale:0.9", "--views")
     assert done.exit_code == 0, done.output
     for word in ("tiny: accuracy on 24 held-out rows", "hflip+scale:0.9", "scale:0.9+hflip", "right → wrong", "← chosen"):
         assert word in done.stdout
@@ -276,7 +277,7 @@ def test_ensembles_take_auto_products_and_sets_per_member(workspace, folds):
     assert made.exit_code == 0, made.output
     meta = prediction_files.read_table(workspace / "predictions" / "ensemble.parquet").meta
     assert meta["views"] == {"tiny": ["id", "scale:0.9", "hflip", "scale:0.9+hflip"]}
-    assert meta["tta"] == {"asked": "tiny=hflip+scale:0.9,1.0", "members": {}, "notes": []}
+    assert meta["tta"] == {"asked": "tiny=hflip+scale:0.9,1.0", "members": {}, "notes": [], "warnings": []}
     gone = invoke("ensemble", "folds", "--tta", "vit=flip")
     assert gone.exit_code == 1
     assert "'vit'" in gone.stderr

@@ -217,11 +217,13 @@ def _of_pairs(pairs: Sequence[Pair]) -> Iterator[AuditFinding]:
         if there := [pair for pair in pairs if pair.kind == kind]:
             exact = sum(pair.exact for pair in there)
             shown = few(f"{pair.ids[0]} = {pair.ids[1]}" for pair in there)
-            what = f"{len(there):,} pairs of one picture lie in {kind} ({exact:,} with the same bytes): {shown}"
+            pairs_lie = "pair of one picture lies" if len(there) == 1 else "pairs of one picture lie"
+            what = f"{len(there):,} {pairs_lie} in {kind} ({exact:,} with the same bytes): {shown}"
             yield AuditFinding(kind.replace(" ", "_"), "leak", what, len(there), hint)
     if clash := [pair for pair in pairs if all(pair.labels) and pair.labels[0] != pair.labels[1]]:
         shown = few(f"{p.ids[0]} ({p.labels[0]}) = {p.ids[1]} ({p.labels[1]})" for p in clash)
-        what = f"{len(clash):,} pairs of one picture have different labels: {shown}"
+        pairs_have = "pair of one picture has" if len(clash) == 1 else "pairs of one picture have"
+        what = f"{len(clash):,} {pairs_have} different labels: {shown}"
         yield AuditFinding("contradiction", "warning", what, len(clash), "One of the two is wrong.")
 
 

@@ -95,15 +95,15 @@ def read_run(competition: Competition, word: str) -> Run:
 
 
 def compare(competition: Competition, words: Sequence[str], *, draws: int = 1000) -> list[Comparison]:
-    """Compare runs with the first of them, target by target.
+    """Compare runs with the first of them, target by target; one alone is shown as it is.
 
     Raises:
-        DataError: fewer than two runs, two of one name, runs without a common target or rows; see `read_run`.
+        DataError: no run, two of one name, runs without a common target or rows; see `read_run`.
     """
     runs = [read_run(competition, word) for word in words]
     names = [run.name for run in runs]
-    if len(set(names)) < max(len(runs), 2):
-        raise DataError(f"a comparison needs several runs, each once; there are {few(names)}")
+    if not names or len(set(names)) < len(runs):
+        raise DataError(f"a comparison needs runs, each once; there are {few(names)}")
     shared = [t for t in competition.targets if all(t.name in by_target for run in runs for by_target in run.folds.values())]
     if not shared:
         raise DataError(f"{few(names)} do not predict a common target of {few(t.name for t in competition.targets)}")

@@ -84,15 +84,31 @@ def sentence(error: ToolkitError | OSError) -> ToolkitError:
     return ToolkitError((f"{error.filename}: " if error.filename else "") + str(error.strerror or error))
 
 
+def _usage(error: click.UsageError) -> str:
+    return error.ctx.get_usage() if error.ctx else ""
+
+
 class Explaining(click.Command):
     """A command under which a user's mistake is a sentence and exit code 1, and an interrupt exit code 130: no traceback."""
 
     kept = "Finished work is kept"
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words; whether `--json` is among them is kept, for the words that cannot be read."""
+        ctx.meta.setdefault("toolkit.json", "--json" in args)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            if not ctx.meta["toolkit.json"]:
+                raise
+            from toolkit.base.printing import to_json
+
+            click.echo(to_json({"ok": False, "error": error.format_message(), "hint": _usage(error), "problems": []}))
+            ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo(f"\nInterrupted. {self.kept}: run the same command again to go on.", err=True)
             ctx.exit(INTERRUPTED)

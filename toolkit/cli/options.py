@@ -218,10 +218,12 @@ def as_json(body: Callable[..., Any]) -> Callable[..., Any]:
             if not machine:
                 raise
             error = sentence(cause)
+            from toolkit.cli.advice import hint as advised
+
             problems = whole.get("problems", []) + [problem.record for problem in getattr(error, "problems", ())]
-            whole |= {"ok": False, "error": error.message, "hint": error.hint, "problems": problems}
+            whole |= {"ok": False, "error": error.message, "hint": advised(error), "problems": problems}
         if machine:
-            click.echo(to_json(whole))
+            click.echo(to_json({"ok": True} | whole))
         if whole.get("ok") is False:
             raise click.exceptions.Exit(1)
 

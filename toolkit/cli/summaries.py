@@ -69,7 +69,9 @@ def _remarks(made: EnsembleRun) -> Iterator[tuple[str, str]]:
         yield "", "their finished rows are kept: the same command again goes on there"
     rows = len(next(iter(made.predictions.values())))
     yield "Wrote", f"{shown(made.path)} ({rows:,} rows × {', '.join(made.predictions)})"
-    yield from (("Note", note) for note in (*made.meta.get("tta", {}).get("notes", ()), *made.notes))
+    views = made.meta.get("tta", {})
+    warned = views.get("warnings", ())  # on the terminal already, before the passes were made
+    yield from (("Note", note) for note in (*views.get("notes", ()), *made.notes) if note not in warned)
     yield "Next", Verbatim("toolkit submit")
     if made.meta["limit"]:
         yield "Note", f"--limit {made.meta['limit']}: not every test row is there, so this cannot be submitted"

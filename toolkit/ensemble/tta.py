@@ -167,7 +167,8 @@ def resolve(
         for name, finding in _checked(competition, named, sets, notes, execution).items():
             record[name] = _record(finding, sets[name])
             warnings += _warnings(finding, sets[name])
-    return ViewChoice(written(sets), {"asked": asked, "members": record, "notes": notes + warnings}, tuple(warnings))
+    record_of_all = {"asked": asked, "members": record, "notes": notes + warnings, "warnings": warnings}
+    return ViewChoice(written(sets), record_of_all, tuple(warnings))
 
 
 def _rows(

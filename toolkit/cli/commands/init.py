@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 _NEXT = """Next:
   toolkit split                                {split}
-  toolkit init --recipe NAME                   a training script of your own, in recipes/
-  python recipes/NAME.py                       trains each fold and exports it
-  toolkit ensemble folds/*.onnx --tta flip     predicts the test images
+  toolkit init --recipe timm_kfold             a training script of your own, in recipes/ (there are also: {recipes})
+  python recipes/timm_kfold.py                 trains each fold and exports it
+  toolkit ensemble folds/*.onnx --tta auto     predicts the test images, with the views that pay on held-out ones
   toolkit submit                               checks, then writes submission.csv"""
 
 
@@ -91,7 +91,11 @@ def command(ctx: click.Context, /, folder: Path | None, recipe: str, *, force: b
     discover.refuse_existing(root / FILE, force=force)
     discovery = _discovered(root, Wishes(**{**wishes, "factor": discover.factors(wishes["factor"])}))
     path = discovery.write(force=force)
-    after = _NEXT.format(split="stratified folds" + (" that keep groups whole" if wishes["group"] else ""))
+    from toolkit.setup.recipe_files import recipe_names
+
+    others = ", ".join(name for name in recipe_names() if name != "timm_kfold")
+    split = "stratified folds" + (" that keep groups whole" if wishes["group"] else "")
+    after = _NEXT.format(split=split, recipes=others)
     lines = [*discovery.lines, f"Wrote {path}", *map(Verbatim, after.splitlines())]
     return {"ok": True, "path": str(path), "found": list(discovery.lines)}, lines
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     type=options.SETS,
     help=f"A set to judge, as `ensemble --tta` takes them; may be repeated. All of {', '.join(VIEW_SETS)} unless told.",
 )
+@click.option("--views", is_flag=True, help="Show every single view as well as the sets.")
 @click.option("--members", default="", shell_complete=MEMBERS, help="Judge these members only (b4,vit).")
 @click.option("--limit", type=click.IntRange(2), help="About so many held-out rows, drawn by chance, instead of all.")
 @click.option("--device", type=click.Choice(["auto", *PROVIDERS]), default="auto", show_default=True)
@@ -43,6 +44,8 @@ def command(
     combination: Combination,
     execution: Execution,
     limit: int | None,
+    *,
+    views: bool,
 ) -> options.Said:
     """Judge views on held-out images: score, gain with interval, answers won and lost, and the set that pays.
 
@@ -62,17 +65,19 @@ def command(
     exports = read_exports(paths, competition, members=combination.members)
     with bar("Judging views") as progress:
         findings, notes = tta.find(competition, exports, sets, replace(execution, progress=progress), limit=limit)
-    return {name: _record(finding) for name, finding in findings.items()} | {"notes": list(notes)}, _text(findings, notes)
+    return {name: _record(finding) for name, finding in findings.items()} | {"notes": list(notes)}, _text(
+        findings, notes, alone=views
+    )
 
 
 def _record(finding: ViewFinding) -> dict[str, Any]:
     return asdict(finding) | {"picks": dict(finding.picks)}
 
 
-def _text(findings: dict[str, ViewFinding], notes: tuple[str, ...]) -> list[Part]:
+def _text(findings: dict[str, ViewFinding], notes: tuple[str, ...], *, alone: bool) -> list[Part]:
     from toolkit.ensemble.view_selection import table
     from toolkit.images.views import written
 
     chosen = written({name: finding.chosen for name, finding in findings.items()})
     rows = [*(("Note", note) for note in notes), ("Next", Verbatim(f"toolkit ensemble --tta {chosen} …"))]
-    return [part for finding in findings.values() for part in table(finding)] + [facts(rows)]
+    return [part for finding in findings.values() for part in table(finding, alone=alone)] + [facts(rows)]
