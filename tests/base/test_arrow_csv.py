@@ -61,6 +61,7 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
 
 FULL = """
 import resource, signal, sys
+sys.dont_write_bytecode = True
 from pathlib import Path
 import pandas as pd
 from toolkit.base import arrow_csv, files

@@ -8,16 +8,16 @@ import pytest
 
 from toolkit.base.provenance import from_inside, portable
 
-ROOT = Path("/home/somebody/work")
+ROOT = Path("/data/somebody/work")
 
 
 @pytest.mark.parametrize(
     ("path", "carried", "typed"),
     [
-        ("/home/somebody/work/folds/a.onnx", "folds/a.onnx", "folds/a.onnx"),
-        ("/home/somebody/work", ".", "."),
-        ("/home/somebody/other/a.onnx", "a.onnx", "/home/somebody/other/a.onnx"),
-        ("/home/somebody/worker/a.onnx", "a.onnx", "/home/somebody/worker/a.onnx"),  # begins alike, lies elsewhere
+        ("/data/somebody/work/folds/a.onnx", "folds/a.onnx", "folds/a.onnx"),
+        ("/data/somebody/work", ".", "."),
+        ("/data/somebody/other/a.onnx", "a.onnx", "/data/somebody/other/a.onnx"),
+        ("/data/somebody/worker/a.onnx", "a.onnx", "/data/somebody/worker/a.onnx"),  # begins alike, lies elsewhere
     ],
 )
 def test_a_path_inside_is_relative_and_one_outside_says_its_name_or_all(path, carried, typed):

@@ -183,7 +183,7 @@ def test_what_blend_json_cannot_say_is_refused(workspace, folds):
     written(workspace, members={"gone": 1.0})
     result = run("ensemble", "folds", "--blend")
     assert result.exit_code == 1
-    assert "names 'gone', which is no member" in result.output
+    assert "name 'gone', which is no member" in result.output
     for text in (
         "{",
         "[]",

@@ -81,7 +81,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
 def test_a_recipe_that_fails_is_an_error(tmp_path, monkeypatch, quick_processes):
     broken = tmp_path / "broken.py"
     broken.write_text("raise SystemExit(3)")
-    monkeypatch.setattr(demo.shipped, "recipe_path", lambda _name: broken)
+    monkeypatch.setattr(demo.recipe_files, "recipe_path", lambda _name: broken)
     with pytest.raises(TrainingError, match="exit code 3"):
         demo.run(tmp_path / "work", say=lambda _line: None)
 

@@ -266,7 +266,7 @@ def test_a_full_disk_is_said_and_leaves_the_old_predictions(workspace, folds, qu
     invoke("ensemble", "folds/*.onnx", "--name", "mine")
     before = (workspace / "predictions" / "mine.parquet").read_bytes()
     code = (
-        "import resource, signal, sys\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "import resource, signal, sys\nsys.dont_write_bytecode = True\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "from toolkit.cli import main\nresource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
         "sys.argv = ['toolkit', 'ensemble', 'folds/*.onnx', '--tta', 'flip', '--name', 'mine']\nmain()"
     )

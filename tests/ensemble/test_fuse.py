@@ -94,7 +94,7 @@ def expected(models, views, shares, images):
 
 def fuse(workspace, *, force=False, blended=False, **choices):
     competition = Competition.find()
-    combination = Combination(**choices, blend=oof.given(competition) if blended else None)
+    combination = Combination(**choices, blend=oof.read_blends(competition) if blended else None)
     return fusing.fuse(
         competition, sorted((workspace / "folds").glob("*.onnx")), workspace / "all.onnx", combination, force=force
     )
