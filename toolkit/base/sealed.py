@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import xxhash
 
@@ -18,6 +18,7 @@ MARK = b"\x93tkseal\x01"  # then the digest: the last bytes of a file that carri
 TAIL = len(MARK) + 16
 KEY = "seal"  # of JSON objects
 DAMAGED = ".damaged"  # the end of the name of what was set aside
+STEP = 1 << 20  # bytes hashed at a time
 LARGEST = 1 << 28  # bytes of an index or a note; one that is larger is none of ours
 
 _log = logging.getLogger("toolkit")
@@ -41,6 +42,10 @@ class Sealing:
         """What closes the file."""
         return MARK + self._digest.digest()
 
+    def hexdigest(self) -> str:
+        """The digest alone."""
+        return str(self._digest.hexdigest())
+
 
 def tail(*parts: Any, context: str = "") -> bytes:
     """What closes a file of these parts; see `Sealing`."""
@@ -58,13 +63,57 @@ def content(data: bytes, *, context: str = "") -> tuple[memoryview, bool]:
     """
     whole = memoryview(data)
     if len(data) < TAIL or whole[-TAIL:-16] != MARK:
+        if MARK in bytes(whole[-TAIL:]):
+            raise DamagedError("it is cut short")
         return whole, False
     if tail(whole[:-TAIL], context=context) != whole[-TAIL:]:
         raise DamagedError("its digest says that it was changed")
     return whole[:-TAIL], True
 
 
-def write(path: Path, data: bytes) -> Path:
+def carries(file: IO[bytes], size: int) -> bool:
+    """Whether a file of so many bytes ends with a digest.
+
+    Raises:
+        DamagedError: it is shorter.
+    """
+    if size < TAIL:
+        return False
+    file.seek(size - TAIL)
+    return exactly(file, TAIL).startswith(MARK)
+
+
+def check(file: IO[bytes], ends: int, context: str = "") -> None:
+    """Compare what an unbuffered file holds up to `ends` with the digest that follows.
+
+    Raises:
+        DamagedError: they differ.
+    """
+    file.seek(0)
+    seal, left = Sealing(context), ends
+    buffer = memoryview(bytearray(min(STEP, max(ends, 1))))
+    while left and (count := file.readinto(buffer[: min(left, len(buffer))])):  # type: ignore[attr-defined]
+        seal.add(buffer[:count])
+        left -= count
+    if left or seal.tail() != exactly(file, TAIL):
+        raise DamagedError("its digest says that it was changed")
+
+
+def exactly(file: IO[bytes], count: int) -> bytes:
+    """So many bytes.
+
+    Raises:
+        DamagedError: there are fewer.
+    """
+    data = file.read(count)
+    while len(data) < count and (more := file.read(count - len(data))):
+        data += more
+    if len(data) < count:
+        raise DamagedError("it is cut short")
+    return data
+
+
+def write(path: Path, data: bytes | memoryview) -> Path:
     """Write bytes with their tail, whole or not at all.
 
     Raises:

@@ -356,26 +356,25 @@ def read_segment(path: Path) -> Segment:
         with path.open("rb", buffering=0) as file:
             stamp = _stamp(file.fileno())
             size = stamp[0]
-            ends = size - sealed.TAIL
-            carries = _tail_of(file, ends)[: len(sealed.MARK)] == sealed.MARK
-            ends = ends if carries else size
+            carries = sealed.carries(file, size)
+            ends = size - sealed.TAIL if carries else size
             (count,), _, start = _header(file, 0, ends, _KEYS)
             values = start + DIGEST.itemsize * count
             (rows, width), dtype, offset = _header(file, values, ends, _VALUES)
             if rows != count or ends != offset + dtype.itemsize * rows * width:
                 raise sealed.DamagedError("it has another size than it says")
             if carries and _CHECKED.get(path) != stamp:
-                _check(file, ends, path.parent.name)
+                sealed.check(file, ends, path.parent.name)
                 _CHECKED[path] = stamp
             file.seek(start)
-            keys = np.frombuffer(_exactly(file, values - start), dtype=DIGEST)
+            keys = np.frombuffer(sealed.exactly(file, values - start), dtype=DIGEST)
     except (OSError, ValueError, OverflowError) as error:
         raise sealed.DamagedError(str(error)) from error
     return Segment(path, keys, offset, width, dtype, sealed=carries)
 
 
 def open_segments(folder: Path) -> list[Segment]:
-    """The segments of a table's folder that are what was written; the others are set aside, so that their rows are made again."""
+    """The segments of a folder that are what was written; the others are set aside, so that their rows are made again."""
 
     def opened(path: Path) -> Segment | None:
         try:
@@ -395,16 +394,15 @@ _CHECKED: dict[Path, tuple[int, ...]] = {}  # segments whose digest this process
 _KEYS = re.compile(rb"{'descr': '\|S16', 'fortran_order': False, 'shape': \((\d{1,12}),\), } *\n")
 _VALUES = re.compile(rb"{'descr': '(<f4|<f2)', 'fortran_order': False, 'shape': \((\d{1,12}), (\d{1,8})\), } *\n")
 _HEAD = b"\x93NUMPY\x01\x00"
-_STEP = 1 << 20  # bytes hashed at a time
 
 
 def _header(file: IO[bytes], start: int, ends: int, form: re.Pattern[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     """Shape, dtype and end of one of numpy's headers, which begins at `start`; only what we write is understood."""
     file.seek(start)
-    head = _exactly(file, len(_HEAD) + 2)
+    head = sealed.exactly(file, len(_HEAD) + 2)
     size = int.from_bytes(head[-2:], "little")
     stop = start + len(head) + size
-    match = form.fullmatch(_exactly(file, size)) if head.startswith(_HEAD) and stop <= ends else None
+    match = form.fullmatch(sealed.exactly(file, size)) if head.startswith(_HEAD) and stop <= ends else None
     if match is None:
         raise sealed.DamagedError("it is no segment")
     *kind, rows = match.groups() if form is _KEYS else match.groups()[:2]
@@ -413,35 +411,6 @@ def _header(file: IO[bytes], start: int, ends: int, form: re.Pattern[bytes]) -> 
     if shape[0] * dtype.itemsize > ends - stop:
         raise sealed.DamagedError("it is cut short")
     return shape, dtype, stop
-
-
-def _exactly(file: IO[bytes], count: int) -> bytes:
-    data = file.read(count)
-    while len(data) < count and (more := file.read(count - len(data))):
-        data += more
-    if len(data) < count:
-        raise sealed.DamagedError("it is cut short")
-    return data
-
-
-def _tail_of(file: IO[bytes], place: int) -> bytes:
-    if place < 0:
-        return b""
-    file.seek(place)
-    return _exactly(file, sealed.TAIL)
-
-
-def _check(file: IO[bytes], ends: int, context: str) -> None:
-    """Compare a segment with the digest that closes it."""
-    file.seek(0)
-    seal = sealed.Sealing(context)
-    buffer = memoryview(bytearray(min(_STEP, max(ends, 1))))
-    left = ends
-    while left and (count := file.readinto(buffer[: min(left, len(buffer))])):  # type: ignore[attr-defined]
-        seal.add(buffer[:count])
-        left -= count
-    if left or seal.tail() != _tail_of(file, ends):
-        raise sealed.DamagedError("its digest says that it was changed")
 
 
 def _stamp(file: Path | int) -> tuple[int, ...]:
