@@ -70,9 +70,8 @@ def survey(root: Path, folds: Path) -> list[Kept]:
     here = index.here()
     tables = []
     for folder in [*sorted((root / "tables").glob("*")), *sorted((root / "passing").glob("*"))]:
-        if (key := read_key(folder)) is None:
+        if (table := _open(folder)) is None:
             continue
-        table = StoreTable(folder, key)
         title, path = here.get(table.key.model, (f"model {table.key.model[:8]}", None))
         paths = [segment.path for segment in table.segments]
         stats = [path.stat() for path in [*paths, folder / "key.json"]]
@@ -96,7 +95,7 @@ def compact(root: Path) -> Compacted:
         for folder in sorted((root / "tables").glob("*")):
             old = segment_paths(folder)
             size = sum(path.stat().st_size for path in old)
-            new = _compacted(StoreTable(folder, read_key(folder) or _NAMELESS))
+            new = _compacted(_open(folder) or StoreTable(folder, _NAMELESS))
             before, after, freed = before + len(old), after + len(new), freed + size - sum(p.stat().st_size for p in new)
         files.sweep(root, age=0)
         freed += sum(_removed(path) for path in root.rglob(f"*{sealed.DAMAGED}"))
@@ -146,6 +145,12 @@ def _compacted(table: StoreTable) -> list[Path]:
     for segment in old:
         segment.path.unlink()
     return [segment.path for segment in new]
+
+
+def _open(folder: Path) -> StoreTable | None:
+    """The table of a folder that says what it holds."""
+    key = read_key(folder)
+    return None if key is None else StoreTable(folder, key)
 
 
 def _removed(path: Path) -> int:
