@@ -102,3 +102,63 @@ def test_sweep_takes_only_its_own(tmp_path):
 def test_sha256_of_what_is_not_there(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         files.sha256(tmp_path / "no")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on a file's size is the system's")
+def test_what_the_system_cuts_short_is_not_taken_for_whole(tmp_path):
+    """numpy writes past Python into a file of the system, and what C keeps back to the end is lost without a word."""
+    import resource
+
+    import numpy as np
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(StoreError, match="cannot be written"):
+            files.write(tmp_path / "a.npy", lambda file: np.save(file, np.zeros(400)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_says_less_than_it_was_given_is_refused(tmp_path):
+    def fill(file):
+        file.write(b"x" * 1000)
+        file.flush()
+        os.ftruncate(file.fileno(), 400)  # what a file system may do that is full
+
+    with pytest.raises(StoreError, match="cut short"):
+        files.write(tmp_path / "f", fill)
+    assert list(tmp_path.iterdir()) == []
+    data = b"".join(bytes([i]) * 50 for i in range(20))
+
+    def back_and_forth(file):
+        file.write(data)
+        file.seek(100)
+        file.write(data[100:150])
+
+    assert files.write(tmp_path / "f", back_and_forth).read_bytes() == data
+
+
+def test_orphans_of_the_dead_go_with_the_next_write_and_those_of_the_living_stay(tmp_path, monkeypatch):
+    script = f"""
+import sys, time; from pathlib import Path; from toolkit.base import files
+def fill(file):
+    file.write(b"half"); file.flush(); print("now", flush=True); time.sleep(60)
+files.write(Path({str(tmp_path)!r}, sys.argv[1]), fill)
+"""
+    children = [subprocess.Popen([sys.executable, "-c", script, name], stdout=subprocess.PIPE) for name in ("dead", "alive")]
+    assert [child.stdout.readline() for child in children] == [b"now\n"] * 2
+    children[0].kill()
+    children[0].wait()
+    time.sleep(files.YOUNG)
+    foreign = tmp_path / f"other{files.PART}0000"  # of a version that took no lock
+    foreign.write_bytes(b"half")
+    monkeypatch.setattr(files, "_cleared", set())
+    files.write_text(tmp_path / "f", "whole")
+    parts = sorted(path.name.partition(files.PART)[0] for path in tmp_path.iterdir() if files.PART in path.name)
+    children[1].kill()
+    for child in children:
+        child.wait()
+        child.stdout.close()
+    assert parts == ["alive", "other"]

@@ -275,3 +275,29 @@ def test_blend_takes_them_in_a_workspace_and_outside(two, tmp_path, monkeypatch)
     assert result.exit_code == 0, result.output
     outside = json.loads((elsewhere / "blend.json").read_text())["targets"]["label"]
     assert outside["estimates"]["uniform"]["score"] == inside["targets"]["label"]["estimates"]["uniform"]["score"]
+
+
+def test_a_damaged_npz_is_read_as_it_was_or_refused_by_name(tmp_path):
+    path = tmp_path / "t.npz"
+    p = np.random.default_rng(0).dirichlet(np.ones(len(CLASSES)), len(IDS))
+    np.savez(path, ids=np.array(IDS), classes=np.array(CLASSES), probabilities=p)
+    good, rng, refused = path.read_bytes(), np.random.default_rng(1), 0
+    damaged = [b"", good[:40], good[: len(good) // 2], b"\x93NUMPY" + good]
+    for _ in range(300):
+        data = bytearray(good)
+        for place in rng.integers(len(good), size=int(rng.choice([1, 1, 8]))):
+            data[place] = rng.integers(256)
+        damaged.append(bytes(data))
+    for data in damaged:
+        path.write_bytes(data)
+        try:
+            table = read(path, TARGET)
+        except DataError as error:
+            refused += str(path) in error.message
+        else:  # zip has sums of what it holds; names and dates of members are what is left
+            assert np.allclose(table.values, p, atol=1e-12)
+    assert refused > 200
+    bomb = np.zeros((2**20, 3))
+    np.savez(path, ids=np.array(IDS), probabilities=bomb, classes=np.zeros((2, 2, 2)))
+    with pytest.raises(DataError, match="no columns"):
+        read(path, TARGET)

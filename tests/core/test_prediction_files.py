@@ -109,7 +109,7 @@ def test_damage_is_an_error_and_never_a_crash(tmp_path):
     good, whole = path.read_bytes(), read_table(path)
 
     def said(table):
-        return {name: (p.ids, p.values.tolist()) for name, p in table.predictions.items() if name == "t"}
+        return table.meta, {name: (p.ids, p.classes, p.kind, p.values.tolist()) for name, p in table.predictions.items()}
 
     rng = np.random.default_rng(0)
     damaged = [good[:size] for size in range(0, len(good), 97)]
@@ -127,3 +127,26 @@ def test_damage_is_an_error_and_never_a_crash(tmp_path):
         else:
             assert said(read) == said(whole)
     assert refused > len(good) // 97
+
+
+def test_a_table_that_parquet_reads_but_nobody_wrote_is_refused(tmp_path):
+    """What page checksums do not cover: cells, ids and names changed by whoever writes the file again, and the header."""
+    grid = np.array([[0.1, 0.9], [0.7, 0.3]])
+    path = write_table(tmp_path / "t.parquet", {"t": Predictions("t", "scores", ("1", "2"), ("a", "b"), grid)}, {"score": 0.5})
+    table = pq.read_table(path)
+    text = table.schema.metadata[b"toolkit"]
+    swapped = table.column("t/a").take([1, 0])
+    for forged in (
+        table.set_column(1, "t/a", table.column("t/b")).set_column(2, "t/b", table.column("t/a")),
+        table.set_column(0, "id", pa.array(["2", "1"])),
+        table.set_column(1, "t/a", swapped).set_column(2, "t/b", table.column("t/b").take([1, 0])),
+        *(
+            table.replace_schema_metadata({b"toolkit": text.replace(old, new)})
+            for old, new in ((b"0.5", b"0.9"), (b'"a"', b'"c"'), (b'"seal"', b'"sead"'), (b'"rows"', b'"rowt"'))
+        ),
+    ):
+        pq.write_table(forged, path)
+        with pytest.raises(DataError, match=r"t\.parquet"):
+            read_table(path)
+    pq.write_table(table, path, compression="snappy")  # the same table however it is kept
+    assert read_table(path).meta == {"score": 0.5}

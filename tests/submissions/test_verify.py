@@ -206,3 +206,64 @@ def test_a_manifest_holds_no_machine_path_and_no_secret(competition, monkeypatch
     assert low < manifest["scores"]["out_of_fold"] < high
     assert manifest["scores"]["members"] == {"tiny": manifest["scores"]["out_of_fold"]}
     assert manifest["command"] == ["toolkit", "submit", "--output", "submission.csv"]
+
+
+def test_a_manifest_edited_with_its_file_is_no_proof(competition):
+    predicted(competition)
+    done = submission.submit(competition)
+    text = done.path.read_text()
+    done.path.write_text(text.replace("ant", "bee").replace("cat", "bee"))
+    document = json.loads(done.manifest.read_text())
+    document["output"]["sha256"] = files.sha256(done.path)
+    done.manifest.write_text(json.dumps(document))
+    with pytest.raises(DataError, match=r"submission\.json is not a readable manifest: its digest"):
+        verify.verify(competition, done.path)
+    done.manifest.write_text(manifests.text(document))  # by whoever knows how: plain verify does not claim to see it
+    assert "--rebuild proves" in run().output
+    with pytest.raises(SubmissionError, match="made again differs"):
+        verify.verify(competition, done.path, rebuild=True)
+
+
+def test_an_image_changed_in_place_is_found_when_all_are_read(competition):
+    """With its size and time as they were it is trusted: submit says of how many that is true, --verify-images reads them."""
+    import os
+    import time
+
+    images = [path for _, path in competition.images("test")]
+    for path in images:
+        os.utime(path, (time.time() - 100,) * 2)
+    predicted(competition)
+    predicted(competition)
+    done = CliRunner().invoke(cli, ["submit"])
+    assert f"{len(images)} images, {len(images)} of them trusted by their size and time" in done.output
+    assert f"{len(images)} of {len(images)} are known, all were read" in run("--verify-images").output
+    stat, data = images[3].stat(), bytearray(images[3].read_bytes())
+    data[-1] ^= 1  # in the last checksum: other content of the same size
+    images[3].write_bytes(data)
+    os.utime(images[3], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert run().exit_code == 0
+    said = run("--verify-images")
+    assert said.exit_code == 1
+    assert images[3].name in said.output
+    done = CliRunner().invoke(cli, ["ensemble", "folds", "--device", "cpu", "--verify-images", "--on-bad-image", "prior"])
+    assert done.exit_code == 0, done.output
+    assert "0 of them trusted" in CliRunner().invoke(cli, ["submit"]).output
+
+
+def test_a_damaged_manifest_in_the_ledger_is_in_nobodys_way(competition):
+    predicted(competition)
+    done = submission.submit(competition)
+    kept = competition.path("submissions", f"{done.id}.json")
+    data = kept.read_bytes()
+    for damaged in (
+        data.replace(b'"rows": 1', b'"rows": 9'),
+        data[:100],
+        b"",
+        b"[" * 100_000,
+        data.replace(b"created", b"creates"),
+    ):
+        kept.write_bytes(damaged)
+        assert ledger.entries(competition) == []
+        assert kept.with_name(kept.name + ".damaged").read_bytes() == damaged
+        assert submission.submit(competition).id == done.id
+        assert len(ledger.entries(competition)) == 1

@@ -262,10 +262,18 @@ def test_what_is_resumed_from_is_whole_plain_and_of_the_same_settings(fold, tmp_
     assert state["epoch"] == 3
     assert state_file.load(kept.folder, "other") is None
     assert state_file.load(kept.folder, "one")["steps"] == state["steps"] == 9
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(TrainingError, match=r"resume\.pt cannot be read") as caught:
-        state_file.load(kept.folder, "one")
-    assert caught.value.code == "train-again"
+    good = path.read_bytes()
+    for damaged in (good[:1000], good[:-1], *(flipped(good, place) for place in (10, len(good) // 2, len(good) - 5))):
+        path.write_bytes(damaged)
+        assert state_file.load(kept.folder, "one") is None
+        assert not path.exists()
+        assert path.with_name("resume.pt.damaged").read_bytes() == damaged
+    path.write_bytes(good[:-24])  # as 0.1.0 wrote it
+    assert state_file.load(kept.folder, "one")["steps"] == 9
+
+
+def flipped(data, place):
+    return data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :]
 
 
 KILLED = """

@@ -9,37 +9,77 @@ import io
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 from toolkit.errors import DataError, StoreError
 
 PART = ".part-"  # the infix of every temporary name, so that orphans of a killed run can be recognised and swept
+HELD = f"{PART}x"  # of those that are locked while their writer lives: no lock, no writer (other marks are hex digits)
 ASIDE = ".making-"  # the beginning of the names of folders that are being filled
+YOUNG = 1.0  # seconds in which a temporary file may not have got its lock yet
+
+_cleared: set[Path] = set()  # folders whose orphans this process removed
 
 
 def write(path: Path, fill: Callable[[IO[bytes]], object]) -> Path:
     """Make `path` with what `fill` writes to a binary file: the old file or the whole new one, never a part.
 
     Raises:
-        StoreError: the folder cannot be written or the disk is full; nothing is left behind.
+        StoreError: the folder cannot be written, or the disk is full, or took less than it was given; nothing is left behind.
     """
-    part = path.with_name(f"{path.name}{PART}{secrets.token_hex(4)}")
+    part = path.with_name(f"{path.name}{HELD}{secrets.token_hex(4)}")
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear(path.parent)
         try:
             with part.open("xb") as file:
-                fill(file)
+                _hold(file.fileno())
+                written = _Counted(file)
+                fill(cast("IO[bytes]", written))
                 file.flush()
+                if os.fstat(file.fileno()).st_size < written.end:
+                    raise OSError(errno.ENOSPC, "it was cut short")
                 os.fsync(file.fileno())
-            part.replace(path)
+                part.replace(path)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
     return path
+
+
+class _Counted:
+    """A binary file that knows how long it has to be in the end.
+
+    Libraries that see a file of the system write past Python, and do not all look at what the system says to that.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._place, self.end = file, 0, 0
+
+    def write(self, data: Any) -> int:
+        """All of it."""
+        count = self._file.write(data)
+        self._place += count
+        self.end = max(self.end, self._place)
+        return count
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As files do."""
+        self._place = self._file.seek(offset, whence)
+        return self._place
+
+    def truncate(self, size: int | None = None) -> int:
+        """As files do."""
+        self.end = self._file.truncate(size)
+        return self.end
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -64,8 +104,6 @@ def write_rows(path: Path, rows: Iterable[Iterable[object]]) -> Path:
 
 def sweep(folder: Path, *, age: float = 3600) -> int:
     """Remove temporary files that killed runs left in `folder`; one younger than `age` seconds may be in use and stays."""
-    import time
-
     swept = 0
     for orphan in list(folder.rglob(f"*{PART}*")):
         with suppress(OSError):  # another run may be sweeping too
@@ -73,6 +111,32 @@ def sweep(folder: Path, *, age: float = 3600) -> int:
                 orphan.unlink()
                 swept += 1
     return swept
+
+
+def _clear(folder: Path) -> None:
+    """Remove, once per process, what writers that are no more left in a folder: temporary files that nobody holds."""
+    if folder in _cleared:
+        return
+    _cleared.add(folder)
+    for orphan in [entry.path for entry in os.scandir(folder) if HELD in entry.name and entry.is_file(follow_symlinks=False)]:
+        with suppress(OSError):  # another run may be clearing too
+            handle = os.open(orphan, os.O_RDWR)
+            try:
+                if time.time() - os.fstat(handle).st_mtime > YOUNG and _hold(handle):
+                    Path(orphan).unlink()
+            finally:
+                os.close(handle)
+
+
+def _hold(handle: int) -> bool:
+    """Lock an open file until it is closed or the process ends however; whether that was to be had."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):  # a system or a file system without locks, or another's
+        return False
+    return True
 
 
 def sha256(path: Path) -> str:

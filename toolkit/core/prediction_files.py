@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import files
+from toolkit.base import files, sealed
 from toolkit.core.predictions import Predictions
 from toolkit.errors import DataError, few
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SCHEMA = 1
+ROWS = "rows"  # of the header: what the cells come to
 KEY = b"toolkit"  # of the metadata that says what the columns are
 
 
@@ -55,7 +56,8 @@ def write_table(path: Path, predictions: Mapping[str, Predictions], meta: Mappin
             raise DataError(f"{path}: two columns would be called {few(clash)}", hint="Rename a target in competition.toml.")
         columns |= added
     targets = [{"target": t.target, "kind": t.kind, "classes": list(t.classes), "multilabel": t.multilabel} for t in tables]
-    text = json.dumps({"schema": SCHEMA, "targets": targets, "meta": meta}, ensure_ascii=False)
+    header = {"schema": SCHEMA, "targets": targets, "meta": dict(meta), ROWS: _digest(columns)}
+    text = json.dumps(sealed.stamp(header), ensure_ascii=False)
     table = pa.Table.from_arrays(list(columns.values()), names=list(columns)).replace_schema_metadata({KEY: text.encode()})
     words = [name for name, column in columns.items() if column.type == pa.string()]  # numbers seldom repeat
     options = {"compression": "zstd", "write_page_checksum": True, "use_dictionary": words}
@@ -70,6 +72,8 @@ def read_table(path: Path) -> PredictionTable:
     """
     with _named(path):
         table, header = _open(path)
+        if header.get(ROWS, "") and header[ROWS] != _digest({name: table.column(name) for name in table.column_names}):
+            raise sealed.DamagedError("its rows are not those that were written")
         ids = tuple(table.column("id").to_pylist())
         return PredictionTable({target["target"]: _target(table, ids, target) for target in header["targets"]}, header["meta"])
 
@@ -138,10 +142,32 @@ def _open(path: Path, *, rows: bool = True) -> tuple[pa.Table, dict[str, Any]]:
         table = file.read() if rows else file.schema_arrow.empty_table()
     if KEY not in metadata:
         raise DataError("it was not written by toolkit")
-    header = json.loads(metadata[KEY])
+    document = json.loads(metadata[KEY])
+    header = sealed.unstamped(document)
+    known = {"schema", "targets", "meta", ROWS, sealed.KEY}
+    if not set(document) <= known or (ROWS in document) != (sealed.KEY in document):
+        raise sealed.DamagedError("its header is not the one that was written")
     if header["schema"] > SCHEMA:
         raise DataError(f"it has schema {header['schema']}, this version reads up to {SCHEMA}", hint="Upgrade toolkit.")
     return table, header
+
+
+def _digest(columns: Mapping[str, Any]) -> str:
+    """What the names and cells of columns come to, however Parquet keeps them."""
+    import pyarrow as pa
+
+    seal = sealed.Sealing()
+    for name, column in columns.items():
+        whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        seal.add(f"{name}\0{whole.type}\0{len(whole)}\0{whole.null_count}\0".encode())
+        if whole.type == pa.string():
+            bounds = np.frombuffer(whole.buffers()[1], np.int32)[whole.offset : whole.offset + len(whole) + 1]
+            data = whole.buffers()[2]
+            seal.add(bounds - bounds[:1])
+            seal.add(memoryview(data)[bounds[0] : bounds[-1]] if data is not None and len(bounds) else b"")
+        else:
+            seal.add(np.ascontiguousarray(whole.to_numpy(zero_copy_only=False)))
+    return seal.hexdigest()
 
 
 @contextmanager
@@ -151,9 +177,15 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
+    except sealed.DamagedError as error:
+        raise _damaged(path, error.message) from error
     except DataError as error:
         raise DataError(f"{path} cannot be used: {error.message}", hint=error.hint, code=error.code) from error
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # Arrow's own errors are among them
-        raise DataError(
-            f"{path} is not a predictions table, or is damaged: {error}", hint="Make it again, or restore it from a copy."
-        ) from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, LookupError, AttributeError, OverflowError) as error:
+        raise _damaged(path, error) from error  # Arrow's own errors are among them
+
+
+def _damaged(path: Path, why: object) -> DataError:
+    return DataError(
+        f"{path} is not a predictions table, or is damaged: {why}", hint="Make it again, or restore it from a copy."
+    )

@@ -153,6 +153,7 @@ def _meta(
         "created": provenance.now(),
         "views": {export.card.member: list(models.views[export.digest]) for export in models.exports},
         "models": [_origin(export, weight, competition) for export, weight in zip(models.exports, weights, strict=True)],
+        "images": {"count": len(outcome.items), "trusted": outcome.trusted},
         "pixels": outcome.pixels,
         "device": outcome.device,
         "split": sorted({export.card.split for export in models.exports} - {""}),

@@ -32,6 +32,7 @@ class Execution:
     - `deadline`: seconds from the start of the passes; models that are not through by then are left out. None: no end.
     - `on_bad_image`: images that cannot be used are an error ("fail"), their rows get the class prior ("prior", where an
       ensemble is made) or are left out ("skip", where tables are).
+    - `verify_images`: every image is read, also one whose size and time are those of when it was read last.
     - `progress`: called with images done and images in all; `announce`: told before the work how much the store may grow, where
       that is worth a line.
     """
@@ -48,6 +49,7 @@ class Execution:
     keeping: Keeping = Keeping()
     deadline: float | None = None
     on_bad_image: OnBadImage = "fail"
+    verify_images: bool = False
     progress: Progress | None = None
     announce: Callable[[Growth], object] | None = None
 

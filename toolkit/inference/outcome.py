@@ -32,7 +32,8 @@ class PredictOutcome:
     """What `predict` leaves: a table per (model digest, view), the content digest of each usable item, the bad ones.
 
     `passes` counts image × model × view runs that were made now; everything else was in the store. `seconds` is how long the
-    whole took, `pixels` names who made the pixels. `finished` is false where time was up before every item had its rows.
+    whole took, `pixels` names who made the pixels. `trusted` counts images that were not read, since their size and time were
+    those of when they were read last. `finished` is false where time was up before every item had its rows.
     """
 
     items: Items
@@ -44,6 +45,7 @@ class PredictOutcome:
     passes: int
     seconds: float
     finished: bool = True
+    trusted: int = 0
 
     def logits(self, export: Export, view: str, digests: Digests) -> F32:
         """Stored logits, float32 (N, width)."""

@@ -87,6 +87,7 @@ def predict(
         passes=work.passes,
         seconds=time.monotonic() - started,
         finished=finished,
+        trusted=work.trusted,
     )
 
 
@@ -111,7 +112,9 @@ def _begin(
         for view in kept_views(views[export.digest], execution.keeping)
     }
     digests, known = _known(store, items, identities)
-    return _Work(exports, views, items, store, execution, device, plan, tables, identities, digests, known)
+    known &= not execution.verify_images
+    trusted = int(known.sum())
+    return _Work(exports, views, items, store, execution, device, plan, tables, identities, digests, known, trusted)
 
 
 def _known(store: Store, items: Items, identities: Identities) -> tuple[Digests, NDArray[np.bool_]]:
@@ -149,6 +152,7 @@ class _Work:
     identities: Identities
     digests: Digests
     known: NDArray[np.bool_]
+    trusted: int
     bad: dict[int, str] = field(default_factory=dict)
     passes: int = 0
     spent: dict[str, Timing] = field(default_factory=dict)  # per model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.base import files
+from toolkit.base import sealed
 from toolkit.errors import StoreError
 from toolkit.runtime.devices import cores, gpu_count
 from toolkit.runtime.graphs.onnx_file import Export
@@ -39,7 +38,7 @@ def rates(path: Path, export: Export, ways: Mapping[str, tuple[str, Opening]]) -
         measured = _measured(export, {name: ways[name][1] for name in todo})
         kept |= {keys[name]: rate for name, rate in measured.items()}
         with suppress(StoreError):  # a workspace that cannot be written only has them timed again
-            files.write_text(path, json.dumps(kept, indent=1))
+            sealed.write_json(path, kept, indent=1)
     return {name: float(kept[keys[name]]) for name in ways}
 
 
@@ -78,8 +77,4 @@ def _machine() -> str:
 
 
 def _read(path: Path) -> dict[str, float]:
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # it only saves time
-    return {k: float(v) for k, v in kept.items() if isinstance(v, int | float)} if isinstance(kept, dict) else {}
+    return sealed.notes(path, "engines are timed again", lambda kept: {k: float(v) for k, v in kept.items()}) or {}

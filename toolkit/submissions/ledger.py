@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import shutil
@@ -15,7 +14,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from toolkit.base import files, provenance
+from toolkit.base import files, provenance, sealed
 from toolkit.errors import DataError, SubmissionError, few
 from toolkit.submissions.manifest import path_of, read, text
 from toolkit.workspace.competition import Competition
@@ -74,17 +73,18 @@ class Entry:
 
 
 def entries(competition: Competition) -> list[Entry]:
-    """Every submission that was kept, the oldest first.
+    """Every submission that was kept, the oldest first; one whose manifest is damaged is left out, and its file stays.
 
     Raises:
-        DataError: a manifest or the scores cannot be read.
+        DataError: the scores cannot be read, or a manifest is of a newer version.
     """
     folder = competition.path(FOLDER)
     scores, uploads = _scores(folder), _uploads(folder)
-    known = [path for path in sorted(folder.glob("*.csv")) if path_of(path).is_file()]
+    known = {path.stem: (path, _manifest(path)) for path in sorted(folder.glob("*.csv")) if path_of(path).is_file()}
     kept = [
-        Entry(name, path, read(path_of(path)), **scores.get(name, {}), uploads=tuple(uploads.get(name, ())))
-        for name, path in ((path.stem, path) for path in known)
+        Entry(name, path, manifest, **scores.get(name, {}), uploads=tuple(uploads.get(name, ())))
+        for name, (path, manifest) in known.items()
+        if manifest is not None
     ]
     return sorted(kept, key=lambda entry: (entry.created, entry.id))
 
@@ -112,8 +112,17 @@ def keep(competition: Competition, path: Path, manifest: Mapping[str, Any]) -> s
 
 def _taken(kept: Path, digest: str) -> bool:
     """Whether another submission has that name."""
-    manifest = path_of(kept)
-    return manifest.is_file() and bool(read(manifest)["output"]["sha256"] != digest)
+    manifest = _manifest(kept) if path_of(kept).is_file() else None
+    return manifest is not None and bool(manifest["output"]["sha256"] != digest)
+
+
+def _manifest(kept: Path) -> dict[str, Any] | None:
+    """The manifest of a kept submission; None where it was damaged and is set aside now."""
+    try:
+        return read(path_of(kept))
+    except sealed.DamagedError as error:
+        sealed.set_aside(path_of(kept), error.message.partition(": ")[2], f"{kept.name} stays and is not listed")
+        return None
 
 
 def _copy(path: Path, file: IO[bytes]) -> None:
@@ -162,7 +171,7 @@ def score(competition: Competition, name: str, value: float, board: Board) -> En
     folder = competition.path(FOLDER)
     scores = _scores(folder)
     scores.setdefault(entry.id, {})[board] = value
-    files.write_text(folder / SCORES, json.dumps(scores, indent=1, sort_keys=True) + "\n")
+    sealed.write_json(folder / SCORES, dict(sorted(scores.items())), indent=1)
     return find(competition, entry.id)
 
 
@@ -176,7 +185,7 @@ def sent(competition: Competition, name: str, where: str, reply: str) -> None:
     folder = competition.path(FOLDER)
     uploads = _uploads(folder)
     uploads.setdefault(name, []).append({"to": where, "at": provenance.now(), "reply": reply})
-    files.write_text(folder / UPLOADS, json.dumps(uploads, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    sealed.write_json(folder / UPLOADS, dict(sorted(uploads.items())), indent=1)
 
 
 def _uploads(folder: Path) -> dict[str, list[dict[str, str]]]:
@@ -193,20 +202,23 @@ def _uploads(folder: Path) -> dict[str, list[dict[str, str]]]:
 def _scores(folder: Path) -> dict[str, dict[str, float]]:
     raw = _notes(folder / SCORES, "Mend it, or delete it and note the scores again.")
     try:
-        return {name: {b: float(boards[b]) for b in ("public", "private") if b in boards} for name, boards in raw.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        scores = {
+            name: {b: float(dict(boards)[b]) for b in ("public", "private") if b in boards} for name, boards in raw.items()
+        }
+        if not all(math.isfinite(score) for boards in scores.values() for score in boards.values()):
+            raise ValueError("a score is no number")
+        return scores
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{folder / SCORES} cannot be read: {error}", hint="Mend it, or delete it.") from error
 
 
 def _notes(path: Path, cure: str) -> dict[str, Any]:
     """What a file of notes says, nothing where there is none."""
-    if not path.exists():
-        return {}
     try:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return dict(raw)
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path} cannot be read: {error}", hint=cure) from error
+        return sealed.read_json(path) or {}
+    except sealed.DamagedError as error:
+        cure += f" After mending, leave its {sealed.KEY!r} out."
+        raise DataError(f"{path} cannot be read: {error.message}", hint=cure) from error
 
 
 def correlation(every: Sequence[Entry], board: Board = "public") -> float | None:

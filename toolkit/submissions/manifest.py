@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from toolkit.base import files
+from toolkit.base import files, sealed
 from toolkit.base.provenance import git_commit, now, portable, versions
 from toolkit.errors import DataError, ModelError, few
 from toolkit.submissions.checks import Problem
@@ -85,25 +87,49 @@ def write(output: Path, description: Mapping[str, Any], problems: Sequence[Probl
 
 
 def text(document: Mapping[str, Any]) -> str:
-    """A manifest as it is written."""
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    """A manifest as it is written, its digest last."""
+    return json.dumps(sealed.stamp(document), indent=2, ensure_ascii=False) + "\n"
 
 
 def read(path: Path) -> dict[str, Any]:
     """Read a manifest.
 
     Raises:
-        DataError: not there, not a manifest, or written by a newer version.
+        DataError: not there, not a manifest, changed since it was written, or written by a newer version.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = sealed.read_json(path)
+        if document is None:
+            raise DataError(f"{path} is not a readable manifest: there is no such file")
         schema = int(document["schema"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path} is not a readable manifest: {error}") from error
+        if schema <= SCHEMA:
+            _check(document)
+    except sealed.DamagedError as error:
+        raise sealed.DamagedError(f"{path} is not a readable manifest: {error.message}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise sealed.DamagedError(f"{path} is not a readable manifest: {error!r}") from error
     if schema > SCHEMA:
         raise DataError(f"{path} has schema {schema}, this version reads up to {SCHEMA}", hint="Upgrade toolkit.")
-    read_document: dict[str, Any] = document
-    return read_document
+    return document
+
+
+def _check(document: Mapping[str, Any]) -> None:
+    """See that what others will look for in a manifest is of its kind; digests are later compared.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: it is not.
+    """
+    datetime.fromisoformat(document["created"])
+    entries = [document["output"], *document.get("tables", {}).values(), *document.get("exports", ())]
+    entries += [document[what] for what in ("competition", "sample", "predictions") if what in document]
+    if not all(isinstance(entry["sha256"], str) and "\0" not in str(entry["path"]) for entry in entries):
+        raise ValueError("a digest is no text")
+    meta, scores = document.get("predictions", {}).get("meta", {}), document.get("scores", {})
+    if not isinstance(meta, dict) or not isinstance(scores, dict):
+        raise TypeError("what should be named is not")
+    low, high = scores.get("interval") or (0.0, 0.0)
+    if not all(map(math.isfinite, (float(low), float(high), float(scores.get("out_of_fold") or 0.0)))):
+        raise ValueError("a score is no number")
 
 
 def stale(root: Path, meta: Mapping[str, Any]) -> Iterator[Problem]:
@@ -137,6 +163,10 @@ def summary(meta: Mapping[str, Any]) -> list[str]:
     count = f"{len(models)} models" if models else f"{len(meta.get('sources', ()))} tables made elsewhere"
     how = f"{count}, vote {meta.get('vote', 'soft')}, views {meta.get('view_set', 'none')}"
     lines = [f"Predictions {meta.get('name', '')!r} of {created}: {how}"]
+    if images := meta.get("images"):
+        lines.append(
+            f"  {images['count']:,} images, {images['trusted']:,} of them trusted by their size and time and not read again"
+        )
     for member in dict.fromkeys(model["member"] for model in models):
         folds = [model["fold"] for model in models if model["member"] == member]
         names = " ".join("all" if fold is None else str(fold) for fold in folds)

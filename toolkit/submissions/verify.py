@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from toolkit.base import arrow_csv, files
+from toolkit.base.provenance import portable
 from toolkit.blending.blend import read_blend
 from toolkit.blending.combination import Combination
 from toolkit.core import prediction_files
 from toolkit.ensemble.run import EnsembleRun, run_ensemble
-from toolkit.errors import ModelError, SubmissionError, few
+from toolkit.errors import ImageError, ModelError, SubmissionError, few
+from toolkit.images import render as images_of
 from toolkit.inference import engine_choice
 from toolkit.inference.execution import Execution
 from toolkit.inference.exports import read_exports, share
+from toolkit.inference.store.file_index import ImageIndex
 from toolkit.submissions import csv_problems
 from toolkit.submissions.manifest import path_of, read
 from toolkit.submissions.sample import read_sample, render
@@ -53,11 +58,21 @@ class Verdict:
     @property
     def record(self) -> dict[str, Any]:
         """The verdict as plain values, for machines."""
-        return {"ok": True, "sha256": self.id, "rebuilt": self.rebuilt, "inputs": [vars(source) for source in self.inputs]}
+        proved = "the file and its inputs are those of its manifest" if not self.rebuilt else "its inputs give this file"
+        return {
+            "ok": True,
+            "sha256": self.id,
+            "rebuilt": self.rebuilt,
+            "proved": proved,
+            "inputs": [vars(source) for source in self.inputs],
+        }
 
 
-def verify(competition: Competition, path: Path, *, rebuild: bool = False) -> Verdict:
+def verify(competition: Competition, path: Path, *, rebuild: bool = False, images: bool = False) -> Verdict:
     """Compare a submission and its inputs with its manifest; `rebuild` makes the file again, from the exports if there are any.
+
+    With `images` every test image is read and compared with what the store knows of it. Without `rebuild` nothing says that the
+    inputs give this file: one that was edited together with its manifest may pass.
 
     Raises:
         SubmissionError: the file is not the one of its manifest, an input changed (and nothing was rebuilt), or the file made
@@ -71,7 +86,7 @@ def verify(competition: Competition, path: Path, *, rebuild: bool = False) -> Ve
             f"{path} is not the file of its manifest: its digest is {digest[:8]}, the manifest says {written[:8]}",
             hint=f"It was edited, or belongs to another manifest; the ledger may have it: submissions/{written[:8]}.csv.",
         )
-    inputs = tuple(_inputs(competition, manifest))
+    inputs = (*_inputs(competition, manifest), *(_images(competition) if images else ()))
     verdict = Verdict(written, inputs)
     if not rebuild:
         if verdict.changed:
@@ -82,7 +97,7 @@ def verify(competition: Competition, path: Path, *, rebuild: bool = False) -> Ve
                 code="verify-rebuild",
             )
         return verdict
-    ours = _rebuilt(competition, manifest)
+    ours = _rebuilt(competition, manifest, images=images)
     if ours != path.read_bytes():
         raise SubmissionError(_difference(competition, path, ours, verdict), hint=LESS)
     return replace(verdict, rebuilt=True)
@@ -104,6 +119,27 @@ def _inputs(competition: Competition, manifest: Mapping[str, Any]) -> Iterator[I
         yield Input("export", entry["path"], "outside" if state == "missing" and "/" not in entry["path"] else state)
 
 
+def _images(competition: Competition) -> Iterator[Input]:
+    """The test images together if those that the store would trust are what it holds them for, else each that is not."""
+    paths = list(dict.fromkeys(Path(file) for _, file in competition.image_files("test")))
+    index = ImageIndex(competition.path("store", "images.npz"))
+    digests, known = index.known(paths)
+
+    def digest(path: Path) -> bytes:
+        try:
+            return images_of.digest(images_of.read(path)).rstrip(b"\0")  # as numpy gives such bytes back
+        except ImageError:
+            return b""
+
+    trusted = [(path, bytes(ours)) for path, ours, sure in zip(paths, digests, known, strict=True) if sure]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        now = list(pool.map(digest, (path for path, _ in trusted)))
+    changed = [path for (path, ours), theirs in zip(trusted, now, strict=True) if ours != theirs]
+    yield from (Input("image", portable(path, competition.root), "changed") for path in changed)
+    if not changed:
+        yield Input("images", f"{len(trusted):,} of {len(paths):,} are known, all were read", "same")
+
+
 def _state(path: Path, digest: str) -> str:
     if not path.is_file():
         return "missing"
@@ -119,14 +155,14 @@ def _digest(path: Path) -> str:
         return ""
 
 
-def _rebuilt(competition: Competition, manifest: Mapping[str, Any]) -> bytes:
-    """The bytes that the same work gives now."""
+def _rebuilt(competition: Competition, manifest: Mapping[str, Any], *, images: bool) -> bytes:
+    """The bytes that the same work gives now; with `images` no image is trusted by its time."""
     meta = manifest.get("predictions", {}).get("meta")
     if meta is None:
         raise SubmissionError(f"it was made by {manifest.get('from', 'others')}, so how is not known")
     with _aside(competition) as own:
         if meta.get("models"):
-            predictions = _predicted(competition, own, meta).predictions
+            predictions = _predicted(competition, own, meta, images=images).predictions
         else:
             predictions = prediction_files.read_table(competition.path(manifest["predictions"]["path"])).predictions
         sample = competition.path(manifest["sample"]["path"])
@@ -134,7 +170,7 @@ def _rebuilt(competition: Competition, manifest: Mapping[str, Any]) -> bytes:
         return files.write(own.path("submission.csv"), lambda file: arrow_csv.write(file, frame)).read_bytes()
 
 
-def _predicted(competition: Competition, own: Competition, meta: Mapping[str, Any]) -> EnsembleRun:
+def _predicted(competition: Competition, own: Competition, meta: Mapping[str, Any], *, images: bool) -> EnsembleRun:
     """The ensemble run again as the predictions say it was made."""
     models = meta["models"]
     paths = [competition.path(model["path"]) for model in models]
@@ -145,7 +181,7 @@ def _predicted(competition: Competition, own: Competition, meta: Mapping[str, An
     blend = {name: read_blend(record, competition.target(name).classes) for name, record in records.items()} or None
     weights = "" if blend else _weights(competition, paths, given)
     combination = Combination(meta["view_set"], meta["vote"], weights, blend)
-    execution = Execution(on_bad_image=meta.get("on_bad_image", "fail"))
+    execution = Execution(on_bad_image=meta.get("on_bad_image", "fail"), verify_images=images)
     if "engine" in meta:  # the device and precision that the predictions were made with, where they say so
         execution = engine_choice.recorded(competition, paths, meta["engine"]).applied(execution)
     return run_ensemble(own, paths, combination, execution, limit=meta.get("limit"), name=meta["name"])

@@ -16,7 +16,7 @@ from toolkit.base import files
 from toolkit.cli import cli
 from toolkit.errors import StoreError
 from toolkit.inference.exports import find_exports
-from toolkit.inference.store import file_index, maintenance
+from toolkit.inference.store import file_index, maintenance, timings
 from toolkit.inference.store.file_index import ExportIndex, as_digests
 from toolkit.inference.store.prediction_store import Store, TableKey, exclusive
 from toolkit.workspace.competition import Competition
@@ -112,7 +112,7 @@ def test_none_leaves_its_rows_to_the_next_run_while_another_is_at_work(tmp_path)
 
 @pytest.fixture
 def predicted(workspace, folds):
-    for path in folds.glob("*.onnx"):
+    for path in [*folds.glob("*.onnx"), *(workspace / "test").iterdir()]:
         os.utime(path, (time.time() - 100,) * 2)
     ensemble(Competition.read(workspace), find_exports(["folds"]), tta="hflip", device="cpu")
     return workspace
@@ -176,3 +176,54 @@ def test_exports_are_read_again_only_when_their_files_change(predicted, monkeypa
     assert len(read) == 3
     index.path.write_text("{")
     assert vars(ExportIndex(index.path).read([path])[0]) == vars(true(path))
+
+
+def test_segments_of_before_get_a_digest_and_what_is_damaged_is_in_nobodys_way(tmp_path, caplog):
+    key = TableKey("m", "p", "id", "e")
+    table = filled(tmp_path, key, parts=3)
+    for segment in table.segments:  # as 0.1.0 wrote them
+        segment.path.write_bytes(segment.path.read_bytes()[:-24])
+    (alone,) = filled(tmp_path, TableKey("n", "p", "id", "e"), parts=1).segments
+    alone.path.write_bytes(alone.path.read_bytes()[:-24])
+    damaged = table.folder / "00000000000000000000-ffffffff.seg"
+    damaged.write_bytes(b"\x93NUMPY\x01\x00" + b"x" * 300)
+    (tmp_path / "tables" / ("0" * 32)).mkdir()  # killed before its key was there
+    assert [kept.rows for kept in maintenance.survey(tmp_path, tmp_path / "folds")] == [30, 10]
+    assert not damaged.exists()
+    assert [message.partition(" is damaged")[0] for message in caplog.messages] == [str(damaged)]
+    done = maintenance.compact(tmp_path)
+    assert (done.before, done.after) == (4, 2)
+    assert not list(tmp_path.rglob("*.damaged"))
+    again = Store(tmp_path).table(key)
+    assert [segment.sealed for segment in again.segments] == [True]
+    assert np.array_equal(again.gather(keys(30)), rows(30))
+    assert maintenance.compact(tmp_path).freed == 0
+
+
+@pytest.mark.parametrize("name", ["exports.json", "images.npz", "timings.json", "key.json"])
+def test_a_damaged_index_is_made_again_with_one_line(predicted, caplog, name):
+    path = next((predicted / "store").rglob(name))
+    good, rng, count = path.read_bytes(), np.random.default_rng(0), 4
+    before = ensemble(Competition.read(predicted), find_exports(["folds"]), tta="hflip", device="cpu")
+    damaged = [b"", good[: len(good) // 2], b"[" * 100_000, b"\xff\xfe", b"{}", b"[]", b"null", good + good]
+    for _ in range(40 if name != "key.json" else 10):
+        data = bytearray(good)
+        data[rng.integers(len(good))] ^= 1 << rng.integers(8)
+        damaged.append(bytes(data))
+    for data in damaged:
+        path.write_bytes(data)
+        caplog.clear()
+        store = Store(predicted / "store")
+        for table in maintenance.survey(predicted / "store", predicted / "folds"):
+            store.table(table.key)
+        timings.read(predicted / "store")
+        assert len(caplog.messages) <= 1
+        assert all(message.startswith(f"{path} is damaged") for message in caplog.messages)
+        count -= bool(caplog.messages)
+        exports = ExportIndex(predicted / "store" / "exports.json").read(find_exports(["folds"]))
+        assert [export.title for export in exports] == ["tiny.fold0", "tiny.fold1"]
+        store.close()
+    assert count < 0
+    after = ensemble(Competition.read(predicted), find_exports(["folds"]), tta="hflip", device="cpu")
+    assert after.outcome.passes == 0
+    assert np.array_equal(after.predictions["label"].values, before.predictions["label"].values)

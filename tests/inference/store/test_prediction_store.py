@@ -81,13 +81,78 @@ def test_absent_rows_and_bad_values_are_refused(tmp_path):
             table.add(digests(1), values)
 
 
-@pytest.mark.parametrize("damage", [lambda d: d[:-1], lambda d: d[: len(d) // 2], lambda d: b"", lambda d: b"x" + d])
-def test_a_damaged_segment_is_named(tmp_path, damage):
+def wrecked(data: bytes, seed: int, *, sealed: bool = True) -> bytes:
+    """A segment of 5 rows × 3 with one of seven kinds of damage."""
+    rng = np.random.default_rng(seed)
+    if seed % 14 == 6:
+        return data[: rng.integers(len(data))]
+    values = len(data) - (24 if sealed else 0) - 60  # where they begin, 12 bytes a row
+    changed = np.frombuffer(data, np.uint8).copy()
+    row, other = rng.choice(5, 2, replace=False)
+    match seed % 7:
+        case 0:
+            changed[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        case 1:
+            changed[values + 12 * row : values + 12 * row + 12] = 7 if row == 0 else 0
+        case 2:
+            keys = changed[128 : 128 + 80].reshape(5, 16)
+            keys[[row, other]] = keys[[other, row]]
+        case 3 | 4:  # one of the two headers
+            start = int(rng.choice([0, values - 128]))
+            changed[start + rng.integers(128)] = rng.integers(256)
+        case 5:
+            changed[rng.integers(len(data), size=20)] = rng.integers(256, size=20)
+        case 6:
+            return data + rng.bytes(int(rng.integers(1, 40)))
+    return changed.tobytes()
+
+
+def test_a_damaged_segment_is_set_aside_and_its_rows_are_made_again(tmp_path, caplog):
+    folder = tmp_path / "tables" / KEY.digest
     Store(tmp_path).table(KEY).add(digests(5), rows(5))
-    (segment,) = tmp_path.rglob("*.seg")
-    segment.write_bytes(damage(segment.read_bytes()))
-    with pytest.raises(StoreError, match=segment.name):
-        Store(tmp_path).table(KEY)
+    (segment,) = folder.glob("*.seg")
+    whole, tried = segment.read_bytes(), 0
+    for seed in range(350):
+        damaged = wrecked(whole, seed)
+        if damaged == whole:
+            continue
+        tried += 1
+        segment.write_bytes(damaged)
+        table = Store(tmp_path).table(KEY)
+        if table.present(digests(5)).any():  # no more than the digest was lost
+            assert damaged == whole[:-24], seed
+            assert np.array_equal(table.gather(digests(5)), rows(5))
+            continue
+        assert not segment.exists()
+        assert segment.with_name(segment.name + ".damaged").read_bytes() == damaged
+        assert caplog.messages[-1].startswith(f"{segment} is damaged (")
+        table.add(digests(5), rows(5))
+        (again,) = folder.glob("*.seg")
+        assert again.read_bytes() == whole
+        again.unlink()
+    assert tried > 300
+
+
+def test_a_damaged_segment_without_digest_is_refused_or_read_and_never_a_traceback(tmp_path):
+    folder = tmp_path / "tables" / KEY.digest
+    Store(tmp_path).table(KEY).add(digests(5), rows(5))
+    (segment,) = folder.glob("*.seg")
+    old = segment.read_bytes()[:-24]  # as 0.1.0 wrote them
+    for seed in range(350):
+        segment.write_bytes(wrecked(old, seed, sealed=False))
+        assert len(Store(tmp_path).table(KEY)) in (0, 5)
+    segment.write_bytes(old)
+    assert np.array_equal(Store(tmp_path).table(KEY).gather(digests(5)), rows(5))
+
+
+def test_a_segment_of_another_table_is_not_served(tmp_path):
+    other = TableKey("other model", "pixels", "id", "engine")
+    store = Store(tmp_path)
+    store.table(KEY).add(digests(5), rows(5))
+    store.table(other).add(digests(5), rows(5) + 1)
+    (segment,), (theirs,) = ((tmp_path / "tables" / key.digest).glob("*.seg") for key in (KEY, other))
+    segment.write_bytes(theirs.read_bytes())
+    assert not Store(tmp_path).table(KEY).present(digests(5)).any()
 
 
 def test_temporary_files_are_never_read_and_old_ones_are_swept(tmp_path):

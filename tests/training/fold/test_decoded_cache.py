@@ -168,3 +168,25 @@ def test_orphans_of_killed_builds_are_swept(workspace):
     os.utime(orphan, (1e9, 1e9))
     decode(Competition.read(workspace), SMALL, "label")
     assert not orphan.exists()
+
+
+def test_damaged_pixels_are_set_aside_and_decoded_again(workspace, counted):
+    """Every byte of the cache is looked at when a process opens it; one of 0.1.0 is read by its header and size."""
+    competition = Competition.read(workspace)
+    decode(competition, SMALL, "label")
+    (path,) = (workspace / "cache").glob("pixels-*.npy")
+    good, rng = path.read_bytes(), np.random.default_rng(0)
+    damaged = [good[:-1], good[:200], b"", good + b"x", good[:-24] + bytes(24)]
+    for place in [0, 20, 70, 128, len(good) - 25, len(good) - 20, len(good) - 1, *rng.integers(len(good), size=10)]:
+        damaged.append(good[:place] + bytes([good[place] ^ 8]) + good[place + 1 :])
+    for data in damaged:
+        path.write_bytes(data)
+        counted.clear()
+        decode(competition, SMALL, "label")
+        assert len(counted) > 0
+        assert path.read_bytes() == good
+        assert path.with_name(f"{path.name}.damaged").read_bytes() == data
+    path.write_bytes(good[:-24])
+    counted.clear()
+    decode(competition, SMALL, "label")
+    assert not counted

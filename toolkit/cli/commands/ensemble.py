@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Stop without predictions, or give such rows the class prior and list them.",
 )
+@click.option("--verify-images", is_flag=True, help="Read every image, also those whose size and time are as they were.")
 @options.passes
 @options.as_json
 @options.workspace

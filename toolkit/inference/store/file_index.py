@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import files
+from toolkit.base import sealed
 from toolkit.core.cards import Card
 from toolkit.errors import ToolkitError
 from toolkit.runtime.graphs import onnx_file
@@ -80,18 +80,25 @@ class ImageIndex:
         stats = np.concatenate([self._stats[rows], fresh])
         digests = np.concatenate([self._digests[rows], as_digests(entry[2] for entry in self._learned.values())])
         text = np.frombuffer("\0".join(names).encode("utf-8", "surrogateescape"), dtype=np.uint8)
-        files.write(self.path, lambda file: np.savez(file, names=text, stats=stats, digests=digests))
+        archive = io.BytesIO()
+        np.savez(archive, names=text, stats=stats, digests=digests)
+        sealed.write(self.path, archive.getvalue())
         self._take(names, stats, digests)
 
     def _load(self) -> None:
         try:
-            with np.load(self.path, allow_pickle=False) as saved:
+            data, _ = sealed.content(self.path.read_bytes())
+            with np.load(io.BytesIO(data), allow_pickle=False) as saved:
                 names = saved["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
                 stats, digests = saved["stats"], saved["digests"]
-            if stats.shape == (len(names), 2) and digests.shape == (len(names),) and digests.dtype == DIGEST:
-                self._take(names, stats, digests)
-        except (OSError, ValueError, KeyError, EOFError):
-            pass  # it only saves time: a damaged index is made again
+            if stats.shape != (len(names), 2) or stats.dtype != np.int64 or digests.shape != (len(names),):
+                raise sealed.DamagedError("its parts are of different lengths")
+            if digests.dtype != DIGEST:
+                raise sealed.DamagedError("it holds no digests of images")
+        except Exception as error:  # noqa: BLE001 - an archive of before carries no digest, and there is no end to what damage raises
+            sealed.set_aside(self.path, error, "images are read again")
+            return
+        self._take(names, stats, digests)
 
     def _take(self, names: Sequence[str], stats: NDArray[np.int64], digests: Digests) -> None:
         self._rows = dict(zip(names, range(len(names)), strict=True))
@@ -108,10 +115,7 @@ class ExportIndex:
         self.path = path
         self._known: dict[str, dict[str, Any]] = {}
         self._young: dict[str, Export] = {}  # read a moment ago, whether or not they are old enough to be remembered
-        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # it only saves time
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            if saved["rules"] == RULES:
-                self._known = {str(name): dict(entry) for name, entry in saved["exports"].items()}
+        self._known = sealed.notes(path, "exports are read again", _understood) or {}
 
     def read(self, paths: Sequence[Path]) -> list[Export]:
         """The exports at these paths, from memory where a file is the one that was read before.
@@ -162,9 +166,26 @@ class ExportIndex:
             self._known[_name(export.path)] = entry
 
     def _save(self) -> None:
-        text = json.dumps({"rules": RULES, "exports": self._known}, ensure_ascii=False)
         with suppress(ToolkitError):  # a folder that cannot be written is said by whoever has results to lose
-            files.write_text(self.path, text)
+            sealed.write_json(self.path, {"rules": RULES, "exports": self._known})
+
+
+def _understood(saved: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The entries of an index of exports, seen to hold what they should; none where they were made under other rules.
+
+    Raises:
+        ToolkitError, ValueError, TypeError, KeyError, AttributeError: they do not.
+    """
+    if saved["rules"] != RULES:
+        return {}
+    known = {}
+    for name, entry in saved["exports"].items():
+        Card.from_json(entry["card"], where=name)
+        texts = {key: entry[key] for key in ("card", "digest", "sha256")}
+        if not all(isinstance(text, str) for text in texts.values()):
+            raise ValueError(f"{name} has no digest")
+        known[str(name)] = {"stamp": [int(number) for number in entry["stamp"]], **texts}
+    return known
 
 
 def _name(path: Path) -> str:

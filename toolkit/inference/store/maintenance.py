@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from toolkit.base import files
-from toolkit.errors import StoreError
+from toolkit.base import files, sealed
 from toolkit.inference.store.file_index import ExportIndex
-from toolkit.inference.store.prediction_store import Segment, StoreTable, TableKey, exclusive, segment_paths, write_segment
+from toolkit.inference.store.prediction_store import (
+    Segment,
+    StoreTable,
+    TableKey,
+    exclusive,
+    read_key,
+    segment_paths,
+    write_segment,
+)
 
 MERGED_ROWS = 65_536  # a compacted segment's rows, or as many as fit MERGED_BYTES
 MERGED_BYTES = 1 << 28
@@ -56,17 +63,15 @@ class Compacted:
 def survey(root: Path, folds: Path) -> list[Kept]:
     """Every table, by model and view; `folds` is where exports lie that the store may not have seen yet.
 
-    Raises:
-        StoreError: a table that cannot be read.
+    What is damaged is set aside; a table that no longer says what it holds is left out until a run names it again.
     """
     index = ExportIndex(root / "exports.json")
     index.look_again(folds)
     here = index.here()
     tables = []
     for folder in [*sorted((root / "tables").glob("*")), *sorted((root / "passing").glob("*"))]:
-        if not (folder / "key.json").exists():
+        if (table := _open(folder)) is None:
             continue
-        table = _open(folder)
         title, path = here.get(table.key.model, (f"model {table.key.model[:8]}", None))
         paths = [segment.path for segment in table.segments]
         stats = [path.stat() for path in [*paths, folder / "key.json"]]
@@ -77,21 +82,23 @@ def survey(root: Path, folds: Path) -> list[Kept]:
 
 
 def compact(root: Path) -> Compacted:
-    """Merge the segments of each table into large ones, each row once, and sweep what killed runs left.
+    """Merge the segments of each table into large ones, each row once, and sweep what killed runs left and what was set aside.
 
+    Segments of before that carry no digest get one.
     The new segment is complete before the old ones go, so that a crash leaves rows twice at most, never not at all.
 
     Raises:
-        StoreError: another run is using the store, a damaged segment, or a disk that takes no more.
+        StoreError: another run is using the store, or a disk that takes no more.
     """
     with exclusive(root):
         before = after = freed = 0
         for folder in sorted((root / "tables").glob("*")):
             old = segment_paths(folder)
             size = sum(path.stat().st_size for path in old)
-            new = _compacted(_open(folder)) if len(old) > 1 else old
+            new = _compacted(_open(folder) or StoreTable(folder, _NAMELESS))
             before, after, freed = before + len(old), after + len(new), freed + size - sum(p.stat().st_size for p in new)
         files.sweep(root, age=0)
+        freed += sum(_removed(path) for path in root.rglob(f"*{sealed.DAMAGED}"))
     return Compacted(before, after, freed)
 
 
@@ -122,10 +129,12 @@ def useless(tables: Sequence[Kept], *, stale: bool, older: int | None) -> list[K
 def _compacted(table: StoreTable) -> list[Path]:
     """The segments of a table after merging."""
     old = table.segments
+    if not old:
+        return []
     keys = np.concatenate([segment.keys for segment in old])
     keys = keys[np.sort(np.unique(keys, return_index=True)[1])]
     step = max(1, min(MERGED_ROWS, MERGED_BYTES // max(1, old[0].width * old[0].dtype.itemsize)))
-    if len(old) <= -(-len(keys) // step):
+    if len(old) <= -(-len(keys) // step) and all(segment.sealed for segment in old):
         return [segment.path for segment in old]
     new: list[Segment] = []
     stamp = old[0].path.name[:20]  # they sort as the first of the old ones did
@@ -138,9 +147,19 @@ def _compacted(table: StoreTable) -> list[Path]:
     return [segment.path for segment in new]
 
 
-def _open(folder: Path) -> StoreTable:
-    try:
-        key = TableKey(**json.loads((folder / "key.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise StoreError(f"{folder / 'key.json'} cannot be read ({error})", hint=f"Remove the folder {folder}.") from error
-    return StoreTable(folder, key)
+def _open(folder: Path) -> StoreTable | None:
+    """The table of a folder that says what it holds."""
+    key = read_key(folder)
+    return None if key is None else StoreTable(folder, key)
+
+
+def _removed(path: Path) -> int:
+    """Remove a file; the bytes that it took."""
+    with suppress(OSError):
+        size = path.stat().st_size
+        path.unlink()
+        return size
+    return 0
+
+
+_NAMELESS = TableKey("", "", "", "")  # of a table that is compacted whatever it holds

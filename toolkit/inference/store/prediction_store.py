@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import re
 import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import files
+from toolkit.base import files, sealed
 from toolkit.base.arrays import F32
 from toolkit.errors import StoreError
 from toolkit.inference.store.file_index import DIGEST, Digests, ImageIndex
@@ -55,6 +58,7 @@ class Segment:
     offset: int
     width: int
     dtype: np.dtype[Any]
+    sealed: bool = False  # whether it carries a digest
 
     def values(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Some rows, as they are kept."""
@@ -113,8 +117,17 @@ class StoreTable:
 
     def __post_init__(self) -> None:
         for folder in (self.folder, *([self.also] if self.also else [])):
-            self.segments += [read_segment(path) for path in segment_paths(folder)]
+            self.segments += open_segments(folder)
+        widths = [segment.width for segment in self.segments]
+        if len(set(widths)) > 1:  # of 0.1.0, whose digests would have said so
+            self._keep_the_usual(max(set(widths), key=widths.count))
         self.refresh()
+
+    def _keep_the_usual(self, width: int) -> None:
+        for segment in self.segments:
+            if segment.width != width:
+                sealed.set_aside(segment.path, f"its rows have {segment.width} values", "they are computed again where wanted")
+        self.segments = [segment for segment in self.segments if segment.width == width]
 
     def __len__(self) -> int:
         return len(self._lookup.keys)
@@ -239,7 +252,7 @@ class Store:
         """
         kept = self.root / "tables" / key.digest
         folder = self.root / "passing" / key.digest if self.passing else kept
-        if not (folder / "key.json").exists():
+        if read_key(folder) != key:
             files.write_text(folder / "key.json", json.dumps(asdict(key), indent=1))
         return StoreTable(folder, key, kept if self.passing else None, self._lookups)
 
@@ -276,6 +289,19 @@ class Store:
         self.close()
 
 
+def read_key(folder: Path) -> TableKey | None:
+    """What a table's folder says that it holds; None where it does not say, or what it says is not what it is called."""
+
+    def understood(fields: dict[str, Any]) -> TableKey:
+        key = TableKey(**fields)
+        if key.digest != folder.name:
+            raise sealed.DamagedError("it is the key of another table")
+        return key
+
+    key: TableKey | None = sealed.notes(folder / "key.json", "the next run that uses the table writes it again", understood)
+    return key
+
+
 @contextmanager
 def exclusive(root: Path) -> Iterator[None]:
     """Hold the store alone, so that segments can be removed.
@@ -303,41 +329,93 @@ def segment_paths(folder: Path) -> list[Path]:
 
 
 def write_segment(path: Path, keys: Digests, values: NDArray[Any]) -> Segment:
-    """Write rows as one segment, complete or not at all.
+    """Write rows as one segment with its digest, complete or not at all.
 
     Raises:
         StoreError: the disk takes no more.
     """
-
-    def fill(file: Any) -> None:
-        np.save(file, keys)
-        np.save(file, np.ascontiguousarray(values))
-
-    files.write(path, fill)
-    return read_segment(path)
+    parts: list[Any] = []
+    for array in (keys, np.ascontiguousarray(values)):
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+        parts += [header.getvalue(), memoryview(array).cast("B") if array.size else b""]
+    parts.append(sealed.tail(*parts, context=path.parent.name))
+    files.write(path, lambda file: [file.write(part) for part in parts])
+    size = sum(map(len, parts))
+    _CHECKED[path] = _stamp(path)
+    return Segment(path, keys, size - sealed.TAIL - values.nbytes, values.shape[1], values.dtype, sealed=True)
 
 
 def read_segment(path: Path) -> Segment:
-    """The keys of a segment, and where its values lie.
+    """The keys of a segment, and where its values lie; its digest is looked at once per run, where it carries one.
 
     Raises:
-        StoreError: it is damaged.
+        DamagedError: it is not what was written, or cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            keys = np.load(file, allow_pickle=False)
-            version = np.lib.format.read_magic(file)
-            header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-            shape, _, dtype = header(file)
-            offset = file.tell()
-            size = file.seek(0, os.SEEK_END)
-        if keys.dtype != DIGEST or dtype.name not in KEPT_AS or shape[0] != len(keys):
-            raise ValueError("not a segment")
-        if size != offset + dtype.itemsize * shape[0] * shape[1]:
-            raise ValueError("wrong size")
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise StoreError(f"{path} is damaged ({error})", hint="Delete that file; its rows are computed again.") from error
-    return Segment(path, keys, offset, int(shape[1]), dtype)
+        with path.open("rb", buffering=0) as file:
+            stamp = _stamp(file.fileno())
+            size = stamp[0]
+            carries = sealed.carries(file, size)
+            ends = size - sealed.TAIL if carries else size
+            (count,), _, start = _header(file, 0, ends, _KEYS)
+            values = start + DIGEST.itemsize * count
+            (rows, width), dtype, offset = _header(file, values, ends, _VALUES)
+            if rows != count or ends != offset + dtype.itemsize * rows * width:
+                raise sealed.DamagedError("it has another size than it says")
+            if carries and _CHECKED.get(path) != stamp:
+                sealed.check(file, ends, path.parent.name)
+                _CHECKED[path] = stamp
+            file.seek(start)
+            keys = np.frombuffer(sealed.exactly(file, values - start), dtype=DIGEST)
+    except (OSError, ValueError, OverflowError) as error:
+        raise sealed.DamagedError(str(error)) from error
+    return Segment(path, keys, offset, width, dtype, sealed=carries)
+
+
+def open_segments(folder: Path) -> list[Segment]:
+    """The segments of a folder that are what was written; the others are set aside, so that their rows are made again."""
+
+    def opened(path: Path) -> Segment | None:
+        try:
+            return read_segment(path)
+        except sealed.DamagedError as error:
+            sealed.set_aside(path, error.message, "its rows are computed again where they are wanted")
+            return None
+
+    paths = segment_paths(folder)
+    if len(paths) < 2:
+        return [segment for segment in map(opened, paths) if segment]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # reading and hashing let go of the interpreter
+        return [segment for segment in pool.map(opened, paths) if segment]
+
+
+_CHECKED: dict[Path, tuple[int, ...]] = {}  # segments whose digest this process saw, with what the system said of the file
+_KEYS = re.compile(rb"{'descr': '\|S16', 'fortran_order': False, 'shape': \((\d{1,12}),\), } *\n")
+_VALUES = re.compile(rb"{'descr': '(<f4|<f2)', 'fortran_order': False, 'shape': \((\d{1,12}), (\d{1,8})\), } *\n")
+_HEAD = b"\x93NUMPY\x01\x00"
+
+
+def _header(file: IO[bytes], start: int, ends: int, form: re.Pattern[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, dtype and end of one of numpy's headers, which begins at `start`; only what we write is understood."""
+    file.seek(start)
+    head = sealed.exactly(file, len(_HEAD) + 2)
+    size = int.from_bytes(head[-2:], "little")
+    stop = start + len(head) + size
+    match = form.fullmatch(sealed.exactly(file, size)) if head.startswith(_HEAD) and stop <= ends else None
+    if match is None:
+        raise sealed.DamagedError("it is no segment")
+    *kind, rows = match.groups() if form is _KEYS else match.groups()[:2]
+    shape = (int(rows),) if form is _KEYS else (int(rows), int(match[3]))
+    dtype = np.dtype(kind[0].decode()) if kind else DIGEST
+    if shape[0] * dtype.itemsize > ends - stop:
+        raise sealed.DamagedError("it is cut short")
+    return shape, dtype, stop
+
+
+def _stamp(file: Path | int) -> tuple[int, ...]:
+    stat = os.stat(file)  # noqa: PTH116 - also of a handle
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns
 
 
 def rows_size(rows: int, widths: Sequence[int], kept_as: str) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from toolkit.base import files
+from toolkit.base import sealed
 from toolkit.errors import StoreError
 
 FILE = "timings.json"
@@ -35,11 +36,14 @@ def key(model: str, engine: str, precision: str) -> str:
 
 def read(root: Path) -> dict[str, Timing]:
     """All that was noted in a store; nothing where nothing was, or it cannot be understood."""
-    try:
-        noted = json.loads((root / FILE).read_text(encoding="utf-8"))
-        return {str(name): Timing(int(timing[0]), float(timing[1])) for name, timing in noted.items() if timing[0] > 0}
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, IndexError):
-        return {}  # no result depends on it
+    return sealed.notes(root / FILE, "models are timed again", _understood) or {}
+
+
+def _understood(noted: dict[str, Any]) -> dict[str, Timing]:
+    timings = {str(name): Timing(int(passes), float(seconds)) for name, (passes, seconds) in noted.items() if passes > 0}
+    if not all(math.isfinite(timing.seconds) and timing.seconds >= 0 for timing in timings.values()):
+        raise ValueError("it holds what is no time")
+    return timings
 
 
 def note(root: Path, added: Mapping[str, Timing]) -> None:
@@ -49,5 +53,5 @@ def note(root: Path, added: Mapping[str, Timing]) -> None:
         old = known.get(name, Timing(0, 0.0))
         known[name] = Timing(old.passes + new.passes, old.seconds + new.seconds)
     with suppress(StoreError):
-        text = json.dumps({name: [timing.passes, timing.seconds] for name, timing in sorted(known.items())}, indent=0)
-        files.write_text(root / FILE, text + "\n")
+        noted = {name: [timing.passes, timing.seconds] for name, timing in sorted(known.items())}
+        sealed.write_json(root / FILE, noted, indent=0)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import files
+from toolkit.base import files, sealed
 from toolkit.core.cards import Preprocess
 from toolkit.errors import StoreError
 from toolkit.images import render
@@ -98,8 +98,8 @@ def decoded(
         StoreError: the disk is too small for it, or cannot be written.
     """
     path = root / "cache" / f"pixels-{_key(root, paths, preprocess, boxes)}.npy"
-    if not path.exists():
-        shape = (len(paths), 3, *preprocess.size)
+    shape = (len(paths), 3, *preprocess.size)
+    if not whole(path, shape, np.uint8):
         size = int(np.prod(shape, dtype=np.int64))
         say(f"decoding {len(paths):,} images once into {path} ({_bytes(size)})")
         files.sweep(root / "cache")
@@ -113,30 +113,63 @@ def decoded(
 def store(
     path: Path, shape: tuple[int, ...], dtype: Any, parts: Iterator[NDArray[Any]], progress: Progress | None = None
 ) -> Path:
-    """Make a .npy file of this shape from its parts, one after another: whole or not at all.
+    """Make a .npy file of this shape from its parts, one after another, and its digest: whole or not at all.
 
     Raises:
         StoreError: the disk is full or cannot be written.
     """
-    aside = path.with_name(f"{path.name}{files.PART}{secrets.token_hex(4)}")
-    with files.explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            filled = np.lib.format.open_memmap(aside, mode="w+", dtype=dtype, shape=shape)
-            done = 0
-            for part in parts:
-                filled[done : done + len(part)] = part
-                done += len(part)
-                if progress:
-                    progress(done, shape[0])
-            filled.flush()
-            del filled
-            with aside.open("rb") as file:
-                os.fsync(file.fileno())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
-    return path
+
+    def fill(file: IO[bytes]) -> None:
+        seal, done = sealed.Sealing(path.name), 0
+        header = _header(shape, dtype)
+        seal.add(header)
+        file.write(header)
+        for part in parts:
+            data = np.ascontiguousarray(part, dtype=dtype)
+            seal.add(data)
+            file.write(data.data)
+            done += len(part)
+            if progress:
+                progress(done, shape[0])
+        file.write(seal.tail())
+
+    return files.write(path, fill)
+
+
+def whole(path: Path, shape: tuple[int, ...], dtype: Any) -> bool:
+    """Whether there is such a file and it is what was written, which is looked at once per process; else it is set aside.
+
+    Files of before carry no digest: of them header and size are looked at.
+    """
+    if not path.exists():
+        return False
+    try:
+        stat, header = path.stat(), _header(shape, dtype)
+        if _seen.get(path) == (stamp := (stat.st_size, stat.st_mtime_ns, stat.st_ino)):
+            return True
+        bare = len(header) + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        if stat.st_size not in (bare, bare + sealed.TAIL):
+            raise sealed.DamagedError("it has another size than it should")
+        with path.open("rb", buffering=0) as file:
+            if file.read(len(header)) != header:
+                raise sealed.DamagedError("it holds something else than it should")
+            if stat.st_size > bare:
+                sealed.check(file, bare, path.name)
+    except (sealed.DamagedError, OSError) as error:
+        sealed.set_aside(path, error, "it is made again")
+        return False
+    _seen[path] = stamp
+    return True
+
+
+_seen: dict[Path, tuple[int, int, int]] = {}  # files whose digest this process looked at, and what the system said of them
+
+
+def _header(shape: tuple[int, ...], dtype: Any) -> bytes:
+    file = io.BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, described)
+    return file.getvalue()
 
 
 def room(path: Path, size: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.models import networks
-from toolkit.training.fold.decoded_cache import Mapped, Pixels, room, store
+from toolkit.training.fold.decoded_cache import Mapped, Pixels, room, store, whole
 from toolkit.training.fold.samples import Fold, Rows, Samples
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def precomputed(model: torch.nn.Module, rows: Rows, fold: Fold, prepare: Callabl
     else:
         path = fold.cache / f"features-{_key(model, samples.pixels, prepare)}.npy"
         with fold.team.leading():
-            if not path.exists():
+            if not whole(path, shape, np.float32):
                 room(path, int(np.prod(shape)) * 4)
                 store(path, shape, np.float32, parts)
         features = Mapped(path)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.base import files
-from toolkit.errors import TrainingError
+from toolkit.base import files, sealed
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +23,9 @@ def save(folder: Path, key: str, state: dict[str, Any]) -> None:
     import torch
 
     try:
-        files.write(folder / FILE, lambda file: torch.save({"key": key, **state}, file))
+        archive = io.BytesIO()
+        torch.save({"key": key, **state}, archive)
+        sealed.write(folder / FILE, archive.getbuffer())
     except RuntimeError as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # torch closes its archive, which Ctrl-C left half written
             raise KeyboardInterrupt from error
@@ -35,8 +35,7 @@ def save(folder: Path, key: str, state: dict[str, Any]) -> None:
 def load(folder: Path, key: str) -> dict[str, Any] | None:
     """The state that an earlier run of the same settings left; None where there is none, or one of other settings.
 
-    Raises:
-        TrainingError: the file is damaged.
+    A file that is damaged is set aside, and there is none.
     """
     import torch
 
@@ -44,14 +43,14 @@ def load(folder: Path, key: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise TrainingError(
-            f"{path} cannot be read ({type(error).__name__}): {error}",
-            hint="Train the fold from its start.",
-            code="train-again",
-        ) from error
-    return state if state.get("key") == key else None
+        data, _ = sealed.content(path.read_bytes())
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return state if state.get("key") == key else None
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - one of before carries no digest, and there is no end to what torch raises
+        sealed.set_aside(path, error, "the fold is trained from its start")
+        return None
 
 
 def forget(folder: Path) -> None:
