@@ -21,7 +21,7 @@ def read_json(path: Path, *, limit: int = BYTES) -> Any:
         OSError: it is not there, or no plain file.
         ValueError: it is too large, no UTF-8, no JSON, or breaks a limit of `bounded`.
     """
-    return parse_json(_text(path, limit))
+    return parse_json(read_text(path, limit=limit))
 
 
 def read_toml(path: Path, *, limit: int = 1 << 22) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def read_toml(path: Path, *, limit: int = 1 << 22) -> dict[str, Any]:
         OSError: it is not there, or no plain file.
         ValueError: it is too large, no UTF-8, no TOML, or breaks a limit of `bounded`.
     """
-    return parse_toml(_text(path, limit))
+    return parse_toml(read_text(path, limit=limit))
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -95,7 +95,13 @@ def _check_text(text: str) -> None:
         raise ValueError(f"text with a NUL or half a character: {text[:40]!r}")
 
 
-def _text(path: Path, limit: int) -> str:
+def read_text(path: Path, *, limit: int = BYTES) -> str:
+    """The text of a plain UTF-8 file.
+
+    Raises:
+        OSError: it is not there, or no plain file.
+        ValueError: it is too large or no UTF-8.
+    """
     with files.opened(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:

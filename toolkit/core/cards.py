@@ -148,6 +148,8 @@ class Output:
             object.__setattr__(self, "stop", self.start + len(self.classes))
         if len(self.classes) > CLASSES or not 0 <= self.start <= CLASSES:
             raise CardError(f"target {self.target!r}: no model has more than {CLASSES:,} classes")
+        if "\0" in self.target or any("\0" in name for name in self.classes):
+            raise CardError("a name of a target or class holds a NUL")
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise CardError(f"target {self.target!r}: class names must be present and different: {few(self.classes)}")
         if self.activation not in ("softmax", "sigmoid", "identity"):
