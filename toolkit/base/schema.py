@@ -69,7 +69,7 @@ def _limited(raw: Any, kind: Any, place: str) -> Any:
 
 def _literal(raw: Any, kind: Any, place: str) -> Any:
     if not any(type(raw) is type(value) and raw == value for value in get_args(kind)):
-        raise ValueError(f"{_at(place)}one of {few(get_args(kind), limit=12)} is needed, not {_shown(raw)}")
+        raise ValueError(f"{_at(place)}one of {few(get_args(kind), limit=12)} is needed, not {shown(raw)}")
     return raw
 
 
@@ -89,7 +89,7 @@ def _one_of(raw: Any, kind: Any, place: str) -> Any:
         except ValueError as error:
             problems.append((one, error))
     own = [error for one, error in problems if one not in (None, type(None))]
-    raise own[0] if len(own) == 1 else ValueError(f"{_at(place)}{_shown(raw)} is of no type that is taken there")
+    raise own[0] if len(own) == 1 else ValueError(f"{_at(place)}{shown(raw)} is of no type that is taken there")
 
 
 def _listed(raw: Any, kind: Any, place: str) -> Any:
@@ -137,13 +137,13 @@ def _shape(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
 
 def _check_limit(value: Any, limit: Any, place: str) -> None:
     if isinstance(limit, Range) and not (limit.low <= value <= limit.high):
-        raise ValueError(f"{_at(place)}a number from {limit.low:g} to {limit.high:g} is needed, not {_shown(value)}")
+        raise ValueError(f"{_at(place)}a number from {limit.low:g} to {limit.high:g} is needed, not {shown(value)}")
     if isinstance(limit, Size) and len(value) > limit.high:
         raise ValueError(f"{_at(place)}{len(value):,} where at most {limit.high:,} may be")
 
 
 def _wrong(raw: Any, kind: Any, place: str) -> ValueError:
-    return ValueError(f"{_at(place)}{_NAMES.get(kind, kind)} is needed, not {_shown(raw)}")
+    return ValueError(f"{_at(place)}{_NAMES.get(kind, kind)} is needed, not {shown(raw)}")
 
 
 def _below(place: str, key: object) -> str:
@@ -155,7 +155,7 @@ def _at(place: str) -> str:
     return f"{place[:200]}: " if place else ""
 
 
-def _shown(raw: Any) -> str:
+def shown(raw: Any) -> str:
     """A value in a message: short, whatever it is."""
     if isinstance(raw, list | tuple | dict):
         return f"a {'table' if isinstance(raw, dict) else 'list'} of {len(raw):,}"

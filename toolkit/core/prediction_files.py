@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import files
+from toolkit.base import documents, files
 from toolkit.core.predictions import Predictions
 from toolkit.errors import DataError, few
 
@@ -133,12 +133,13 @@ def _numbers(cells: NDArray[Any]) -> Any:
 def _open(path: Path, *, rows: bool = True) -> tuple[pa.Table, dict[str, Any]]:
     import pyarrow.parquet as pq
 
+    files.plain(path)
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         metadata = file.schema_arrow.metadata or {}
         table = file.read() if rows else file.schema_arrow.empty_table()
     if KEY not in metadata:
         raise DataError("it was not written by toolkit")
-    header = json.loads(metadata[KEY])
+    header = documents.parse_json(metadata[KEY])
     if header["schema"] > SCHEMA:
         raise DataError(f"it has schema {header['schema']}, this version reads up to {SCHEMA}", hint="Upgrade toolkit.")
     return table, header
@@ -153,7 +154,15 @@ def _named(path: Path) -> Iterator[None]:
         raise DataError(f"{path} does not exist") from None
     except DataError as error:
         raise DataError(f"{path} cannot be used: {error.message}", hint=error.hint, code=error.code) from error
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # Arrow's own errors are among them
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        RuntimeError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:  # Arrow's own errors are among them
         raise DataError(
             f"{path} is not a predictions table, or is damaged: {error}", hint="Make it again, or restore it from a copy."
         ) from error

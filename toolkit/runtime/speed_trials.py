@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.base import files
+from toolkit.base import documents, files
 from toolkit.errors import StoreError
 from toolkit.runtime.devices import cores, gpu_count
 from toolkit.runtime.graphs.onnx_file import Export
@@ -79,7 +79,7 @@ def _machine() -> str:
 
 def _read(path: Path) -> dict[str, float]:
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = documents.read_json(path)
     except (OSError, ValueError):
         return {}  # it only saves time
     return {k: float(v) for k, v in kept.items() if isinstance(v, int | float)} if isinstance(kept, dict) else {}

@@ -15,7 +15,8 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from toolkit.base import files, provenance
+from toolkit.base import documents, files, provenance
+from toolkit.base.schema import checked
 from toolkit.errors import DataError, SubmissionError, few
 from toolkit.submissions.manifest import path_of, read, text
 from toolkit.workspace.competition import Competition
@@ -203,8 +204,8 @@ def _notes(path: Path, cure: str) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return dict(raw)
+        raw: dict[str, Any] = checked(documents.read_json(path), dict)
+        return raw
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} cannot be read: {error}", hint=cure) from error
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.base import files
+from toolkit.base import documents, files
 from toolkit.base.provenance import git_commit, now, portable, versions
+from toolkit.base.schema import checked
 from toolkit.errors import DataError, ModelError, few
 from toolkit.submissions.checks import Problem
 from toolkit.workspace.competition import FILE
@@ -96,8 +97,8 @@ def read(path: Path) -> dict[str, Any]:
         DataError: not there, not a manifest, or written by a newer version.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        schema = int(document["schema"])
+        document = checked(documents.read_json(path), dict)
+        schema = checked(document["schema"], int, "schema")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path} is not a readable manifest: {error}") from error
     if schema > SCHEMA:

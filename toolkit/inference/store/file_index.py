@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import files
+from toolkit.base import documents, files
 from toolkit.core.cards import Card
 from toolkit.errors import ToolkitError
 from toolkit.runtime.graphs import onnx_file
@@ -109,7 +109,7 @@ class ExportIndex:
         self._known: dict[str, dict[str, Any]] = {}
         self._young: dict[str, Export] = {}  # read a moment ago, whether or not they are old enough to be remembered
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # it only saves time
-            saved = json.loads(path.read_text(encoding="utf-8"))
+            saved = documents.read_json(path)
             if saved["rules"] == RULES:
                 self._known = {str(name): dict(entry) for name, entry in saved["exports"].items()}
 

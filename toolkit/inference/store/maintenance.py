@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.base import files
+from toolkit.base import documents, files
+from toolkit.base.schema import checked
 from toolkit.errors import StoreError
 from toolkit.inference.store.file_index import ExportIndex
 from toolkit.inference.store.prediction_store import Segment, StoreTable, TableKey, exclusive, segment_paths, write_segment
@@ -140,7 +140,7 @@ def _compacted(table: StoreTable) -> list[Path]:
 
 def _open(folder: Path) -> StoreTable:
     try:
-        key = TableKey(**json.loads((folder / "key.json").read_text(encoding="utf-8")))
+        key = checked(documents.read_json(folder / "key.json"), TableKey)
     except (OSError, ValueError, TypeError) as error:
         raise StoreError(f"{folder / 'key.json'} cannot be read ({error})", hint=f"Remove the folder {folder}.") from error
     return StoreTable(folder, key)

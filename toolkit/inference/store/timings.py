@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.base import files
+from toolkit.base import documents, files
 from toolkit.errors import StoreError
 
 FILE = "timings.json"
@@ -36,7 +36,7 @@ def key(model: str, engine: str, precision: str) -> str:
 def read(root: Path) -> dict[str, Timing]:
     """All that was noted in a store; nothing where nothing was, or it cannot be understood."""
     try:
-        noted = json.loads((root / FILE).read_text(encoding="utf-8"))
+        noted = documents.read_json(root / FILE)
         return {str(name): Timing(int(timing[0]), float(timing[1])) for name, timing in noted.items() if timing[0] > 0}
     except (OSError, ValueError, TypeError, AttributeError, KeyError, IndexError):
         return {}  # no result depends on it
