@@ -72,7 +72,7 @@ def test_it_agrees_with_msgspec(raw):
     try:
         theirs = msgspec.to_builtins(msgspec.convert(raw, STRICT[Outer], strict=True))
     except msgspec.ValidationError:
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r".+"):
             checked(raw, Outer)
     else:
         assert msgspec.to_builtins(checked(raw, Outer)) == theirs
@@ -107,7 +107,7 @@ def test_limits_name_the_place():
     ids=range(10),
 )
 def test_documents_have_limits(text):
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r".+"):
         documents.parse_json(text)
 
 
@@ -115,7 +115,7 @@ def test_documents_have_limits(text):
     "text", ["a = " + "[" * 50_000, "a = " + "9" * 30, 'a = "\\u0000"', "a" + ".a" * 5000 + " = 1"], ids=range(4)
 )
 def test_toml_has_limits(text):
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r".+"):
         documents.parse_toml(text)
 
 
@@ -127,7 +127,7 @@ def test_what_we_write_is_within_them():
 def test_pipes_devices_folders_and_large_files_are_no_documents(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, "/dev/zero", tmp_path / "a\0b"):
-        with pytest.raises(OSError, match="."):
+        with pytest.raises(OSError, match=r".+"):
             files.opened(path)
     (tmp_path / "large").write_bytes(b" " * 2000)
     with pytest.raises(ValueError, match="larger"):

@@ -64,10 +64,10 @@ def test_pipes_in_place_of_files(workspace, name):
 
 def test_names_that_are_not_utf8(workspace):
     name = os.fsdecode(b"caf\xe9")
-    os.rename(workspace / "train", workspace / name)
+    (workspace / "train").rename(workspace / name)
     done = CliRunner().invoke(cli, ["predict", "x.onnx", "--on", name, "--output", f"{name}.csv"])
     assert isinstance(done.exception, SystemExit), done.exception
-    os.rename(workspace, workspace.parent / name)
+    workspace.rename(workspace.parent / name)
     os.chdir(workspace.parent / name)
     done = CliRunner().invoke(cli, ["eda"])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
