@@ -58,7 +58,7 @@ def _autogluon(metric: str, peer_metric: str, steps: int):
         gap, total = 0.0, np.zeros(stack.shape[1:])
         for step, (pick, score) in enumerate(zip(mine.picks, mine.path, strict=True), start=1):
             total += stack[pick]
-            regret = theirs._calculate_regret(truth, total / step, scorer)  # noqa: SLF001 - its score before it rounds
+            regret = theirs._calculate_regret(truth, total / step, scorer)
             gap = max(gap, abs((score if metric == "log_loss" else 1 - score) - regret))
         assert gap < 1e-12, f"scores differ by {gap}"
         return f"the same {len(mine.picks)} picks, scores within {gap:.0e}"

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from toolkit import moved
+from toolkit.base.offline import stay_home
 
 __version__ = "0.1.0"
 
 moved.install()
+stay_home()
 
 _HOMES = {
     "AlignmentError": "errors:AlignmentError",

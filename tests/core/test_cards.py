@@ -12,7 +12,7 @@ from tests.conftest import card
 from toolkit.core.cards import SCHEMA, Card, Output, Preprocess
 from toolkit.errors import CardError
 
-names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=8)
 
 
 @given(st.lists(names, min_size=1, max_size=6, unique=True), st.integers(1, 512), st.none() | st.integers(0, 9))

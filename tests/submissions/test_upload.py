@@ -147,14 +147,16 @@ def test_a_name_cannot_become_an_option(slug, client, csv):
         ("kaggle", "kaggle:titanic", "kaggle:titanic"),
         ("kaggle:spaceship", "kaggle:titanic", "kaggle:spaceship"),
         ("command:send {file}", "", "command:send {file}"),
-        ("command", "command:send {file} --note a:b", "command:send {file} --note a:b"),
     ],
 )
 def test_the_address_is_completed_from_competition_toml(asked, configured, found):
     assert upload.address(asked, configured) == found
 
 
-@pytest.mark.parametrize(("asked", "configured"), [("kaggle", ""), ("kaggle", "command:x {file}"), ("dacon:x", ""), ("", "")])
+@pytest.mark.parametrize(
+    ("asked", "configured"),
+    [("kaggle", ""), ("kaggle", "command:x {file}"), ("command", "command:x {file}"), ("dacon:x", ""), ("", "")],
+)
 def test_an_address_without_a_target_is_refused(asked, configured):
     with pytest.raises(UploadError, match=r"does not say where|unknown platform"):
         upload.address(asked, configured)

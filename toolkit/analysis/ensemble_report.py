@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from toolkit.analysis import member_diagnosis, run_history
 from toolkit.analysis.run_history import Curves, Fed, Spent
 from toolkit.analysis.scores import Scored, score
-from toolkit.base import files, provenance
+from toolkit.base import documents, files, provenance
 from toolkit.base.arrays import F64
 from toolkit.blending import oof
 from toolkit.blending.blend import Blend
@@ -357,6 +357,6 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(documents.read_json(path))
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} cannot be read: {error}", hint="Mend or delete it.") from error

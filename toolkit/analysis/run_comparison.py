@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.base import html
+from toolkit.base import documents, html
 from toolkit.blending import nested
 from toolkit.blending.nested import Estimate
 from toolkit.core import prediction_files
@@ -202,7 +201,7 @@ def _groups(competition: Competition, ids: Sequence[str]) -> tuple[str, ...] | N
 
 def _about(path: Path) -> dict[str, Any]:
     try:
-        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        about: dict[str, Any] = documents.read_json(path)
         if not isinstance(about["settings"], dict):
             raise TypeError("settings are no table")
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from toolkit.base import documents
 from toolkit.inference.store import timings
 from toolkit.inference.store.timings import AROUND
 
@@ -93,7 +93,7 @@ def _name(path: Path) -> str:
 def _feeding(path: Path) -> Mapping[str, Any]:
     """What a run measured of its feeding, of its last model; nothing where it did not, or it cannot be understood."""
     try:
-        feeding = json.loads(path.read_text(encoding="utf-8"))["report"][-1]["feeding"]
+        feeding = documents.read_json(path)["report"][-1]["feeding"]
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         return {}
     return feeding if isinstance(feeding, dict) else {}

@@ -55,7 +55,7 @@ def write(path: Path, columns: Sequence[str], rows: Iterable[Iterable[object]]) 
 
 def _check_bytes(path: Path) -> None:
     try:
-        with path.open("rb") as file:
+        with files.opened(path) as file:
             head = file.read(4096)
     except FileNotFoundError:
         raise CompetitionError(f"{path} does not exist") from None
@@ -94,13 +94,14 @@ def _parse(path: Path) -> pa.Table:
     names = header(path)
     unnamed = [f"column {i + 1}" for i in range(len(names))]  # names need not differ from an index column's empty one
     try:
-        table = csv.read_csv(
-            path,
-            read_options=csv.ReadOptions(column_names=unnamed, use_threads=False, block_size=1 << 24),
-            parse_options=csv.ParseOptions(newlines_in_values=True),
-            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(unnamed, pa.string()), strings_can_be_null=False),
-        )
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        with files.opened(path) as plain:
+            table = csv.read_csv(
+                pa.PythonFile(plain),
+                read_options=csv.ReadOptions(column_names=unnamed, use_threads=False, block_size=1 << 24),
+                parse_options=csv.ParseOptions(newlines_in_values=True),
+                convert_options=csv.ConvertOptions(column_types=dict.fromkeys(unnamed, pa.string()), strings_can_be_null=False),
+            )
+    except (pa.ArrowException, ValueError) as error:  # ValueError: a name that is not UTF-8
         raise CompetitionError(
             f"{path} cannot be read as CSV: {_reason(error)}", hint=_UTF8 if "UTF8" in str(error) else ""
         ) from error

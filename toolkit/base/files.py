@@ -9,6 +9,7 @@ import io
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -86,9 +87,13 @@ def write_text(path: Path, text: str) -> Path:
     """Make the UTF-8 file `path`, whole or not at all.
 
     Raises:
-        StoreError: the folder cannot be written or the disk is full.
+        StoreError: the folder cannot be written, the disk is full, or a name in the text is not UTF-8.
     """
-    return write(path, lambda file: file.write(text.encode()))
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:  # names of files may be any bytes
+        raise StoreError(f"{path} cannot be written: a name in it is not UTF-8", hint="Rename that file.") from error
+    return write(path, lambda file: file.write(data))
 
 
 def write_rows(path: Path, rows: Iterable[Iterable[object]]) -> Path:
@@ -146,10 +151,38 @@ def sha256(path: Path) -> str:
         DataError: the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """A plain file to be read, opened without waiting: a pipe would wait for a writer for ever, a device may never end.
+
+    Raises:
+        OSError: it is not there, cannot be read, or is no plain file.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except ValueError as error:  # a NUL in its name
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), repr(os.fspath(path))) from error
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", os.fspath(path))
+        return open(handle, "rb")  # noqa: PTH123 - of a handle; the caller closes it
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def plain(path: str | os.PathLike[str]) -> None:
+    """Make sure that a path leads to a plain file, for readers that open it themselves.
+
+    Raises:
+        OSError: it is not there, cannot be read, or is no plain file.
+    """
+    opened(path).close()
 
 
 @contextmanager

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+
+from toolkit.base import git
 
 _PACKAGES = (
     "numpy",
@@ -41,13 +42,11 @@ def versions() -> dict[str, str]:
 
 
 def git_commit(folder: Path) -> str | None:
-    """The commit that a folder is at, ending in "-dirty" if tracked files differ from it; None outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 - fixed words
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
+    """The commit that a folder is at, ending in "-dirty" if tracked files differ from it; None outside a repository.
+
+    It ends in "-unchecked" where git cannot tell. Nothing that the repository names is run (see `git`).
+    """
+    return git.commit_of(folder)
 
 
 def portable(path: Path, root: Path) -> str:

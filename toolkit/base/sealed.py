@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import xxhash
 
-from toolkit.base import files
+from toolkit.base import documents, files
 from toolkit.errors import DataError, ToolkitError
 
 MARK = b"\x93tkseal\x01"  # then the digest: the last bytes of a file that carries one
@@ -149,12 +149,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
         DamagedError: it cannot be read, or is not what was written.
     """
     try:
-        if path.stat().st_size > LARGEST:
-            raise DamagedError("it is too large")
-        return unstamped(json.loads(path.read_text(encoding="utf-8")))
+        return unstamped(documents.read_json(path, limit=LARGEST))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DamagedError(f"it cannot be read: {error}") from error
 
 

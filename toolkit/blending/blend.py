@@ -10,6 +10,7 @@ import numpy as np
 
 from toolkit.base import html
 from toolkit.base.arrays import F64
+from toolkit.base.schema import checked
 from toolkit.blending.calibration import Adjustment
 from toolkit.core.voting import VOTES, Vote, vote
 from toolkit.errors import DataError, few
@@ -160,5 +161,5 @@ def read_blend(record: Mapping[str, Any], classes: Sequence[str]) -> Blend:
         np.array([warm.get(name, 1.0) for name in members]),
         adjustment,
         str(stored["how"]) if stored else "",
-        dict(record.get("views") or {}),
+        checked(record.get("views") or {}, dict[str, str], "views"),
     )

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import files
+from toolkit.base import documents, files
 from toolkit.base.arrays import F64
+from toolkit.base.schema import checked
 from toolkit.blending import outside_tables
 from toolkit.blending.blend import Blend, read_blend
 from toolkit.blending.calibration import prior_shift
@@ -207,7 +208,7 @@ def read_blends(competition: Competition) -> dict[str, Blend]:
     """
     path = competition.path(FILE)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = checked(documents.read_json(path), dict)
         if document["schema"] not in (1, SCHEMA):  # 1 had weights and nothing else
             raise DataError(f"{path} has schema {document['schema']}, this version reads {SCHEMA}", hint=_AGAIN)
         targets = document["targets"]
@@ -216,7 +217,7 @@ def read_blends(competition: Competition) -> dict[str, Blend]:
         return {target.name: read_blend(targets[target.name], target.classes) for target in competition.targets}
     except FileNotFoundError:
         raise DataError(f"{path} does not exist", hint="Run `toolkit blend` first.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{path} cannot be read ({type(error).__name__}: {error})", hint=_AGAIN) from error
 
 

@@ -116,6 +116,14 @@ class Explaining(click.Command):
             raise
         except (ToolkitError, OSError) as error:
             raise _Explained(sentence(error)) from error
+        except UnicodeEncodeError as error:  # names of files are bytes, and text that is written is not
+            shown = error.object[max(error.start - 20, 0) : error.end + 20]
+            problem = ToolkitError(f"a name is not UTF-8: {shown!r}", hint="Rename that file or folder.")
+            raise _Explained(problem) from error
+        except ValueError as error:
+            if "null byte" not in str(error) and "null character" not in str(error):
+                raise
+            raise _Explained(ToolkitError("a path holds a NUL, which no file's name can")) from error
 
 
 class _Stages(Explaining, click.Group):

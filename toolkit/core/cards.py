@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from typing import Any, Literal
 
-from toolkit.base import html
+from toolkit.base import documents, html
+from toolkit.base.schema import checked
 from toolkit.errors import CardError, few
 
 SCHEMA = 1
@@ -22,6 +23,11 @@ Activation = Literal["softmax", "sigmoid", "identity"]
 Selected = Literal["last", "best", "soup", "stopped", "soft-oof"]
 Task = Literal["multiclass", "binary", "multilabel"]
 Region = tuple[float, float, float, float]
+
+SIDE = 16_384  # pixels of an input; beyond, one image fills the memory
+CLASSES = 100_000
+FOLDS = 10_000
+MARGIN = 100.0  # times a box's sides
 
 WHOLE: Region = (0.0, 0.0, 1.0, 1.0)
 _NAMED = re.compile(r"(\w*)([+-]\d*\.?\d+)?")  # a box, and its margin
@@ -50,17 +56,19 @@ class Preprocess:
     region: Region = WHOLE
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "size", tuple(int(side) for side in self.size))
+        object.__setattr__(self, "size", _sides(self.size))
         object.__setattr__(self, "region", tuple(float(edge) for edge in self.region))
         if len(self.size) != 2 or min(self.size) < 1:
             raise CardError(f"an input size is two positive numbers (height, width), not {self.size}")
+        if max(*self.size, self.shorter or 0) > SIDE:
+            raise CardError(f"an input side has at most {SIDE:,} pixels, not {max(*self.size, self.shorter or 0):,}")
         if self.resize not in ("squash", "crop") or self.interpolation not in ("nearest", "bilinear", "bicubic"):
             raise CardError(f"unknown resize {self.resize!r} or interpolation {self.interpolation!r}")
         if (self.resize == "crop") != (self.shorter is not None):
             raise CardError("resize 'crop' needs 'shorter' (pixels of the shorter side), 'squash' must not have it")
         if self.shorter is not None and self.shorter < max(self.size):
             raise CardError(f"shorter={self.shorter} leaves no room for a centre crop of {self.size}")
-        if len(self.region) != 4 or not all(map(isfinite, self.region)):
+        if len(self.region) != 4 or not all(isfinite(edge) and abs(edge) <= MARGIN for edge in self.region):
             raise CardError(f"a region is four numbers (left, top, right, bottom), not {self.region}")
         if self.region[0] >= self.region[2] or self.region[1] >= self.region[3]:
             raise CardError(f"a region (left, top, right, bottom) has an area, {self.region} has none")
@@ -138,6 +146,10 @@ class Output:
         object.__setattr__(self, "classes", tuple(str(name) for name in self.classes))
         if self.stop < 0:
             object.__setattr__(self, "stop", self.start + len(self.classes))
+        if len(self.classes) > CLASSES or not 0 <= self.start <= CLASSES:
+            raise CardError(f"target {self.target!r}: no model has more than {CLASSES:,} classes")
+        if "\0" in self.target or any("\0" in name for name in self.classes):
+            raise CardError("a name of a target or class holds a NUL")
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise CardError(f"target {self.target!r}: class names must be present and different: {few(self.classes)}")
         if self.activation not in ("softmax", "sigmoid", "identity"):
@@ -189,6 +201,8 @@ class Card:
             raise CardError(f"{self.title}: a card needs outputs, each for a different target")
         if not self.member or any(mark in self.member for mark in "/\\=,"):
             raise CardError(f"a member's name is a word without / \\ = or comma, not {self.member!r}")
+        if self.fold is not None and not 0 <= self.fold <= FOLDS:
+            raise CardError(f"a fold is a number from 0 to {FOLDS:,}, or none")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(map(isfinite, self.mean + self.std)) or min(self.std) <= 0:
             raise CardError(f"{self.title}: mean and std are three numbers each, std above zero")
 
@@ -234,31 +248,30 @@ class Card:
             CardError: not JSON, fields missing, values that contradict each other, or a newer schema.
         """
         try:
-            raw = json.loads(text)
-            schema = int(raw["schema"])
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raw = documents.parse_json(text)
+            schema = checked(raw["schema"], int, "schema")
+        except (ValueError, TypeError, KeyError) as error:
             raise CardError(f"{where}: its card cannot be read ({error})", hint="Export the model again.") from error
         if schema > SCHEMA:
             raise CardError(
                 f"{where}: its card has schema {schema}, this version reads up to {SCHEMA}", hint="Upgrade toolkit."
             )
         try:
-            return cls(**_typed(raw))
+            card: Card = checked(raw, cls)
         except CardError as error:
             raise CardError(f"{where}: {error.message}", hint=error.hint, code=error.code) from error
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+        except ValueError as error:
             raise CardError(f"{where}: its card cannot be read ({error})", hint="Export the model again.") from error
+        return replace(card, mean=_floats(card.mean), std=_floats(card.std))
 
 
-def _typed(raw: dict[str, Any]) -> dict[str, Any]:
-    """JSON values as the card's own types; keys that this version does not know are refused by the constructor."""
-    known = {f.name for f in fields(Card)}
-    if unknown := sorted(set(raw) - known):
-        raise ValueError(f"unknown fields {few(unknown)}")
-    return {
-        **raw,
-        "outputs": tuple(Output(**output) for output in raw["outputs"]),
-        "preprocess": Preprocess(**raw["preprocess"]),
-        "mean": tuple(float(x) for x in raw["mean"]),
-        "std": tuple(float(x) for x in raw["std"]),
-    }
+def _sides(size: Any) -> tuple[int, ...]:
+    try:
+        return tuple(int(side) for side in size)
+    except (TypeError, ValueError, OverflowError):
+        raise CardError(f"an input size is two positive numbers (height, width), not {size!r}") from None
+
+
+def _floats(values: tuple[float, float, float]) -> tuple[float, float, float]:
+    first, second, third = map(float, values)
+    return first, second, third

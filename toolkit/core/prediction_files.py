@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import files, sealed
+from toolkit.base import documents, files, sealed
 from toolkit.core.predictions import Predictions
 from toolkit.errors import DataError, few
 
@@ -137,12 +137,13 @@ def _numbers(cells: NDArray[Any]) -> Any:
 def _open(path: Path, *, rows: bool = True) -> tuple[pa.Table, dict[str, Any]]:
     import pyarrow.parquet as pq
 
+    files.plain(path)
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         metadata = file.schema_arrow.metadata or {}
         table = file.read() if rows else file.schema_arrow.empty_table()
     if KEY not in metadata:
         raise DataError("it was not written by toolkit")
-    document = json.loads(metadata[KEY])
+    document = documents.parse_json(metadata[KEY])
     header = sealed.unstamped(document)
     known = {"schema", "targets", "meta", ROWS, sealed.KEY}
     if not set(document) <= known or (ROWS in document) != (sealed.KEY in document):

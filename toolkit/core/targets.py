@@ -6,12 +6,13 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
 
 from toolkit.base.arrays import Ints
-from toolkit.core.cards import Task
+from toolkit.core.cards import CLASSES, Task
 from toolkit.core.predictions import Predictions
 from toolkit.errors import CompetitionError, few
 
@@ -54,6 +55,10 @@ class Target:
     def __post_init__(self) -> None:
         object.__setattr__(self, "column", self.column or self.name)
         object.__setattr__(self, "factors", {k: tuple(map(str, v)) for k, v in self.factors.items()})
+        if (count := prod(map(len, self.factors.values()))) > CLASSES:
+            raise CompetitionError(
+                f"target {self.name[:60]!r}: its factors have {count:,} classes together, at most {CLASSES:,} may be"
+            )
         combinations = tuple("_".join(parts) for parts in itertools.product(*self.factors.values()))
         object.__setattr__(self, "classes", tuple(map(str, self.classes or (combinations if self.factors else ()))))
         where = f"target {self.name!r}"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import files, provenance
+from toolkit.base import documents, files, provenance
 from toolkit.blending.combination import Combination
 from toolkit.core.predictions import Predictions, concat
 from toolkit.ensemble.combine import combine
@@ -103,7 +103,7 @@ def find(
 def kept(competition: Competition) -> dict[str, Any]:
     """What was last found of each member, as plain values; nothing where nothing was, or it cannot be understood."""
     try:
-        record = json.loads(competition.path("reports", KEPT).read_text(encoding="utf-8"))
+        record = documents.read_json(competition.path("reports", KEPT))
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from toolkit.base import documents
 from toolkit.core.cards import Preprocess
 from toolkit.errors import DeviceError, ModelError, StoreError
 from toolkit.images import render
@@ -272,7 +272,7 @@ def _stored(root: Path, models: set[str]) -> dict[tuple[str, str], int]:
     tables: Counter[tuple[str, str]] = Counter()
     for path in root.glob("tables/*/key.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
-            key = json.loads(path.read_text(encoding="utf-8"))
+            key = documents.read_json(path)
             if key["model"] in models and segment_paths(path.parent):
                 tables[key["engine"], key["precision"]] += 1
     return tables

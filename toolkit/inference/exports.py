@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from toolkit.base.arrays import F32
 from toolkit.core.cards import Output
 from toolkit.errors import CardError, DataError, ModelError, few
 from toolkit.inference.store.file_index import ExportIndex
@@ -152,6 +153,19 @@ def output_of(export: Export, target: str) -> Output:
     )
 
 
+def check_width(export: Export, logits: F32, rows: int) -> None:
+    """Compare what a model gave with its card: one row for each image, as wide as its classes.
+
+    Raises:
+        CardError: it has another shape, whatever the graph says of itself.
+    """
+    if logits.shape != (rows, export.card.width):
+        raise CardError(
+            f"{export.path}: the card says {export.card.width} logits, the model gives {logits.shape} for {rows} images",
+            hint="Export the model again.",
+        )
+
+
 def _member_score(member: str, exports: Sequence[Export], *, higher_is_better: bool) -> float:
     scores = [export.card.score for export in exports if export.card.member == member and export.card.fold is not None]
     if not scores or None in scores:
@@ -161,6 +175,8 @@ def _member_score(member: str, exports: Sequence[Export], *, higher_is_better: b
             code="model-weights",
         )
     mean = float(np.mean([score for score in scores if score is not None]))
+    if not np.isfinite(mean) or (mean <= 0 and not higher_is_better):
+        raise DataError(f"weights by score: the cards of {member!r} say {mean:g}", code="model-weights")
     return mean if higher_is_better else 1 / mean
 
 

@@ -22,7 +22,7 @@ from toolkit.images.boxes import NO_BOXES, Boxes
 from toolkit.images.views import Cut, parse
 from toolkit.inference import passes
 from toolkit.inference.execution import Execution
-from toolkit.inference.exports import Views
+from toolkit.inference.exports import Views, check_width
 from toolkit.inference.outcome import BadImage, PredictOutcome
 from toolkit.inference.passes import Everything, PassPlan
 from toolkit.inference.store import timings
@@ -240,6 +240,8 @@ class _Work:
             pixels = pixels[np.searchsorted(block.decoded, items)]
         started = time.monotonic()
         logits = session.run(session.place(np.ascontiguousarray(pixels)), turn, models)
+        for model, values in logits.items():
+            check_width(self._export[model], values, len(items))
         self._spent(models, len(items), time.monotonic() - started)
         self.passes += len(items) * len(models)
         kept = {model: self._as_kept(model, values) for model, values in logits.items()}

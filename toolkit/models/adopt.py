@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import files
+from toolkit.base import documents, files
 from toolkit.base.arrays import U8
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Activation, Card, Output, Preprocess
@@ -21,7 +20,7 @@ from toolkit.images import render
 from toolkit.models import class_map, export, export_checkpoint, wrap_graph
 from toolkit.models.foreign_model import Asked, Input, Original, find_input, find_layout, find_output, find_size
 from toolkit.models.wrap_graph import Back, Batching, Colour, Front
-from toolkit.runtime.graphs import onnx_file
+from toolkit.runtime.graphs import onnx_file, trial
 from toolkit.workspace.competition import FILE, Competition, Target
 from toolkit.workspace.split import Split
 
@@ -63,12 +62,13 @@ def class_names(text: str, competition: Competition | None = None, target: str =
         return export_checkpoint.imagenet_classes()
     if path.suffix in (".txt", ".json"):
         try:
-            content = path.read_text(encoding="utf-8")
-            content_: Any = json.loads(content) if path.suffix == ".json" else [n for n in content.splitlines() if n.strip()]
+            content = documents.read_text(path)
+            content_: Any = documents.parse_json(content) if path.suffix == ".json" else content.splitlines()
+            content_ = [name for name in content_ if name.strip()] if path.suffix != ".json" else content_
             names = [content_[key] for key in sorted(content_, key=int)] if isinstance(content_, dict) else content_
             if isinstance(names, list) and names and all(isinstance(name, str | int) for name in names):
                 return tuple(str(name).strip() for name in names)
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise CardError(f"{path} cannot be read: {error}") from error
         raise CardError(
             f"{path} holds no class names", hint='A line each, or JSON: ["cat", "dog"] or {"0": "cat", "1": "dog"}.'
@@ -91,6 +91,7 @@ def adopt(
         DataError: a class map that does not fit.
     """
     model = onnx_file.load(source, external=True)
+    trial.check(model, source)
     taken, given = find_input(source, model, asked), find_output(source, model, asked)
     card, front = _card(source, asked, taken, competition)
     path = output or (competition.path("folds") if competition else Path()) / f"{card.title}.onnx"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.base import files
 from toolkit.core.cards import KEY, Card
 from toolkit.errors import ModelError, few
-from toolkit.models import networks
+from toolkit.models import architectures, networks
 
 if TYPE_CHECKING:
     import torch
@@ -49,13 +49,20 @@ def read(path: Path) -> Checkpoint:
     Raises:
         ModelError: missing, damaged, or a pickle that would run code.
     """
-    if not path.is_file():
-        raise ModelError(f"{path} does not exist")
+    try:
+        files.plain(path)
+    except FileNotFoundError:
+        raise ModelError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
 
 
 def build(checkpoint: Checkpoint, architecture: Mapping[str, Any] | None = None) -> torch.nn.Module:
     """The network with the checkpoint's weights, in eval mode; `architecture` overrides what the checkpoint says.
+
+    What the checkpoint says itself is taken only where timm or torchvision has such a network (see `architectures`); an
+    `architecture` is the caller's own, and may name a function of theirs.
 
     Raises:
         ModelError: the network is unknown, or its parameters and the checkpoint's differ in name or shape.
@@ -63,6 +70,9 @@ def build(checkpoint: Checkpoint, architecture: Mapping[str, Any] | None = None)
     chosen = dict(architecture or checkpoint.architecture or {})
     if "model_name" not in chosen:
         raise ModelError(f"{checkpoint.path} does not say which network it belongs to", hint="Name it.", code="network")
+    if not architecture:
+        architectures.vouched(chosen, where=str(checkpoint.path))
+        architectures.check_size(chosen, checkpoint.state, where=str(checkpoint.path))
     model = networks.create(chosen)
     expected, state = model.state_dict(), checkpoint.state
     missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
@@ -86,22 +96,21 @@ def _read_safetensors(path: Path) -> Checkpoint:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path} is not a complete safetensors file: {error}") from error
     card = Card.from_json(metadata[KEY], where=str(path)) if KEY in metadata else None
-    architecture = json.loads(metadata[_ARCHITECTURE]) if _ARCHITECTURE in metadata else None
+    architecture = architectures.parse(metadata[_ARCHITECTURE], where=str(path)) if _ARCHITECTURE in metadata else None
     return Checkpoint(path, state, card, architecture)
 
 
 def _read_pickle(path: Path) -> Checkpoint:
-    import pickle
-    import zipfile
-
     import torch
 
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a damaged pickle makes of torch's reader
         raise ModelError(
             f"{path} cannot be read as plain weights ({type(error).__name__})",
             hint="Only tensors and plain values are read: a pickle can run code. Save model.state_dict() as .safetensors.",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import csv_text
+from toolkit.base import csv_text, documents
 from toolkit.errors import DataError, few
 
 REST = "*"  # stands for every class that a map does not name
@@ -56,9 +54,8 @@ def read(path: Path) -> dict[str, str]:
         frame = csv_text.read(path, columns=["from", "to"], unique="from")
         return dict(zip(frame["from"], frame["to"], strict=True))
     try:
-        text = path.read_text(encoding="utf-8")
-        content: Any = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
+        content: Any = documents.read_toml(path) if path.suffix == ".toml" else documents.read_json(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}", hint="A class map is .csv (from,to), .json or .toml.") from error
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
         raise DataError(f"{path} is no table of class names", hint='For example {"tabby": "cat", "tiger_cat": "cat", "*": ""}.')

@@ -56,7 +56,8 @@ class ExportRequest:
 def convert(competition: Competition, checkpoint: Path, request: ExportRequest) -> tuple[Path, Card]:
     """Export a recipe's checkpoint, or a timm model's state dict, into the workspace; the path and the card.
 
-    What a recipe's checkpoint says of itself is kept; of a state dict, classes come from competition.toml and pixels from
+    What a recipe's checkpoint says of itself is kept, also where `model` is the very network that it names, as it must be for a
+    function of the user's own. Of a state dict, classes come from competition.toml and pixels from
     timm's configuration of the model, unless given.
 
     Raises:
@@ -66,8 +67,10 @@ def convert(competition: Competition, checkpoint: Path, request: ExportRequest) 
         ImageError: the workspace has no readable image to prove parity on.
     """
     content = checkpoints.read(checkpoint)
-    if content.card is not None and request.model is None:
-        network, card = checkpoints.build(content), _renamed(content.card, checkpoint, request)
+    own = content.architecture or {}
+    if content.card is not None and request.model in (None, own.get("model_name")):
+        typed = own if request.model else None  # a function of the user's own runs only where they name it
+        network, card = checkpoints.build(content, typed), _renamed(content.card, checkpoint, request)
     else:
         network, card = _described(competition, content, request)
     path = request.output or competition.path("folds", f"{card.title}.onnx")

@@ -51,6 +51,17 @@ def create(architecture: Mapping[str, Any], *, pretrained: bool = False) -> torc
     return _summed(model, factors) if factors else model
 
 
+def known(name: str) -> bool:
+    """Whether timm's or torchvision's own list has a network of this name; no address, no file."""
+    if name.startswith(TORCHVISION):
+        from torchvision import models
+
+        return name.removeprefix(TORCHVISION) in models.list_models(module=models)
+    import timm
+
+    return timm.is_model(name) and name.replace(".", "_").replace("-", "_").isidentifier()
+
+
 def timms(name: str) -> bool:
     """Whether a name is one for timm to make."""
     return not name.startswith(TORCHVISION) and ".py:" not in name
@@ -193,7 +204,7 @@ def _timm(name: str, arguments: Mapping[str, Any], *, pretrained: bool) -> torch
     except Exception as error:
         if pretrained and name.partition(".")[0] in timm.list_models():
             raise _no_weights(name, error) from error
-        if not isinstance(error, RuntimeError | TypeError | ValueError):
+        if isinstance(error, MemoryError):
             raise
         close = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise ModelError(
@@ -232,7 +243,10 @@ def _torchvision(name: str, arguments: Mapping[str, Any], *, pretrained: bool) -
         further = {"transform_input": True, **({} if pretrained else {"init_weights": True}), **further}
     num_classes = arguments["num_classes"]
     if not pretrained:
-        return _single(models.get_model(name, weights=None, num_classes=num_classes, **further))
+        try:
+            return _single(models.get_model(name, weights=None, num_classes=num_classes, **further))
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+            raise ModelError(f"torchvision cannot make {name!r}: {user_functions.first_line(error)}") from error
     try:
         model = _single(models.get_model(name, weights="DEFAULT", **further))
     except Exception as error:

@@ -125,9 +125,11 @@ class HostSession:
                 shared = unit.trunk.run(list(unit.cut), {unit.trunk.get_inputs()[0].name: part})
                 given = dict(zip(unit.cut, shared, strict=True))
             heads = {digest: unit.heads[digest] for digest in digests}
-            return {
-                d: head.run(None, {i.name: given.get(i.name, part) for i in head.get_inputs()})[0] for d, head in heads.items()
-            }
+            logits = {}
+            for d, head in heads.items():
+                feeds = {i.name: given.get(i.name, part) for i in head.get_inputs()}
+                logits[d] = checked(head.run(None, feeds)[0], size, self._models[d])
+            return logits
 
         return joined(self._workers.map(work, jobs), count)
 
@@ -157,6 +159,21 @@ def wanted(units: Sequence[Unit], models: Collection[str] | None) -> list[tuple[
     """The units that hold some of the models asked for, with those."""
     chosen = [(unit, [digest for digest in unit.heads if models is None or digest in models]) for unit in units]
     return [(unit, digests) for unit, digests in chosen if digests]
+
+
+def checked(logits: Any, rows: int, path: Path) -> F32:
+    """What a model gave for a batch, where that is a row of numbers for each image: a graph may say one thing and do another.
+
+    Raises:
+        ModelError: it is of another shape or type.
+    """
+    shape = tuple(getattr(logits, "shape", ()))
+    if len(shape) != 2 or shape[0] != rows or logits.dtype.kind != "f":
+        raise ModelError(
+            f"{path} gives an output of shape {shape} for {rows} images, not a row of logits for each",
+            hint="Export the model again.",
+        )
+    return logits  # type: ignore[no-any-return]
 
 
 def joined(parts: Iterable[dict[str, F32]], count: int) -> dict[str, F32]:

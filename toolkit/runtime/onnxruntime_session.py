@@ -13,7 +13,7 @@ from toolkit.base.arrays import F32
 from toolkit.errors import DeviceError, ModelError
 from toolkit.images import tensor_views
 from toolkit.runtime.devices import PROVIDERS, engine_tag
-from toolkit.runtime.host import HostSession, joined, open_units, smaller, wanted
+from toolkit.runtime.host import HostSession, checked, joined, open_units, smaller, wanted
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ class Gpu:
             ort.preload_dlls()  # torch brings most CUDA libraries, the nvidia-* wheels the rest
         self.device, self.batch, self._memory = device, batch, memory
         self.engine = engine_tag(device)
-        self._paths = list(models.values())
+        self._models, self._paths = dict(models), list(models.values())
         self._reopen = partial(open_units, models, partial(self._open, precision=precision, cache=cache))
         self.units = self._reopen()
         self._pixels: torch.Tensor | None = None  # where every batch is put
@@ -98,7 +98,7 @@ class Gpu:
                 given = {} if unit.trunk is None else self._bind(unit.trunk, place, {}).run()
                 for digest in digests:
                     (logits,) = self._bind(unit.heads[digest], place, given).run().values()
-                    parts.append({digest: logits.cpu().numpy().copy()})
+                    parts.append({digest: checked(logits.cpu().numpy().copy(), self.batch, self._models[digest])})
         return joined(parts, len(pixels))
 
     def _placed(self, part: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from toolkit.base import offline
 from toolkit.errors import DeviceError, ModelError
 from toolkit.runtime.devices import PROVIDERS, cores, engine_tag
 from toolkit.runtime.host import HostSession
@@ -92,6 +93,7 @@ _cores: list[Any] = []
 
 def _core() -> Any:
     """The one openvino.Core of the process: making one loads the plugins."""
+    offline.without_telemetry()
     import openvino as ov
 
     if not _cores:

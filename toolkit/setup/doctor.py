@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, distribution, requires, ver
 from pathlib import Path
 from typing import Any, Literal
 
+from toolkit.base import offline
 from toolkit.errors import DeviceError, ModelError
 from toolkit.runtime.devices import PROVIDERS, gpu_count
 from toolkit.runtime.session import open_session
@@ -79,6 +80,7 @@ def imports() -> Iterator[HealthCheck]:
     seen = []
     for name in MODULES:
         try:
+            offline.without_telemetry()
             module: Any = importlib.import_module(name)
             seen.append(f"{name} {getattr(module, '__version__', '') or version(name)}")
         except Exception as error:  # noqa: BLE001 - pairs that do not fit fail with OSError, ImportError, RuntimeError…

@@ -76,6 +76,12 @@ def address(asked: str, configured: str) -> str:
         raise UploadError(f"unknown platform {platform!r}", hint=f"Use one of: {', '.join(PLATFORMS)}.")
     if not target:
         kept, _, target = configured.partition(":")
+        if platform == "command" and kept == platform:
+            raise UploadError(
+                "competition.toml names a command, and commands run only where you type them: the file may be another's",
+                hint=f"Type it: {_EXAMPLES[platform]}.",
+                code="upload-where",
+            )
         if kept != platform or not target:
             example = _EXAMPLES[platform]
             raise UploadError(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-from toolkit.base import files
+from toolkit.base import documents, files
+from toolkit.base.schema import checked
 from toolkit.core import prediction_files
 from toolkit.core.predictions import concat
 from toolkit.errors import TrainingError, few
@@ -177,9 +177,11 @@ def _same_settings(plan: TrainingPlan, fold: int | None) -> None:
 def _about(plan: TrainingPlan, fold: int | None) -> Mapping[str, Any]:
     path = plan.folder(fold) / "config.json"
     try:
-        about: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        about: Mapping[str, Any] = checked(documents.read_json(path), dict)
         if not {"settings", "score"} <= set(about):
             raise ValueError("settings and score are missing")
+        checked(about["settings"], dict, "settings")
+        checked(about["score"], float | None, "score")
     except (OSError, ValueError) as error:
         raise TrainingError(f"{path} cannot be read: {error}", hint="Train the fold again.", code="train-again") from error
     return about

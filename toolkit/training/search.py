@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolkit.base import csv_text, files
+from toolkit.base import csv_text, documents, files
 from toolkit.base.quiet import quiet
 from toolkit.errors import StoreError, TrainingError, few
 from toolkit.workspace import make_split, toml_update
@@ -52,8 +51,8 @@ class Space:
             TrainingError: not there, not TOML, keys that are unknown, ranges that are none.
         """
         try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raw = documents.read_toml(path)
+        except (OSError, ValueError) as error:
             raise TrainingError(f"{path} cannot be read: {error}", hint=EXAMPLE) from error
         if unknown := sorted(set(raw) - {"recipe", "search", "fixed", "folds"}):
             raise TrainingError(f"{path}: unknown key {few(unknown)}", hint=EXAMPLE)

@@ -74,6 +74,7 @@ def cook(
     how: str = "greedy",
     member: str = "",
     device: str = "auto",
+    model: str = "",
     force: bool = False,
     progress: Progress | None = None,
 ) -> Soup:
@@ -81,7 +82,8 @@ def cook(
 
     The uniform soup is the mean of all. The greedy one starts with the best checkpoint and takes in the next best where
     the held-out score does not fall, so that its score is optimistic, and its card says so. Where the network has BatchNorm, a
-    soup's statistics are taken anew from training images of the fold.
+    soup's statistics are taken anew from training images of the fold. `model` names the checkpoints' network, which it must
+    where that is a function of the user's own.
 
     Raises:
         ModelError: checkpoints without a card, of different networks, folds, splits, classes or pixels, or of another split
@@ -96,7 +98,7 @@ def cook(
     path = competition.path("folds", f"{card.title}.onnx")
     if path.exists() and not force:
         raise ModelError(f"{path} exists", hint="Replace it, or name another member.", code="replace-soup")
-    kitchen = _Kitchen.of(competition, every[0], choose_device(device), len(every) + 1 + len(every), progress)
+    kitchen = _Kitchen.of(competition, every[0], choose_device(device), len(every) + 1 + len(every), progress, model)
     rows = {name: kitchen.judge(checkpoint.state, fresh=False) for name, checkpoint in zip(names, every, strict=True)}
     order = sorted(range(len(every)), key=lambda i: -kitchen.gain(rows[names[i]]))
     uniform, rows["uniform"] = kitchen.soup(every)
@@ -107,10 +109,10 @@ def cook(
     taken = list(range(len(every))) if how == "uniform" else chosen
     seen = how == "greedy" or any(each.card.selected_on_heldout for each in every if each.card)
     card = replace(card, score=estimates[how].score, selected="soup" if seen else "last")
-    model = kitchen.network(uniform if how == "uniform" else greedy)
-    written = export(model, card, path, samples=kitchen.samples())
+    network = kitchen.network(uniform if how == "uniform" else greedy)
+    written = export(network, card, path, samples=kitchen.samples())
     where = competition.path("runs", card.member, f"fold{card.fold}", "model.safetensors")
-    checkpoints.save(where, model, written, every[0].architecture or {})
+    checkpoints.save(where, network, written, every[0].architecture or {})
     return Soup(written, tuple(paths[i] for i in taken), estimates, best, kitchen.normalised, where, path)
 
 
@@ -216,7 +218,9 @@ class _Kitchen:
     done: int = 0
 
     @classmethod
-    def of(cls, competition: Competition, one: Checkpoint, device: str, total: int, progress: Progress | None) -> _Kitchen:
+    def of(
+        cls, competition: Competition, one: Checkpoint, device: str, total: int, progress: Progress | None, model: str
+    ) -> _Kitchen:
         card = one.card
         assert card is not None
         output = card.outputs[0]
@@ -232,7 +236,7 @@ class _Kitchen:
         return cls(
             competition,
             card,
-            checkpoints.build(one),
+            checkpoints.build(one, {**(one.architecture or {}), "model_name": model} if model else None),
             samples.rows(held_out),
             samples.rows(spread),
             truth.with_classes(output.classes),

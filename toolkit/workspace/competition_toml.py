@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from toolkit.base import documents
+from toolkit.base.schema import shown
 from toolkit.core.targets import Target
 from toolkit.errors import CompetitionError, few
 from toolkit.images.boxes import BoxTable
@@ -93,13 +94,13 @@ class CompetitionFile:
         """
         path = root / FILE
         try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+            raw = documents.read_toml(path)
         except FileNotFoundError:
             raise CompetitionError(f"{path} does not exist", hint="Run `toolkit init` there.") from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise CompetitionError(f"{path} cannot be read: {error}") from error
         if (schema := raw.get("schema", SCHEMA)) != SCHEMA:
-            raise CompetitionError(f"{path} has schema {schema!r}, this version reads {SCHEMA}", hint="Upgrade toolkit.")
+            raise CompetitionError(f"{path} has schema {shown(schema)}, this version reads {SCHEMA}", hint="Upgrade toolkit.")
         try:
             return cls(root=root, **_fields(raw))
         except CompetitionError as error:
@@ -117,7 +118,9 @@ def _fields(raw: dict[str, Any]) -> dict[str, Any]:
         _check_keys(keys, _TARGET_KEYS, f" in [targets.{name}]")
         for listed in (keys.get("classes", []), *keys.get("factors", {}).values()):
             if not isinstance(listed, list):
-                raise CompetitionError(f'[targets.{name}]: classes are a list, as in ["cat", "dog"], not {listed!r}')
+                raise CompetitionError(f'[targets.{name}]: classes are a list, as in ["cat", "dog"], not {shown(listed)}')
+            if odd := [value for value in listed if not isinstance(value, _CELL)]:
+                raise CompetitionError(f"[targets.{name}]: a class is text or a number, not {shown(odd[0])}")
     images = {
         part: Images(folder=raw[part]["images"], pattern=raw[part]["pattern"], table=raw[part].get("table", ""))
         for part in ("train", "test")
@@ -127,6 +130,8 @@ def _fields(raw: dict[str, Any]) -> dict[str, Any]:
     asked |= {"labels_fix": raw["train"].get("labels_fix", "")}
     for name, keys in raw.get("boxes", {}).items():
         _check_keys(keys, _BOX_KEYS, f" in [boxes.{name}]")
+        if odd := [value for value in keys.get("columns", []) if not isinstance(value, _CELL)]:
+            raise CompetitionError(f"[boxes.{name}]: a column is text, not {shown(odd[0])}")
     asked |= {"boxes_of": {name: BoxTable(**keys) for name, keys in raw.get("boxes", {}).items()}}
     return {"name": raw["name"], "metric": raw["metric"], "targets": targets, **images, **raw.get("columns", {}), **asked}
 
@@ -134,19 +139,20 @@ def _fields(raw: dict[str, Any]) -> dict[str, Any]:
 def _check_keys(raw: Any, known: dict[str, Any], where: str = "") -> None:
     """Keys that are unknown and values of another type, at any depth."""
     if not isinstance(raw, dict):
-        raise CompetitionError(f"a table is needed{where}, not {raw!r}")
+        raise CompetitionError(f"a table is needed{where}, not {shown(raw)}")
     if unknown := sorted(set(raw) - set(known)):
         raise CompetitionError(f"unknown key {few(unknown)}{where}", hint=f"There may be: {', '.join(known)}.")
     for key, value in raw.items():
         kind = known[key]
         if isinstance(kind, dict):
             _check_keys(value, kind, f" in [{key}]")
-        elif not isinstance(value, kind):
-            raise CompetitionError(f"{key} must be {_KINDS[kind]}{where}, not {value!r}")
+        elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise CompetitionError(f"{key} must be {_KINDS[kind]}{where}, not {shown(value)}")
 
 
 _COMPARE = "Compare it with the README, or run `toolkit init` again."
 _NUMBER = (int, float)
+_CELL = (str, int, float)
 _KINDS: dict[Any, str] = {
     _NUMBER: "a number",
     str: "text in quotes",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from toolkit.base import documents
 from toolkit.base.printing import INTERVAL, Part, Table, Verbatim, facts, interval
 from toolkit.blending.plan_selection import CALIBRATIONS
 from toolkit.blending.weighers import WEIGHERS
@@ -133,7 +133,7 @@ def _of_test_rows(tables: Sequence[str], *, both: bool) -> dict[str, Path]:
 
 def _fitted(path: Path, verdicts: Mapping[str, Verdict], metric: str) -> options.Said:
     """What was written, and per target what was chosen."""
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    record: dict[str, Any] = documents.read_json(path)
     lines: list[Part] = []
     for target, verdict in verdicts.items():
         lines += [_table(target, verdict, metric), facts(_chosen(verdict, record["targets"][target]))]

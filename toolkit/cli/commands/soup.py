@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 @click.option(
     "--member", default="", help="Name of the member that is made; default the checkpoints' with -greedy or -uniform."
 )
+@click.option("--model", default="", help="Their network, where it is a function of your own: file.py:function.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where networks run.")
 @click.option("--force", is_flag=True, help="Replace a soup that is there.")
 @options.as_json
 @options.workspace
 def command(
-    competition: Competition, checkpoints: tuple[Path, ...], how: str, member: str, device: str, *, force: bool
+    competition: Competition, checkpoints: tuple[Path, ...], how: str, member: str, model: str, device: str, *, force: bool
 ) -> options.Said:
     """Average the weights of several checkpoints of one fold, judged on its held-out rows before and after.
 
@@ -45,7 +46,8 @@ def command(
 
     with bar("Tasting") as progress:
         paths = soup.find_checkpoints(checkpoints)
-        cooked = soup.cook(competition, paths, how=how, member=member, device=device, force=force, progress=progress)
+        choices = {"how": how, "member": member, "model": model, "device": device}
+        cooked = soup.cook(competition, paths, **choices, force=force, progress=progress)
     return _record(cooked), _text(cooked, how, competition.metric)
 
 

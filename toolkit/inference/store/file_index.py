@@ -22,7 +22,7 @@ from toolkit.runtime.graphs.onnx_file import Export
 
 DIGEST = np.dtype("S16")  # an image's content digest; numpy compares these as padded bytes, which sixteen of them are
 RACY = 2.0  # seconds: a file modified later than this before it was read may change again within one clock tick
-RULES = 1  # raise it when what `onnx_file.read` refuses or how it digests changes: entries made under other rules are dropped
+RULES = 2  # raise it when what `onnx_file.read` refuses or how it digests changes: entries made under other rules are dropped
 
 Digests = NDArray[Any]  # of dtype DIGEST
 

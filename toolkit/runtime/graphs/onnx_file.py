@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from toolkit.base import files
 from toolkit.core.cards import KEY, Card
 from toolkit.errors import CardError, ModelError, few
-from toolkit.runtime.graphs import safety
+from toolkit.runtime.graphs import safety, trial
 
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # operators that onnxruntime itself brings
 
@@ -35,7 +35,8 @@ def read(path: Path) -> Export:
     """Read an export: its card and digests.
 
     Raises:
-        ModelError: the file is missing, no ONNX, truncated, not self-contained or uses operators onnxruntime does not bring.
+        ModelError: the file is missing, no ONNX, truncated, not self-contained, uses operators onnxruntime does not bring, or
+            takes time or memory beyond `trial`'s for one image.
         CardError: it carries no card, an unreadable one, or one that contradicts the graph.
     """
     model = load(path)
@@ -47,6 +48,7 @@ def read(path: Path) -> Export:
         )
     card = Card.from_json(text, where=str(path))
     _check_shapes(path, model, card)
+    trial.check(model, path)
     return Export(path, card, digest(path, model), files.sha256(path))
 
 
@@ -91,13 +93,13 @@ def parse(data: bytes, path: Path, *, external: bool = False) -> Any:
         raise ModelError(f"{path} is not an ONNX model: it has no graph", hint="Copy or export it again.")
     if external:
         _bring_in(model, path)
-    outside = [tensor.name for tensor in _tensors(model.graph) if tensor.external_data or tensor.data_location]
+    outside = [tensor.name for tensor in safety.tensors(model) if tensor.external_data or tensor.data_location]
     if outside:
         raise ModelError(
             f"{path} keeps {len(outside)} tensors in other files ({few(outside)}); exports are self-contained",
             hint="Export it with torch.onnx.export(..., external_data=False), or with `toolkit export`.",
         )
-    foreign = sorted({node.domain for node in _nodes(model.graph)} - set(DOMAINS) - {f.domain for f in model.functions})
+    foreign = sorted({node.domain for node in safety.nodes(model)} - set(DOMAINS) - {f.domain for f in model.functions})
     if foreign:
         raise ModelError(f"{path} uses operators of {few(foreign)}, which onnxruntime does not bring")
     safety.check(model, path)
@@ -109,7 +111,7 @@ def _bring_in(model: Any, path: Path) -> None:
     from onnx import external_data_helper
 
     folder = path.parent.resolve()
-    for tensor in _tensors(model.graph):
+    for tensor in safety.tensors(model):
         if not external_data_helper.uses_external_data(tensor):
             continue
         place = {entry.key: entry.value for entry in tensor.external_data}
@@ -121,7 +123,7 @@ def _bring_in(model: Any, path: Path) -> None:
             )
         try:
             start, length = int(place.get("offset", 0)), int(place.get("length", -1))
-            with file.open("rb") as opened:
+            with files.opened(file) as opened:
                 opened.seek(start)
                 tensor.raw_data = opened.read(length)
         except (ValueError, OSError, OverflowError) as error:
@@ -134,7 +136,8 @@ def _bytes(path: Path) -> bytes:
     if path.is_dir():
         raise ModelError(f"{path} is a folder, not an ONNX file")
     try:
-        data = path.read_bytes()
+        with files.opened(path) as file:
+            data = file.read()
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist") from None
     except OSError as error:
@@ -201,7 +204,7 @@ def renamed(node: Any, names: Mapping[str, str]) -> Any:
     for values in (copy.input, copy.output):
         values[:] = [names.get(name, name) for name in values]
     for attribute in copy.attribute:
-        for graph in _graphs(attribute):
+        for graph in safety.graphs(attribute):
             own = {value.name for value in (*graph.input, *graph.initializer)} | {o for n in graph.node for o in n.output}
             outside = {old: new for old, new in names.items() if old not in own}
             inner = [renamed(node, outside) for node in graph.node]
@@ -249,35 +252,8 @@ def _strip_node(node: Any) -> None:
     node.ClearField("metadata_props")
     for attribute in node.attribute:
         attribute.ClearField("doc_string")
-        for graph in _graphs(attribute):
+        for graph in safety.graphs(attribute):
             _strip_graph(graph)
-
-
-def _graphs(attribute: Any) -> Iterator[Any]:
-    if attribute.HasField("g"):
-        yield attribute.g
-    yield from attribute.graphs
-
-
-def _nodes(graph: Any) -> Iterator[Any]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in _graphs(attribute):
-                yield from _nodes(inner)
-
-
-def _tensors(graph: Any) -> Iterator[Any]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for inner in _graphs(attribute):
-                yield from _tensors(inner)
 
 
 def _check_shapes(path: Path, model: Any, card: Card) -> None:
@@ -306,7 +282,7 @@ def _type(value: Any) -> str:
 
 
 def _attribute_hash(attribute: Any, hashes: Mapping[str, bytes]) -> bytes:
-    graphs = list(_graphs(attribute))
+    graphs = list(safety.graphs(attribute))
     if graphs:
         inner = [value_hashes(graph, hashes) for graph in graphs]
         outputs = [[h[o.name] for o in graph.output] for graph, h in zip(graphs, inner, strict=True)]

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.base import files
+from toolkit.base import documents, files
 from toolkit.base.arrays import F64, Ints
+from toolkit.base.schema import checked
 from toolkit.core import voting
 from toolkit.core.cards import Card
 from toolkit.core.predictions import Predictions
@@ -128,12 +129,11 @@ class Recipe:
             DataError: it is not there, damaged, or of a newer version.
         """
         try:
-            raw = json.loads((folder / FILE).read_text(encoding="utf-8"))
-            if raw["schema"] > SCHEMA:
+            raw = documents.read_json(folder / FILE)
+            if checked(raw["schema"], int, "schema") > SCHEMA:
                 raise DataError(f"{folder / FILE} has schema {raw['schema']}, this version reads up to {SCHEMA}")
-            raw["models"] = tuple(Model(**(model | {"views": tuple(model["views"])})) for model in raw["models"])
-            raw["fields"] = tuple(Field(**values) for values in raw["fields"])
-            return cls(**(raw | {"header": tuple(raw["header"])}))
+            recipe: Recipe = checked(raw, cls)
+            return recipe
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder / FILE} cannot be read: {error}", hint="Make the bundle again.") from error
 

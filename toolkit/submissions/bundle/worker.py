@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.base import files
+from toolkit.base import documents, files
 from toolkit.base.arrays import F32, U8, Ints
 from toolkit.core import voting
 from toolkit.core.cards import Preprocess
@@ -47,7 +47,7 @@ class Job:
     @classmethod
     def read(cls, path: Path) -> Job:
         """Read what `write` wrote."""
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = documents.read_json(path)
         models = tuple(Model(**(model | {"views": tuple(model["views"])})) for model in raw["models"])
         boxes = {name: [box and Box(*box) for box in every] for name, every in raw["boxes"].items()}
         return cls(**(raw | {"models": models, "paths": tuple(raw["paths"]), "boxes": boxes}))
