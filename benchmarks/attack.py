@@ -43,8 +43,8 @@ class Kind:
     """A kind of file: what is made once, and what a trial does with it.
 
     `prepare(folder)` makes the good file and all it needs, once. `trial(folder, seed)` gets a copy of that folder, which is the
-    current one, damages it by the seed, uses it, and returns "same", "recomputed" or "silently wrong"; an error of the library that it
-    lets through counts as "refused" if it names the file or says `refusals`.
+    current one, damages it by the seed, uses it, and returns "same", "recomputed" or "silently wrong"; an error of the library
+    that it lets through counts as "refused" if it names the file or says `refusals`.
     """
 
     name: str
