@@ -42,9 +42,9 @@ BAD = ("silently wrong", "traceback", "hang", "code run", "connection")
 class Kind:
     """A kind of file: what is made once, and what a trial does with it.
 
-    `prepare(folder)` makes the good file and all it needs, once. `trial(folder, seed)` gets a copy of that folder as the
-    current one, damages it by the seed, uses it, and returns "same", "recomputed" or "silently wrong"; an error of the library that it
-    lets through counts as "refused" if it names the file or says `refusals`.
+    `prepare(folder)` makes the good file and all it needs, once. `trial(folder, seed)` gets a copy of that folder, which is the
+    current one, damages it by the seed, uses it, and returns "same", "recomputed" or "silently wrong"; an error of the library
+    that it lets through counts as "refused" if it names the file or says `refusals`.
     """
 
     name: str
@@ -219,7 +219,8 @@ def load_siblings() -> None:
         if path.stem in sys.modules:
             continue
         spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec and spec.loader
+        assert spec
+        assert spec.loader
         sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
 

@@ -43,9 +43,8 @@ def _forget() -> None:
     from toolkit.inference.store import prediction_store
     from toolkit.training.fold import decoded_cache
 
-    prediction_store._CHECKED.clear()
-    decoded_cache._seen.clear()
-    files._cleared.clear()
+    for memory in (prediction_store._CHECKED, decoded_cache._seen, files._cleared):  # noqa: SLF001
+        memory.clear()
 
 
 # --- the store -------------------------------------------------------------------------------------------------------
@@ -223,13 +222,7 @@ def _read_table(folder: Path) -> Any:
 
     table = prediction_files.read_table(folder / "t.parquet")
     return json.dumps(table.meta), [
-        (
-            p.ids,
-            p.classes,
-            p.kind,
-            None if p.values is None else p.values.tolist(),
-            None if p.labels is None else p.labels.tolist(),
-        )
+        (p.ids, p.classes, p.kind, *(None if cells is None else cells.tolist() for cells in (p.values, p.labels)))
         for p in table.predictions.values()
     ]
 
@@ -374,6 +367,7 @@ def _split(folder: Path) -> None:
 
 def _split_trial(folder: Path, seed: int) -> str:
     import csv
+    import io
 
     from toolkit.workspace.split import Split
 
@@ -381,8 +375,7 @@ def _split_trial(folder: Path, seed: int) -> str:
     good = path.read_bytes()
     damage(path, seed)
     split = Split.read(path)
-    text = path.read_text(encoding="utf-8-sig", newline="")
-    rows = list(csv.DictReader(text.splitlines()))
+    rows = list(csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")))
     said = {row["id"]: (row["label"], int(row["fold"])) for row in rows if row["id"]}
     ours = {name: (label, int(fold)) for name, label, fold in zip(split.ids, split.labels, split.folds, strict=True)}
     return "same" if ours == said or path.read_bytes() == good else "silently wrong"

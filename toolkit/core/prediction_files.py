@@ -161,13 +161,17 @@ def _digest(columns: Mapping[str, Any]) -> str:
     for name, column in columns.items():
         whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
         seal.add(f"{name}\0{whole.type}\0{len(whole)}\0{whole.null_count}\0".encode())
+        buffers, start, stop = whole.buffers(), whole.offset, whole.offset + len(whole)
+        if not len(whole):
+            continue
         if whole.type == pa.string():
-            bounds = np.frombuffer(whole.buffers()[1], np.int32)[whole.offset : whole.offset + len(whole) + 1]
-            data = whole.buffers()[2]
-            seal.add(bounds - bounds[:1])
-            seal.add(memoryview(data)[bounds[0] : bounds[-1]] if data is not None and len(bounds) else b"")
-        else:
-            seal.add(np.ascontiguousarray(whole.to_numpy(zero_copy_only=False)))
+            bounds = np.frombuffer(buffers[1], np.int32)[start : stop + 1]
+            seal.add(bounds - bounds[0])
+            seal.add(memoryview(buffers[2])[bounds[0] : bounds[-1]] if buffers[2] is not None else b"")
+        elif whole.type == pa.float64():  # by their buffers: to_numpy would load pandas
+            seal.add(np.frombuffer(buffers[1], np.float64)[start:stop])
+        elif whole.type == pa.bool_():
+            seal.add(np.unpackbits(np.frombuffer(buffers[1], np.uint8), bitorder="little")[start:stop])
     return seal.hexdigest()
 
 

@@ -153,7 +153,7 @@ class Split:
             raise CompetitionError(error.message, hint=hint) from error
         try:
             folds = np.array([int(cell) for cell in frame["fold"]], dtype=np.int64)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise SplitError(f"{path}: column 'fold' must hold whole numbers ({error})") from error
         try:
             return cls(tuple(frame["id"]), tuple(frame["label"]), tuple(frame["group"]), folds)
