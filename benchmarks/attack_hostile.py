@@ -11,12 +11,12 @@ that code ran. Where `attack.py` stands beside it, it takes these kinds in.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -90,7 +90,8 @@ def mutated(rng: random.Random, value: object) -> object:
 CARD = {
     "schema": 1, "member": "m", "fold": 0, "mean": [0.5] * 3, "std": [0.2] * 3, "split": "", "metric": "accuracy", "score": 0.5,
     "selected": "last", "recipe": "", "parity": {"logit": 1e-7}, "versions": {}, "labels_fix": "",
-    "outputs": [{"target": "label", "classes": ["a", "b", "c"], "activation": "softmax", "start": 0, "stop": 3, "independent": False}],
+    "outputs": [{"target": "label", "classes": ["a", "b", "c"], "activation": "softmax", "start": 0, "stop": 3,
+                 "independent": False}],
     "preprocess": {"size": [8, 8], "resize": "squash", "shorter": None, "interpolation": "bilinear", "antialias": True,
                    "orientation": "exif", "colour": "RGB", "box": "", "region": [0, 0, 1, 1]},
 }  # fmt: skip
@@ -298,6 +299,18 @@ def main() -> None:
     parser.add_argument("kinds", nargs="*", choices=[[], *HOSTILE])
     parser.add_argument("--seeds", type=int, default=10)
     parsed = parser.parse_args()
+    for module in (
+        "numpy",
+        "onnx",
+        "pandas",
+        "pyarrow.csv",
+        "pyarrow.parquet",
+        "scipy.special",
+        "timm",
+        "torch.onnx",
+        "PIL.Image",
+    ):
+        importlib.import_module(module)  # once for all children; not onnxruntime, which starts threads
     bad = 0
     with tempfile.TemporaryDirectory(prefix="toolkit-hostile-") as folder:
         good = Path(folder) / "work"
@@ -333,7 +346,6 @@ def workspace_in(folder: Path) -> None:
         shutil.copytree(Path(other) / "work", folder, dirs_exist_ok=True)
 
 
-socket.setdefaulttimeout(5)
 if __name__ == "__main__":
     main()
 else:
