@@ -93,7 +93,7 @@ def sha256(path: Path) -> str:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def opened(path: str | os.PathLike[str]) -> IO[bytes]:
+def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
     """A plain file to be read, opened without waiting: a pipe would wait for a writer for ever, a device may never end.
 
     Raises:
