@@ -11,12 +11,13 @@ that code ran. Where `attack.py` stands beside it, it takes these kinds in.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
 import resource
 import shutil
-import socket
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 SECONDS = 10
+WALL = 120
 Words = list[str]
 Make = Callable[[random.Random, Path], Words]
 HOSTILE: dict[str, Make] = {}
@@ -274,6 +276,7 @@ def in_a_child(name: str, seed: int, good: Path) -> tuple[str, str]:
         child = os.fork()
         if not child:
             resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
+            signal.alarm(WALL)  # what waits for a pipe takes no processor time
             asked: list[str] = []
             closed = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto")
             sys.addaudithook(lambda event, _: asked.append(event) if event in closed else None)
@@ -299,6 +302,18 @@ def main() -> None:
     parser.add_argument("kinds", nargs="*", choices=[[], *HOSTILE])
     parser.add_argument("--seeds", type=int, default=10)
     parsed = parser.parse_args()
+    for module in (
+        "numpy",
+        "onnx",
+        "pandas",
+        "pyarrow.csv",
+        "pyarrow.parquet",
+        "scipy.special",
+        "timm",
+        "torch.onnx",
+        "PIL.Image",
+    ):
+        importlib.import_module(module)  # once for all children; not onnxruntime, which starts threads
     bad = 0
     with tempfile.TemporaryDirectory(prefix="toolkit-hostile-") as folder:
         good = Path(folder) / "work"
@@ -334,7 +349,6 @@ def workspace_in(folder: Path) -> None:
         shutil.copytree(Path(other) / "work", folder, dirs_exist_ok=True)
 
 
-socket.setdefaulttimeout(5)
 if __name__ == "__main__":
     main()
 else:

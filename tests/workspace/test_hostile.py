@@ -38,6 +38,9 @@ TOML = {
 }
 
 
+LATER = ("folder of any length", "pattern of stars")  # a split looks at no image
+
+
 @pytest.mark.parametrize("what", TOML)
 def test_competition_toml(workspace, what):
     path, change = workspace / "competition.toml", TOML[what]
@@ -48,7 +51,7 @@ def test_competition_toml(workspace, what):
         done = CliRunner().invoke(cli, words)
         assert done.exception is None or isinstance(done.exception, SystemExit), (words, done.exception)
         assert time.process_time() - started < 10
-        if words[0] == "split":
+        if words[0] == "split" and what not in LATER:
             assert done.exit_code != 0
             assert len(done.output) < 2000
 

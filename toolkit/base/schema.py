@@ -113,6 +113,7 @@ def _table(raw: Any, kind: Any, place: str) -> Any:
 
 
 def _record(raw: Any, kind: Any, place: str) -> Any:
+    make: Any = kind
     if not isinstance(raw, dict):
         raise _wrong(raw, "a table", place)
     hints, needed = _shape(kind)
@@ -121,7 +122,7 @@ def _record(raw: Any, kind: Any, place: str) -> Any:
     if missing := sorted(needed - set(raw)):
         raise ValueError(f"{_at(place)}fields {few(missing)} are missing")
     values = {key: checked(value, hints[key], _below(place, key)) for key, value in raw.items()}
-    return kind(**values) if is_dataclass(kind) else values  # type: ignore[operator]
+    return make(**values) if is_dataclass(kind) else values
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolkit.base import csv_text
+from toolkit.base import csv_text, files
 from toolkit.base.arrays import F64
 from toolkit.core import prediction_files
 from toolkit.core.activations import sigmoid, softmax
@@ -145,6 +145,11 @@ def read(path: Path, target: Target, *, key: str = "id", reading: Reading | None
         AlignmentError: ids that repeat, or other classes.
     """
     how = reading or Reading()
+    try:
+        files.plain(path)
+    except OSError as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise DataError(f"{path} {reason}") from error
     if path.suffix == ".parquet" and (table := _own(path, target)) is not None:
         return table
     ids, columns = _columns(path, how.id or key, asked=bool(how.id))

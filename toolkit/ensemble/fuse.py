@@ -26,7 +26,7 @@ from toolkit.core.cards import Card, Output, Preprocess
 from toolkit.ensemble.combine import views_for, weights_of
 from toolkit.errors import DataError, ModelError, ParityError, few
 from toolkit.images.views import Cut, parse, written
-from toolkit.inference.exports import output_of, read_exports
+from toolkit.inference.exports import check_width, output_of, read_exports
 from toolkit.models.export import parity
 from toolkit.models.export_checkpoint import samples
 from toolkit.runtime.graphs import onnx_file
@@ -137,6 +137,9 @@ def reference(plan: _FusePlan, session: Session, pixels: U8) -> F64:
     for view in dict.fromkeys(view for views in plan.views.values() for view in views):
         wanted = [export.digest for export in plan.exports if view in plan.views[export.digest]]
         logits |= {(digest, view): values for digest, values in session.run(batch, view, wanted).items()}
+    for export in plan.exports:
+        for view in plan.views[export.digest]:
+            check_width(export, logits[export.digest, view], len(pixels))
     tables = []
     for target in plan.targets:
         blend, share = plan.blends[target.name]

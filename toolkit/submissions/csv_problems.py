@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from toolkit.base import files
 from toolkit.errors import few
 from toolkit.submissions.checks import Problem
 
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 def read(path: Path) -> tuple[pd.DataFrame | None, list[Problem]]:
     """A table of text from any bytes, with what was wrong with them; `index` counts data lines from 0 in the file as it is."""
     try:
-        return parse(path.read_bytes())
+        with files.opened(path) as file:
+            raw = file.read()
     except OSError as error:
         return None, [Problem("SUB001", seen=error.strerror or str(error))]
+    return parse(raw)
 
 
 def parse(raw: bytes) -> tuple[pd.DataFrame | None, list[Problem]]:

@@ -101,9 +101,9 @@ def matches(name: str, pieces: Sequence[str]) -> bool:
 def _through_folders(folder: Path, pieces: Sequence[str]) -> list[str]:
     """The files of a pattern whose stars stand for names of folders, relative to `folder` and sorted; `**` for any depth."""
     parts: list[list[str]] = [[""]]
-    for place, piece in enumerate(pieces):
+    for number, piece in enumerate(pieces):
         head, *further = piece.split("/")
-        parts[-1] = [*parts[-1], head] if place else [head]
+        parts[-1] = [*parts[-1], head] if number else [head]
         parts += [[word] for word in further]
     reached = [""]
     for part in parts:

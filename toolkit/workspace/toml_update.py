@@ -6,7 +6,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
-from toolkit.base import files
+from toolkit.base import documents, files
 from toolkit.workspace.competition import FILE, Competition
 
 
@@ -19,7 +19,7 @@ def write(competition: Competition) -> Path:
     path = competition.path(FILE)
     text = competition.to_toml()
     try:
-        before = path.read_text(encoding="utf-8")
+        before = documents.read_text(path)
     except (OSError, UnicodeDecodeError):
         return files.write_text(path, text)
     return files.write_text(path, rewritten(before, text))

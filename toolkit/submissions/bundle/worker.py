@@ -99,6 +99,8 @@ def _fill(job: Job, model: Model, table: Any, source: _Pixels) -> None:
     todo = np.flatnonzero(np.isnan(table).any(axis=1))
     for rows, pixels in source.blocks(card.preprocess, _cuts([model])[card.preprocess], todo):
         views = [run(geometry.turned(pixels[cut], turn)) for cut, turn in map(parse, model.views)]
+        if any(logits.shape[1] != card.width for logits in views):
+            raise ModelError(f"{model.file} gives {views[0].shape[1]} logits where its card says {card.width}")
         table[rows] = np.concatenate([voting.merge_views(views, output) for output in card.outputs], axis=1)
 
 
@@ -131,6 +133,8 @@ def _runner(path: Path, device: str) -> Callable[[U8], F32]:
         whole = np.zeros((size, *part.shape[1:]), dtype=np.uint8)  # one shape only: GPUs tune each new one, and rows
         whole[: len(part)] = part  # must not depend on how many others there are
         logits: F32 = session.run(None, {name: whole})[0]
+        if logits.ndim != 2 or len(logits) != size:
+            raise ModelError(f"{path.name} gives an output of shape {logits.shape} for {size} images")
         return logits[: len(part)]
 
     return lambda pixels: np.concatenate(list(workers.map(padded, [pixels[i : i + size] for i in range(0, len(pixels), size)])))
