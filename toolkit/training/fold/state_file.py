@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from toolkit.base import files
 from toolkit.errors import TrainingError
@@ -24,12 +24,17 @@ def save(folder: Path, key: str, state: dict[str, Any]) -> None:
     """
     import torch
 
-    try:
-        files.write(folder / FILE, lambda file: torch.save({"key": key, **state}, file))
-    except RuntimeError as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # torch closes its archive, which Ctrl-C left half written
-            raise KeyboardInterrupt from error
-        raise
+    def fill(file: IO[bytes]) -> None:
+        try:
+            torch.save({"key": key, **state}, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # torch closes its archive, which Ctrl-C left half written
+                raise KeyboardInterrupt from error
+            if isinstance(error.__context__, OSError):  # or a full disk did
+                raise error.__context__ from error
+            raise
+
+    files.write(folder / FILE, fill)
 
 
 def load(folder: Path, key: str) -> dict[str, Any] | None:
