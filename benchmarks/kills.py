@@ -35,7 +35,7 @@ from unittest import mock
 import numpy as np
 
 EVENTS = {"os.rename": "rename", "os.remove": "remove", "os.mkdir": "make folder"}
-FILLING = ("open", "sync", "rename", "make folder")  # what a full disk can refuse; removing it cannot
+FILLING = ("open", "sync", "rename", "make")  # what a full disk can refuse; removing it cannot
 
 
 @dataclass
@@ -185,7 +185,8 @@ def forked(work: Callable[[], object], kill_after: float | None = None) -> tuple
     with os.fdopen(reading, "rb") as pipe:
         data = pipe.read()
     _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status), json.loads(data or b"null")
+    code = os.waitstatus_to_exitcode(status)
+    return code, json.loads(data or b"null") if code >= 0 else None
 
 
 @dataclass
@@ -213,7 +214,7 @@ class Attack:
         writes.listen()
         digest, resumed = train(self.root, self.config, self.logger)
         writes.on = False
-        return [digest, resumed, writes.seen, list(sys.modules)]
+        return [digest, resumed, writes.seen, list(sys.modules)] if at < 0 else [digest]
 
     def undisturbed(self) -> None:
         """Count the writes."""
@@ -253,7 +254,7 @@ class Attack:
     def killed_after(self, seconds: float) -> None:
         """Killed at a moment, then run again."""
         self.fresh()
-        forked(self.run, seconds)
+        forked(lambda: self.run(1 << 30), seconds)
         self.goes_on(f"killed after {seconds:.3f} s")
 
     def full(self, at: int) -> None:
@@ -278,20 +279,23 @@ class Attack:
         self.goes_on(what)
 
 
-def attack(moments: int, seed: int, config: Config, logger: str, *, full: bool = True) -> Attack:
-    """All of it, in a workspace of its own."""
+def attack(
+    moments: int, seed: int, config: Config, logger: str, chosen: Callable[[list[str]], list[int]] | None = None
+) -> Attack:
+    """All of it, or at the `chosen` ones of all writes, in a workspace of its own."""
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         root = Path(folder, "work")
         make_workspace(root)
         made = Attack(root, config, logger)
         made.undisturbed()
-        for at in range(len(made.writes)):
+        places = chosen(made.writes) if chosen else list(range(len(made.writes)))
+        for at in places:
             made.killed(at)
         draws = random.Random(seed)
         for _ in range(moments):
             made.killed_after(draws.random() * made.seconds)
-        for at, what in enumerate(made.writes):
-            if full and what.split()[0] in (kind.split()[0] for kind in FILLING):
+        for at in places:
+            if made.writes[at].split()[0] in FILLING:
                 made.full(at)
     return made
 
