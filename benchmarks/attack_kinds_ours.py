@@ -43,7 +43,7 @@ def _forget() -> None:
     from toolkit.inference.store import prediction_store
     from toolkit.training.fold import decoded_cache
 
-    for memory in (prediction_store._CHECKED, decoded_cache._seen, files._cleared):  # noqa: SLF001
+    for memory in (prediction_store._CHECKED, decoded_cache._seen, files._cleared):
         memory.clear()
 
 

@@ -433,3 +433,63 @@ def test_ctrl_c_while_a_state_is_written_is_an_interrupt(tmp_path, monkeypatch):
     monkeypatch.setattr(state_file.io, "BytesIO", Torn)
     with pytest.raises(KeyboardInterrupt):
         state_file.save(tmp_path, "key", {"weights": torch.zeros(1000)})
+
+
+# --- a fold is finished or said not to be -----------------------------------------------------------------------------
+
+
+def test_killed_after_its_last_epoch_a_fold_has_its_metrics_and_the_table_is_joined(workspace):
+    """Between the state of the last epoch and the export: what a killed run left is removed, no epoch is left to write it."""
+    plan = a_plan(workspace)
+
+    def dies(config, fold):
+        a_fold(config, fold)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(plan, dies)
+    before = cells(plan.folder(0) / "metrics.csv")
+    assert [done.resumed for done in go(plan)] == [False, False]
+    assert cells(plan.folder(0) / "metrics.csv") == before
+    assert join(plan) is not None
+    assert [done.resumed for done in go(plan)] == [True, True]
+
+
+def test_a_fold_that_lacks_a_file_when_it_is_over_is_an_error(workspace):
+    plan = a_plan(workspace)
+
+    def forgets(config, fold):
+        return nn.Sequential(nn.Flatten(), nn.Linear(192, len(fold.classes))).eval()  # a loop of its own, without metrics
+
+    with pytest.raises(TrainingError, match=r"fold 0 of 'tiny' was trained, but .*metrics\.csv' is not there"):
+        go(plan, lambda config, fold: fold.outcome.report.update(processes=1) or forgets(config, fold))
+
+
+def test_a_finished_fold_that_is_trained_again_is_named(workspace):
+    plan = a_plan(workspace)
+    go(plan)
+    (plan.folder(1) / "metrics.csv").unlink()
+    said = []
+    assert [done.resumed for done in go(plan, say=said.append)] == [True, False]
+    assert any("fold 1 is trained again: 'metrics.csv' of it is gone" in text for text in said)
+
+
+def test_a_full_disk_while_a_state_is_written_is_a_sentence(tmp_path, monkeypatch):
+    """torch closes the archive that it cannot write, and says what it says of any failure."""
+    import errno
+
+    from toolkit.errors import StoreError
+    from toolkit.training.fold import state_file
+
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full(path, fill):
+        with state_file.files.explained(path):
+            fill(Full())
+
+    monkeypatch.setattr(state_file.files, "write", full)
+    with pytest.raises(StoreError, match="No space left") as caught:
+        state_file.save(tmp_path, "key", {"weights": torch.zeros(1000)})
+    assert "finished work is kept" in caught.value.hint

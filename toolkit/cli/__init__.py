@@ -77,10 +77,13 @@ class _Explained(click.ClickException):
         show(*said, *(f"  {problem}" for problem in problems), *hint, err=True)
 
 
-def sentence(error: ToolkitError | OSError) -> ToolkitError:
+def sentence(error: ToolkitError | OSError | MemoryError) -> ToolkitError:
     """What the system refused, as an error of ours; ours as they are."""
     if isinstance(error, ToolkitError):
         return error
+    if isinstance(error, MemoryError):
+        kept = "Finished work is kept: end what else needs memory, or use smaller images or batches, and run it again."
+        return ToolkitError(f"memory ran out: {error}" if str(error) else "memory ran out", hint=kept)
     return ToolkitError((f"{error.filename}: " if error.filename else "") + str(error.strerror or error))
 
 
@@ -114,7 +117,7 @@ class Explaining(click.Command):
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:
             raise
-        except (ToolkitError, OSError) as error:
+        except (ToolkitError, OSError, MemoryError) as error:
             raise _Explained(sentence(error)) from error
         except UnicodeEncodeError as error:  # names of files are bytes, and text that is written is not
             shown = error.object[max(error.start - 20, 0) : error.end + 20]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli import INTERRUPTED, Explaining
+from toolkit.errors import TrainingError
 from toolkit.setup.recipe_files import recipe_path
 from toolkit.training.worker import WORKER, at_work
 from toolkit.workspace.competition import FILE, Competition
@@ -216,9 +217,10 @@ def follow(
         launcher = None if watch else _launcher(context, plan, folds, device)  # whoever looks on does so in this process
     if leak := pseudo_labels.leaks(plan):
         say(leak)
-    metric, told = plan.competition.metric, False
+    metric, told, trained = plan.competition.metric, False, set[int | None]()
     options: dict[str, Any] = {"folds": folds, "device": device, "fresh": fresh, "watch": watch, "launcher": launcher}
     for done in train(plan, train_fold, bar=bar, say=say, **options):
+        trained.add(done.fold)
         how = "finished before" if done.resumed else f"{done.seconds:.0f} s"
         what = "all rows" if done.fold is None else f"fold {done.fold}"
         score = "not scored" if done.score is None else f"{metric} {done.score:.4f}"
@@ -229,6 +231,11 @@ def follow(
     if (joined := join(plan)) is not None:
         mark = OPTIMISTIC if prediction_files.read_table(plan.oof).meta.get("selected", "last") != "last" else ""
         click.echo(f"out of fold  {metric} {joined:.4f}  ({len(plan.split.ids):,} images){mark}")
+    elif trained >= set(range(plan.split.count)):
+        raise TrainingError(
+            f"every fold was trained, but files of them are gone: {plan.oof} was not written",
+            hint="Run the same command again.",
+        )
 
 
 def _launcher(context: click.Context, plan: TrainingPlan, folds: Sequence[int | None], device: str) -> ProcessLauncher | None:

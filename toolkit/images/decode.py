@@ -11,7 +11,7 @@ import stat
 import struct
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import ImageError
+from toolkit.images import budget, complete
+from toolkit.images.budget import APP1
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
@@ -30,7 +32,6 @@ SUFFIXES = (
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
 LIMIT_BYTES = 1 << 30
-LIMIT_PIXELS = 100_000_000  # a header that claims more is refused before a pixel is allocated
 DAMAGED = "The file is damaged or was cut short: copy or download it again."
 
 # Only these are tried: Pillow's further formats start other programs (EPS) or carry no pixels of their own.
@@ -46,8 +47,17 @@ _PLUGINS = {
     "JPEG2000": "Jpeg2K",
 }
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # looked for because decoders fill what is missing with grey
-_SCAN, _APP1, _APP15 = 0xDA, 0xE1, 0xEF  # markers of JPEG; EXIF is in APP1, and APP15 is passed over
+_APP15 = 0xEF  # EXIF is in APP1, and APP15 is passed over
+_STARVED = (
+    "out of memory",
+    "can't allocate",
+    "cannot allocate",
+    "not enough memory",
+    "decoder error -9",
+    "insufficient memory",
+)
 _DEPTH, _PHOTOMETRIC, _ORIENTATION, _PLANES = 258, 262, 274, 284  # tags of TIFF and EXIF
+_ROOM = 64 << 20  # bytes that a decoder may want beside the pixels
 _INVERSE = {6: 8, 8: 6}
 _WIDE = re.compile(r"(?:RGB|RGBA|RGBX);16[LBN]|LA;16B")
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -85,7 +95,7 @@ def read(path: Path) -> bytes:
         if status.st_size > LIMIT_BYTES:
             too_large = f"{path} has {status.st_size:,} bytes, above the limit of {LIMIT_BYTES:,}"
             raise ImageError(too_large, hint="Shrink it, or leave it out.")
-        data = path.read_bytes()
+        data = path.read_bytes() if status.st_size else b""  # files of /proc have no size, and some never end
     except FileNotFoundError as error:
         raise ImageError(f"{path} does not exist", hint="Check the image folder and the file pattern.") from error
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
@@ -122,26 +132,36 @@ def decode(data: bytes, where: str, *, exif: bool = True, first: Decoder | None 
     =========================  ==========================================================================
 
     Raises:
-        ImageError: not an image, cut short, damaged, above LIMIT_PIXELS, or a colour depth without a settled meaning.
+        ImageError: not an image, cut short, damaged, above LIMIT_PIXELS, a colour depth without a settled meaning, or a file
+            made to take long (see `budget`).
+        MemoryError: there is not enough memory for it now, which says nothing of the file.
+        ImportError: what decodes it is not installed whole.
     """
-    own = bytearray(data)  # from a bytes object TorchCodec would read under changed warning filters of the process
+    size = (0, 0)
     try:
-        block, scan = _conceal_exif(own) if own.startswith(b"\xff\xd8") else (b"", 0)
+        own = bytearray(data)  # from a bytes object TorchCodec would read under changed warning filters of the process
+        block, scan = _conceal_exif(own, where) if own.startswith(b"\xff\xd8") else (b"", 0)
         header = _header(own, where)
+        size = header.size
         if own.rfind(_ENDS.get(header.format or "", b""), scan) < 0:  # from the end, where it usually is: 26 µs less
             raise ImageError(f"{where} is cut short: its end marker is missing", hint=DAMAGED)
+        if header.format == "JPEG":
+            budget.check_scans(own, scan, size, where)
         upright = _upright(header)
         pixels = first(own, header) if first else None
         if pixels is None:
-            pixels = _pillow(own, header, where)
+            pixels = _by_pillow(own, header, where)
+        if complete.lacks_rows(own, header, pixels, partial(_header, where=where), scan):
+            raise ImageError(f"{where} is cut short: its last rows are missing", hint=DAMAGED)
         if exif:
             turn = 1 if upright else _orientation(block or header.info.get("exif", b""))
         else:
             turn = _INVERSE.get(upright, upright)
         return np.ascontiguousarray(_turned(pixels, turn))
-    except ImageError:
+    except (ImageError, MemoryError, ImportError):
         raise
     except Exception as error:  # decoders raise nearly anything on damaged files, SyntaxError and RuntimeError included
+        _judge(error, where, size)
         raise ImageError(f"{where} cannot be decoded: {_reason(error)}", hint=DAMAGED) from error
 
 
@@ -171,20 +191,19 @@ def _openers() -> dict[str, tuple[Any, Any]]:
 
 def _header(data: bytearray, where: str) -> ImageFile:
     """Open with Pillow, which reads no pixels yet; `Image.open` itself would warn, process-wide, above its limit."""
+    budget.check_bytes(data, where)
     for opener, recognises in _openers().values():
         if recognises(bytes(data[:16])) is True:
             try:
                 header: ImageFile = opener(io.BytesIO(data), "")
+            except (MemoryError, ImportError):
+                raise
             except Exception as error:
+                _judge(error, where, (0, 0))
                 raise ImageError(
                     f"{where} has a damaged header or no pixels at all ({_reason(error)})", hint=DAMAGED
                 ) from error
-            width, height = header.size
-            if width * height > LIMIT_PIXELS:
-                raise ImageError(
-                    f"{where} is {width:,} × {height:,} pixels, above the limit of {LIMIT_PIXELS:,}",
-                    hint="Shrink it first, or leave it out: a file that claims this much is often broken or hostile.",
-                )
+            budget.check_header(header, where)
             return header
     raise _unrecognised(data, where)
 
@@ -199,23 +218,52 @@ def _unrecognised(data: bytearray, where: str) -> ImageError:
     return ImageError(f"{where} is not an image of a known kind ({', '.join(_PLUGINS)})", hint=DAMAGED)
 
 
-def _conceal_exif(jpeg: bytearray) -> tuple[bytes, int]:
+def _conceal_exif(jpeg: bytearray, where: str) -> tuple[bytes, int]:
     """Rename a JPEG's EXIF segments, so that no decoder obeys or warns about them; the first one, and where the scan starts.
 
     The header is walked because thumbnails inside it hold whole JPEGs with scans and end markers of their own.
     """
-    block, at = b"", 2
-    while 0 <= (at := jpeg.find(b"\xff", at)) < len(jpeg) - 3:
-        marker, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4])
-        if marker == _SCAN:
+    block = b""
+    for at, marker, length in budget.segments(jpeg, where):
+        if marker == budget.SCAN:
             return block, at
-        if marker == _APP1:
+        if marker == APP1:
             body = bytes(jpeg[at + 4 : at + 2 + length])
             block = block or (body if body.startswith(b"Exif\0\0") else b"")
             jpeg[at + 1] = _APP15
-        alone = marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8
-        at += 1 if marker == 0xFF else 2 if alone else 2 + length
     return block, len(jpeg)
+
+
+def _by_pillow(data: bytearray, header: ImageFile, where: str) -> Pixels:
+    """Decode with Pillow: here, or in a process with a deadline where it may take long."""
+    if not budget.needs_deadline(header, len(data)):
+        return _pillow(data, header, where)
+    from toolkit.images import deadline
+
+    return deadline.decode(bytes(data), where)
+
+
+def stored(data: bytearray) -> Pixels:
+    """RGB pixels as stored, uint8 (height, width, 3), by Pillow, whatever it takes.
+
+    Raises:
+        ImageError: a colour depth without a settled meaning.
+    """
+    return _pillow(data, _header(data, "the image"), "the image")
+
+
+def _judge(error: Exception, where: str, size: tuple[int, int]) -> None:
+    """Tell a want of memory from damage: decoders in C call both a broken stream.
+
+    Raises:
+        MemoryError: the error says so, or there is no room now for what such an image takes.
+    """
+    if any(words in str(error).lower() for words in _STARVED):
+        raise MemoryError(f"not enough memory to decode {where}") from error
+    try:
+        np.empty(_ROOM + 8 * size[0] * size[1], dtype=np.uint8)
+    except MemoryError:
+        raise MemoryError(f"not enough memory to decode {where}") from error
 
 
 def _pillow(data: bytearray, header: ImageFile, where: str) -> Pixels:

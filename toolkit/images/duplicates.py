@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.runners.threads import spread
 from toolkit.core.cards import Preprocess
 from toolkit.errors import ImageError
 from toolkit.images import render
@@ -74,16 +75,15 @@ def prints(paths: Sequence[Path], *, progress: Report | None = None) -> Prints:
 
     digests: list[bytes | None] = []
     bad: dict[int, str] = {}
-    with ThreadPoolExecutor() as pool:
-        for place, printed in enumerate(pool.map(print_of, paths)):
-            if isinstance(printed, str):
-                bad[place] = printed
-                digests.append(None)
-            else:
-                digests.append(printed[0])
-                thumbs[place] = printed[1]
-            if progress and (place % 64 == 63 or place + 1 == len(paths)):
-                progress(place + 1, len(paths))
+    for place, printed in enumerate(spread(print_of, paths, os.cpu_count() or 1)):
+        if isinstance(printed, str):
+            bad[place] = printed
+            digests.append(None)
+        else:
+            digests.append(printed[0])
+            thumbs[place] = printed[1]
+        if progress and (place % 64 == 63 or place + 1 == len(paths)):
+            progress(place + 1, len(paths))
     return Prints(tuple(digests), thumbs, bad)
 
 

@@ -11,7 +11,8 @@ from toolkit.core.cards import WHOLE, Preprocess
 from toolkit.errors import DataError, ImageError
 from toolkit.images import decode
 from toolkit.images.boxes import Box
-from toolkit.images.decode import LIMIT_PIXELS, Pixels
+from toolkit.images.budget import LIMIT_PIXELS, LIMIT_SIDE
+from toolkit.images.decode import Pixels
 from toolkit.images.views import Cut, needs_square, turn_of
 
 Resize = Callable[[Pixels, tuple[int, int], Preprocess], Pixels]  # (image, (height, width), its filter and antialias) → image
@@ -66,19 +67,14 @@ def cuts(
     share it.
 
     Raises:
-        ImageError: so long and thin that a centre crop would need more than LIMIT_PIXELS, or a box outside of the image.
+        ImageError: so long and thin that resizing would need more than LIMIT_PIXELS, or a box outside of the image.
     """
     image = _framed(image, preprocess, box, where)
     resized: dict[tuple[int, int], Pixels] = {}
     parts = []
     for cut in wanted:
         size = _resized(image.shape[0], image.shape[1], preprocess, cut)
-        if size[0] * size[1] > LIMIT_PIXELS:
-            raise ImageError(
-                f"{where} is too long and thin ({image.shape[1]:,} × {image.shape[0]:,}): with a shorter side of "
-                f"{min(size)} it would have {size[0] * size[1]:,} pixels",
-                hint="Crop the file, or use resize = 'squash'.",
-            )
+        _check(image, size, where)
         if size not in resized:
             resized[size] = _resize(image, size, preprocess, resize)
         pixels = _window(resized[size], preprocess.size, cut.corner)
@@ -86,6 +82,23 @@ def cuts(
             pixels = _levels(cut)[pixels]
         parts.append(np.array(pixels.transpose(2, 0, 1), order="C"))
     return parts
+
+
+def _check(image: Pixels, size: tuple[int, int], where: str) -> None:
+    """Refuse what resizing would need too much memory for: its result, or the step between width and height."""
+    height, width = image.shape[:2]
+    if size[0] * size[1] > LIMIT_PIXELS or max(size) > LIMIT_SIDE:
+        raise ImageError(
+            f"{where} is too long and thin ({width:,} × {height:,}): with a shorter side of "
+            f"{min(size)} it would have {size[0] * size[1]:,} pixels",
+            hint="Crop the file, or use resize = 'squash'.",
+        )
+    if size != (height, width) and height * size[1] > LIMIT_PIXELS:
+        raise ImageError(
+            f"{where} is too long and thin ({width:,} × {height:,}): resizing its width to {size[1]:,} makes "
+            f"{height * size[1]:,} pixels",
+            hint="Crop the file, or leave it out.",
+        )
 
 
 def turned(pixels: Pixels, turn: str) -> Pixels:

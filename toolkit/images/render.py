@@ -11,7 +11,8 @@ from toolkit.core.cards import Preprocess
 from toolkit.images import decode as decoding
 from toolkit.images import geometry, torch_pixels
 from toolkit.images.boxes import Box
-from toolkit.images.decode import LIMIT_BYTES, LIMIT_PIXELS, SUFFIXES, Pixels, digest, find, read
+from toolkit.images.budget import LIMIT_PIXELS
+from toolkit.images.decode import LIMIT_BYTES, SUFFIXES, Pixels, digest, find, read
 from toolkit.images.views import Cut
 
 __all__ = [
@@ -98,7 +99,7 @@ def render(
     differ by at most 1 level when shrinking with antialias and 2 otherwise; "nearest" is the same to the bit.
 
     Raises:
-        ImageError: so long and thin that a centre crop would need more than LIMIT_PIXELS, or a box outside of the image.
+        ImageError: so long and thin that resizing would need more than LIMIT_PIXELS, or a box outside of the image.
     """
     return cuts(image, preprocess, [Cut()], box=box, implementation=implementation, where=where)[0]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.arrays import F64
+from toolkit.base.runners.threads import spread
 from toolkit.errors import ImageError
 from toolkit.images import decode, duplicates, render
 from toolkit.images.duplicates import FLAT, Prints
@@ -102,10 +102,9 @@ def measure(named: Sequence[tuple[str, Path]], sample: int, report: Callable[[in
         except ImageError as error:
             bad[row] = error.message
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, _ in enumerate(pool.map(look, range(rows)), 1):
-            if report and (done % 64 == 0 or done == rows):
-                report(done)
+    for done, _ in enumerate(spread(look, range(rows), os.cpu_count() or 1), 1):
+        if report and (done % 64 == 0 or done == rows):
+            report(done)
     ids, paths = zip(*named, strict=True) if named else ((), ())
     good = [place for place, digest in enumerate(digests) if digest is not None]
     prints = Prints(tuple(digests[place] for place in good), thumbs[good], {})

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.arrays import F32, U8
+from toolkit.base.runners.threads import spread
 from toolkit.core.cards import Preprocess
 from toolkit.errors import ImageError
 from toolkit.images import render
@@ -293,9 +294,8 @@ class _Work:
                 self.bad[i] = error.message
                 return None
 
-        workers = os.cpu_count() if len(rows) > passes.BLOCK else 1  # of large blocks, only one is in the making
-        with ThreadPoolExecutor(workers) as pool:
-            rendered = list(pool.map(pixels_of, rows))
+        workers = (os.cpu_count() or 1) if len(rows) > passes.BLOCK else 1  # of large blocks, only one is in the making
+        rendered = list(spread(pixels_of, rows, workers))
         good = [i for i, pixels in zip(rows, rendered, strict=True) if pixels is not None]
         for pixels in filter(None, rendered):
             for cuts, images in zip(wanted.values(), pixels, strict=True):

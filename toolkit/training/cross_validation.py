@@ -50,8 +50,8 @@ def train(
     to, if it is one of those: only the first process of a team writes anything, and only it gives folds.
 
     Raises:
-        TrainingError: a fold that the split does not have, finished folds that were trained with other settings, or what ended
-            a process of the launcher.
+        TrainingError: a fold that the split does not have, finished folds that were trained with other settings, a fold that
+            lacks a file when it is over, or what ended a process of the launcher.
         DeviceError: CUDA was asked for and cannot be used.
         ImageError, AlignmentError: images that cannot be read or are missing.
         ParityError: an export that does not reproduce its model; the fold counts as unfinished.
@@ -66,6 +66,8 @@ def train(
     for fold in finished:
         _same_settings(plan, fold)
     pending = [fold for fold in wanted if fold not in finished]
+    for fold in pending if team is None else ():
+        _say_why(plan, fold, say)
     assert plan.key  # teachers or boxes that are not there are said before anything is decoded
     if pending and team is None and len(plan.split.ids) >= dry_run.WORTH:
         dry_run.rehearse(plan, train_fold, pending[0], device)
@@ -79,7 +81,27 @@ def train(
             if fold in finished:
                 yield _resumed(plan, fold)
             elif done := next(trained, None):
+                _whole(plan, fold)
                 yield done
+
+
+def _named(fold: int | None) -> str:
+    return "the model of all rows" if fold is None else f"fold {fold}"
+
+
+def _say_why(plan: TrainingPlan, fold: int | None, say: Say) -> None:
+    """Name what is gone of a fold that was finished once, since it is trained again."""
+    if plan.export(fold).exists():
+        say(f"{_named(fold)} is trained again: {few(path.name for path in plan.missing(fold))} of it is gone")
+
+
+def _whole(plan: TrainingPlan, fold: int | None) -> None:
+    """Refuse to call a fold finished that the next run would train again."""
+    if missing := plan.missing(fold):
+        raise TrainingError(
+            f"{_named(fold)} of {plan.member!r} was trained, but {few(missing)} is not there",
+            hint="A recipe with a loop of its own writes metrics.csv into the fold's folder; was a file removed meanwhile?",
+        )
 
 
 def _resumed(plan: TrainingPlan, fold: int | None) -> Done:
@@ -166,9 +188,8 @@ def _same_settings(plan: TrainingPlan, fold: int | None) -> None:
         changes = "; ".join(
             f"{name.removeprefix('config.')} was {there.get(name)!r}, is {plan.settings.get(name)!r}" for name in differing
         )
-        which = "the model of all rows" if fold is None else f"fold {fold}"
         raise TrainingError(
-            f"{which} of {plan.member!r} was trained with other settings: {changes}",
+            f"{_named(fold)} of {plan.member!r} was trained with other settings: {changes}",
             hint="Go back to the old settings, train it again, or keep both under two members.",
             code="other-settings",
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base import files
 from toolkit.base.arrays import U8
 from toolkit.base.quiet import quiet
 from toolkit.errors import TrainingError
@@ -89,25 +90,29 @@ class Trackers:
 
     def __exit__(self, *_: object) -> None:
         for tracker in self.open:
-            tracker.close()
+            with files.explained(self.plan.root / "runs"):
+                tracker.close()
 
     def attach(self, fold: Fold) -> Fold:
         """The fold, telling a tracker of its own every row of metrics.csv and showing it the first batch of images."""
         plan, seed = self.plan, fold.folder.name if fold.folder != self.plan.folder(fold.number) else ""
         run = Run(fold.folder, plan.competition.name, plan.member, fold.number, plan.settings, seed)
-        tracker = start(plan.logger, run)
+        with files.explained(run.folder):
+            tracker = start(plan.logger, run)
         self.open.append(tracker)
         seen: list[bool] = []
 
         def watch(row: dict[str, float], model: torch.nn.Module) -> None:
-            tracker.scalars(int(row["epoch"]), {name: value for name, value in row.items() if name != "epoch"})
+            with files.explained(run.folder):
+                tracker.scalars(int(row["epoch"]), {name: value for name, value in row.items() if name != "epoch"})
             if fold.watch:
                 fold.watch(row, model)
 
         def look(images: torch.Tensor) -> None:
             if not seen and images.ndim == 4:  # features of a frozen backbone are no picture
                 seen.append(True)
-                tracker.picture("images as fed", as_fed(images))
+                with files.explained(run.folder):
+                    tracker.picture("images as fed", as_fed(images))
 
         return replace(fold, watch=watch, look=look)
 
@@ -116,7 +121,8 @@ class Trackers:
         if self.plan.logger != "none":
             picture = matrix(confusion(truth.decided, predicted.decided, truth.classes), truth.classes)
             for tracker in self.open:
-                tracker.picture("confusion", picture)
+                with files.explained(self.plan.root / "runs"):
+                    tracker.picture("confusion", picture)
 
 
 class _TensorBoard:

@@ -145,8 +145,12 @@ class TrainingPlan:
 
     def finished(self, fold: int | None) -> bool:
         """Whether everything of a fold is on disk: files are written whole, and the export after all others."""
-        parts = [part for part in PARTS if fold is not None or part != OOF]
-        return self.export(fold).exists() and all((self.folder(fold) / part).exists() for part in parts)
+        return not self.missing(fold)
+
+    def missing(self, fold: int | None) -> list[Path]:
+        """The files that a fold needs to count as finished and does not have."""
+        parts = [self.folder(fold) / part for part in PARTS if fold is not None or part != OOF]
+        return [path for path in (*parts, self.export(fold)) if not path.exists()]
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,9 @@ def at_work() -> Iterator[Worker]:
         code = 1
         message = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
         worker.say("failed", message, f"{KEPT}.", "")
+    except MemoryError as error:
+        code = 1
+        worker.say("failed", f"memory ran out: {error}" if str(error) else "memory ran out", f"{KEPT}, in fewer processes.", "")
     except BaseException as error:  # noqa: BLE001 - told where it can be read, once for all processes
         code = 1
         message, hint = f"{type(error).__name__}: {error}", f"The traceback stands above. {KEPT}."

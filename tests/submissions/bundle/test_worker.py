@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from toolkit.images import decode
 from toolkit.submissions.bundle import worker
@@ -57,3 +58,27 @@ def test_pixels_are_made_once_or_again_where_there_is_no_room(done, packed, tmp_
         for model in recipe.models:
             np.testing.assert_array_equal(np.load(again / f"{model.key}.npy"), np.load(out / f"{model.key}.npy"))
     assert counts == {True: len(paths), False: 2 * len(paths)}
+
+
+@pytest.mark.parametrize(("error", "why"), [(MemoryError(), "memory ran out"), (ImportError("no PIL"), "no PIL")])
+def test_no_memory_and_no_package_are_no_bad_image(done, packed, tmp_path, monkeypatch, error, why):
+    """The worker gives up with a sentence, and nothing says that an image cannot be used: the next one goes on."""
+    competition, recipe, _names, out = done
+    paths = tuple(str(path) for _, path in competition.images("test"))
+    job = worker.Job(str(packed.path), str(tmp_path), "cpu", recipe.models[:1], paths)
+    job.write(tmp_path / "job.json")
+    true = decode._pillow
+
+    def fail(data, header, where):
+        if where == paths[3]:
+            raise error
+        return true(data, header, where)
+
+    monkeypatch.setattr(decode, "_pillow", fail)
+    assert worker.work_on(tmp_path / "job.json") == 1
+    assert why in (tmp_path / "error").read_text()
+    assert worker.bad_images(tmp_path) == {}
+    monkeypatch.undo()
+    assert worker.work_on(tmp_path / "job.json") == 0
+    key = recipe.models[0].key
+    np.testing.assert_array_equal(np.load(tmp_path / f"{key}.npy"), np.load(out / f"{key}.npy"))

@@ -15,6 +15,7 @@ import numpy as np
 
 from toolkit.base import documents, files
 from toolkit.base.arrays import F32, U8, Ints
+from toolkit.base.runners.threads import spread
 from toolkit.core import voting
 from toolkit.core.cards import Preprocess
 from toolkit.errors import DeviceError, ImageError, ModelError, ToolkitError
@@ -168,20 +169,18 @@ class _Pixels:
     def blocks(self, preprocess: Preprocess, cuts: Sequence[Cut], rows: Ints) -> Iterator[tuple[Ints, dict[Cut, U8]]]:
         """Rows that can be used with their pixels by cut, the next block being decoded while the caller computes."""
         parts = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
-        with ThreadPoolExecutor(os.cpu_count() or 1) as decoders, ThreadPoolExecutor(1) as ahead:
-            coming = [ahead.submit(self._block, preprocess, cuts, part, decoders) for part in parts[:1]]
+        with ThreadPoolExecutor(1) as ahead:
+            coming = [ahead.submit(self._block, preprocess, cuts, part) for part in parts[:1]]
             for place in range(len(parts)):
                 usable, pixels = coming.pop().result()
-                coming += [ahead.submit(self._block, preprocess, cuts, part, decoders) for part in parts[place + 1 : place + 2]]
+                coming += [ahead.submit(self._block, preprocess, cuts, part) for part in parts[place + 1 : place + 2]]
                 if len(usable):
                     yield usable, pixels
 
-    def _block(
-        self, preprocess: Preprocess, cuts: Sequence[Cut], rows: Ints, decoders: ThreadPoolExecutor
-    ) -> tuple[Ints, dict[Cut, U8]]:
+    def _block(self, preprocess: Preprocess, cuts: Sequence[Cut], rows: Ints) -> tuple[Ints, dict[Cut, U8]]:
         wanted = self._wanted if self._kept else {preprocess: cuts}
         fresh = [row for row in rows.tolist() if not self._rendered[row] and row not in self._unusable]
-        rendered = dict(zip(fresh, decoders.map(lambda row: self._render(row, wanted), fresh), strict=True))
+        rendered = dict(zip(fresh, spread(lambda row: self._render(row, wanted), fresh, os.cpu_count() or 1), strict=True))
         for row, pixels in rendered.items():
             if isinstance(pixels, str):
                 self._refuse(row, pixels)
@@ -222,6 +221,12 @@ def work_on(job: Path) -> int:
     try:
         work(Job.read(job))
     except ToolkitError as error:
-        files.write_text(job.with_name("error"), error.message)
-        return 1
-    return 0
+        why = error.message
+    except MemoryError as error:
+        why = f"memory ran out ({error})" if str(error) else "memory ran out"
+    except ImportError as error:
+        why = f"a package is missing or broken: {error}"
+    else:
+        return 0
+    files.write_text(job.with_name("error"), why)
+    return 1

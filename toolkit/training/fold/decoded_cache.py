@@ -7,7 +7,6 @@ import io
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base import files, sealed
+from toolkit.base.runners.threads import spread
 from toolkit.core.cards import Preprocess
 from toolkit.errors import StoreError
 from toolkit.images import render
@@ -71,8 +71,7 @@ class Undecoded:
         wanted = np.arange(len(self.paths))[rows].tolist()
         if os.getpid() != self._home or len(wanted) < 2:  # in a loader's worker: there is one per core already
             return np.stack([self._load(row) for row in wanted])
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the GIL
-            return np.stack(list(pool.map(self._load, wanted)))
+        return np.stack(list(spread(self._load, wanted, os.cpu_count() or 1)))  # decoding releases the GIL
 
     def _load(self, row: int) -> NDArray[np.uint8]:
         return render.load(self.paths[row], self.preprocess, box=self.boxes[row])
@@ -201,8 +200,7 @@ def _key(root: Path, paths: Sequence[Path], preprocess: Preprocess, boxes: Seque
         return content
 
     unknown = np.flatnonzero(~known).tolist()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found[unknown] = list(pool.map(digest, unknown))
+    found[unknown] = list(spread(digest, unknown, os.cpu_count() or 1))
     index.save()
     content = found.tobytes() + (repr(list(boxes)).encode() if any(boxes) else b"")
     description = f"{preprocess.digest} {render.implementation_tag()} {len(paths)} ".encode()

@@ -76,7 +76,11 @@ class Log:
     def write(self, row: dict[str, float]) -> None:
         """Add a row to metrics.csv."""
         self.rows.append(row)
-        if not self.fold.team.leads:
+        self.save()
+
+    def save(self) -> None:
+        """Make metrics.csv of the rows there are; the first process of a team does."""
+        if not self.fold.team.leads or not self.rows:
             return
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
@@ -249,6 +253,7 @@ class FoldTrainer:
         self.kept, self.best, self.since = state["kept"], state["best"], state["since"]
         self.micro = min(self.micro, state["micro"])
         self.log.rows, self.log.done = state["rows"], state["done"]
+        self.log.save()  # it was removed with all that a killed run left, and no epoch may be left to write it
         sampler: Any = self.parts.feed.batch_sampler
         if hasattr(sampler, "epoch"):
             sampler.epoch = self.epoch
