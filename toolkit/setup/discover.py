@@ -292,6 +292,8 @@ def _match(
     missing = f"; {len(lost):,} not there: {few(names[i] for i in lost)}" if lost else ""
     covered = f"{match.found:,} of {len(match.files):,} rows of {name}{missing}"
     findings.say(f"{part} images: {_written(Path(match.folder), root)}/{match.pattern} - {covered}")
+    if match.note:
+        findings.say(f"{part} images: {match.note}")
     return match
 
 

@@ -21,10 +21,11 @@ from toolkit.core.targets import Target as Target  # noqa: PLC0414 - importers o
 from toolkit.core.targets import class_order as class_order  # noqa: PLC0414
 from toolkit.errors import CompetitionError, few
 from toolkit.images.boxes import Boxes, Found, unknown
-from toolkit.workspace import path_patterns
+from toolkit.workspace import path_patterns, row_files
 from toolkit.workspace.competition_toml import FILE as FILE  # noqa: PLC0414
 from toolkit.workspace.competition_toml import SCHEMA, CompetitionFile
 from toolkit.workspace.competition_toml import Images as Images  # noqa: PLC0414
+from toolkit.workspace.row_files import RowFiles
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +125,7 @@ class Competition(CompetitionFile):
             by_id = dict(zip(cells[key], boxes, strict=True))
             return {(row_id, file): by_id[row_id] for row_id, file in self.image_files(part) if row_id in by_id}
         numbered = {**cells, _ROW: list(map(str, range(len(boxes))))}  # ids may repeat where a row is an image
-        files = find_files(numbered, _ROW, self.path(where.folder), where.pattern, f"[{part}]")
+        files, _ = find_files(numbered, _ROW, self.path(where.folder), where.pattern, f"[{part}]")
         return {(cells[key][int(row)], file): boxes[int(row)] for row, file in files}
 
     def images(self, part: Part) -> list[tuple[str, Path]]:
@@ -141,6 +142,20 @@ class Competition(CompetitionFile):
         Raises:
             CompetitionError: see `images`.
         """
+        return self.found_images(part)[0]
+
+    def found_images(self, part: Part) -> tuple[list[tuple[str, str]], list[str]]:
+        """As `image_files`, and what is to be said of them: files called otherwise than rows name them, images of no row.
+
+        Raises:
+            CompetitionError: see `images`.
+        """
+        files, located = self._located(part)
+        same = self.path(self.train.folder).resolve() == self.path(self.test.folder).resolve()
+        notes = (located.note, "" if same else located.unused_note)
+        return files, [f"{part} images: {note}" for note in notes if note]
+
+    def _located(self, part: Part) -> tuple[list[tuple[str, str]], RowFiles]:
         where = self.train if part == "train" else self.test
         key = self.id if part == "train" else self.sample_id
         names = list(dict.fromkeys([key, *path_patterns.columns(where.pattern)]))
@@ -148,17 +163,20 @@ class Competition(CompetitionFile):
         folder = self.path(where.folder)
         if not folder.is_dir():
             raise CompetitionError(f"the {part} images' folder {folder} does not exist", hint=f"Set [{part}] images in {FILE}.")
-        files = find_files(table, key, folder, where.pattern, f"[{part}]")
-        if files and not any(os.path.exists(path) for _, path in files):  # noqa: PTH110
+        files, located = find_files(table, key, folder, where.pattern, f"[{part}]")
+        if files and not located.found:
             raise CompetitionError(
                 f"none of the {len(files):,} {part} images is there; the first would be {files[0][1]}",
                 hint=f"Set [{part}] images and pattern in {FILE}.",
             )
         if len({name for name, _ in files}) < len(files) and not self.per_id:
+            number = next((i for i, own in enumerate(located.files) if len(own) > 1), 0)
+            both = f": {few(located.files[number])}" if len(located.files[number]) > 1 else ""
             raise CompetitionError(
-                f"pattern {where.pattern!r} gives several images for one id", hint=f'Set per_id = "mean" in {FILE}.'
+                f"pattern {where.pattern!r} gives several images for one id{both}",
+                hint=f'Take away what is not meant, or set per_id = "mean" in {FILE}.',
             )
-        return files
+        return files, located
 
     def _cells(self, part: Part, names: list[str]) -> Mapping[str, Sequence[str]]:
         """Some columns of a part's table, those of them that it has; where it is an ordinary one, without loading pandas."""
@@ -247,21 +265,27 @@ def _places(ids: list[str]) -> Any:
 
 def find_files(
     table: Mapping[str, Sequence[str]], id_column: str, folder: Path, pattern: str, where: str
-) -> list[tuple[str, str]]:
-    """(id, file) of every image that a table's rows name; a pattern that matches nothing names one file that is not there.
+) -> tuple[list[tuple[str, str]], RowFiles]:
+    """(id, file) of every image that a table's rows name, and how they were found; a row without names one that is not there.
 
     Raises:
-        CompetitionError: the pattern names no column, or one that the table lacks.
+        CompetitionError: the pattern names no column, or one that the table lacks; rows for which several files could be meant.
     """
     path_patterns.require(pattern, list(table), where)
-    find, fill, inside = path_patterns.finder(folder), path_patterns.filler(pattern), os.path.join(folder, "")  # noqa: PTH118
-    rows = zip(*(table[name] for name in path_patterns.columns(pattern)), strict=True)
-    pairs = []
-    for name, cells in zip(table[id_column], rows, strict=True):
-        pieces = fill(cells)
-        files = find(pieces) or ["*".join(pieces)]
-        pairs += [(name, file if file.startswith(os.sep) else inside + file) for file in files]
-    return pairs
+    fill, inside = path_patterns.filler(pattern), os.path.join(folder, "")  # noqa: PTH118
+    located = row_files.locate(
+        folder, pattern, map(fill, zip(*(table[name] for name in path_patterns.columns(pattern)), strict=True))
+    )
+    if located.doubt:
+        raise CompetitionError(
+            f"{where}: {located.doubt}", hint=f"Take away what is not meant, or set {where} images and pattern."
+        )
+    pairs = [
+        (name, file if file.startswith(os.sep) else inside + file)
+        for name, files, named in zip(table[id_column], located.files, located.named, strict=True)
+        for file in files or [named]
+    ]
+    return pairs, located
 
 
 _ROW = "\0row"  # no column of a text file is called so

@@ -98,7 +98,8 @@ class Recipe:
     """What a bundle holds beside its competition.toml: the ensemble, the form of the submission, what to fall back on.
 
     `priors` has the share of each class in the training labels per target, `agreement` how well Pillow's pixels agree with the
-    fast ones. `deadline` is in seconds, 0 for none. Models stand in the order in which they run, those of most weight first.
+    fast ones. `deadline` is in seconds, 0 for none; `slashes` says that ids may have them. Models stand in the order in which
+    they run, those of most weight first.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Recipe:
     python: str
     cuda: str
     deadline: float = 0.0
+    slashes: bool = False
     versions: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 

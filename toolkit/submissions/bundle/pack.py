@@ -98,6 +98,7 @@ def make(
             python=python,
             cuda=cuda,
             deadline=deadline,
+            slashes=_slashes(competition),
             versions=provenance.versions(),
         )
         recipe.write(part)
@@ -141,6 +142,12 @@ def _form(competition: Competition, meta: Mapping[str, Any]) -> tuple[str, tuple
         )
     fields = tuple(map(Field.of, sample.layout.columns))
     return sample.form, tuple(map(str, sample.frame.columns)), fields
+
+
+def _slashes(competition: Competition) -> bool:
+    """Whether ids of the sample have slashes, so that they may be paths below the images' folder."""
+    sample = read_sample(competition)
+    return any("/" in name for name in sample.layout.rows(sample.frame)[0].to_pylist())
 
 
 def _model(folder: Path, place: int, export: Export, weight: float, views: tuple[str, ...]) -> Model:
