@@ -122,7 +122,15 @@ def matches(
     good = [match for match in good if not match.pattern.endswith("/*")] or good  # whole folders only where no file fits
     if folder is None:
         good = _of_part(good, part, images)
-    good.sort(key=lambda match: (-match.found, match.pattern != like, *_plainness(match.pattern, key), match.folder))
+    good.sort(
+        key=lambda match: (
+            -match.found,
+            match.note.count(" and "),
+            match.pattern != like,
+            *_plainness(match.pattern, key),
+            match.folder,
+        )
+    )
     kept: list[Match] = []
     for match in good:
         if not any(better.covers(match) for better in kept):
