@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.blending.test_weighers import make
 from toolkit.blending.blend import Blend, cool, read_blend
-from toolkit.blending.calibration import Adjustment, temperature
+from toolkit.blending.adjustment import Adjustment
+from toolkit.blending.calibration import temperature
 from toolkit.blending.oof import read_blends, with_prior
 from toolkit.cli import cli
 from toolkit.core.activations import softmax

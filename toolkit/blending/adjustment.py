@@ -1,4 +1,4 @@
-"""What is done to the probabilities of a vote: a scale and a bias of each class's logit; numpy alone, so that bundles have it."""
+"""What is done to the probabilities of a vote: a scale and a bias of each class's logit, for which numpy suffices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ class Adjustment:
     multilabel: bool = False
 
     def apply(self, p: F64) -> F64:
-        """The adjusted probabilities [N, C]."""
+        """The adjusted probabilities [N, C].
+
+        >>> Adjustment(np.array([1.0, 1.0]), np.log([3.0, 1.0])).apply(np.array([[0.5, 0.5]]))
+        array([[0.75, 0.25]])
+        """
         logits = self.scale * logits_of(p, multilabel=self.multilabel) + self.bias
         return sigmoid(logits) if self.multilabel else softmax(logits)
 

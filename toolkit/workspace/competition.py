@@ -109,8 +109,10 @@ class Competition(CompetitionFile):
         table, where = getattr(box_table, part), getattr(self, part)
         key = self.id if part == "train" else self.sample_id
         if table:
-            key = key if key in csv_text.header(self.path(table)) else self.id
-            cells: Mapping[str, Sequence[str]] = csv_text.cells(self.path(table), [key, *box_table.columns], unique=key)
+            key = key if key in csv_text.header(self.path(table), self.text_form) else self.id
+            cells: Mapping[str, Sequence[str]] = csv_text.cells(
+                self.path(table), [key, *box_table.columns], unique=key, form=self.text_form
+            )
         else:
             table = where.table or (self.sample if part == "test" else "")
             cells = self._cells(part, list(dict.fromkeys([key, *path_patterns.columns(where.pattern), *box_table.columns])))
@@ -186,9 +188,9 @@ class Competition(CompetitionFile):
             return {str(name): list(frame[name]) for name in frame.columns}
         several = bool(self.per_id) and table != self.sample
         unique = "" if several else names[0]
-        if set(names) <= set(csv_text.header(self.path(table))):
-            return csv_text.cells(self.path(table), names, unique=unique)
-        frame = csv_text.read(self.path(table), columns=names[:1], unique=unique)
+        if set(names) <= set(csv_text.header(self.path(table), self.text_form)):
+            return csv_text.cells(self.path(table), names, unique=unique, form=self.text_form)
+        frame = csv_text.read(self.path(table), columns=names[:1], unique=unique, form=self.text_form)
         return {str(name): list(frame[name]) for name in frame.columns}
 
     def _table(self, part: Part) -> pd.DataFrame:
@@ -196,17 +198,17 @@ class Competition(CompetitionFile):
         several = bool(self.per_id) and table != self.sample
         key = self.sample_id if part == "test" else self.id
         if table == self.sample and self.format in LONG_FORMS:
-            frame = csv_text.read(self.path(table), columns=[key])
+            frame = csv_text.read(self.path(table), columns=[key], form=self.text_form)
             if self.format == "joined":
                 frame = frame.assign(**{key: split_pairs(list(frame[key]), self.targets[0].classes)[0]})
             return frame.drop_duplicates(key, ignore_index=True)
-        return csv_text.read(self.path(table), columns=[key], unique="" if several else key)
+        return csv_text.read(self.path(table), columns=[key], unique="" if several else key, form=self.text_form)
 
     def to_toml(self) -> str:
         """The file's text; reading it back gives an equal competition."""
         lines = [f"schema = {SCHEMA}", f"name = {_quote(self.name)}", f"metric = {_quote(self.metric)}"]
         lines += ["", "[columns]", f"id = {_quote(self.id)}"]
-        lines += [f"{key} = {_quote(value)}" for key, value in (("group", self.group), ("extra", self.extra)) if value]
+        lines += [f"{key} = {_quote(value)}" for key in _NAMED if (value := getattr(self, key))]
         for part, where in (("train", self.train), ("test", self.test)):
             lines += ["", f"[{part}]"] + ([f"table = {_quote(where.table)}"] if where.table else [])
             lines += [f"images = {_quote(where.folder)}", f"pattern = {_quote(where.pattern)}"]
@@ -288,6 +290,7 @@ def find_files(
     return pairs, located
 
 
+_NAMED = ("group", "extra", "encoding", "delimiter")  # the optional keys of [columns]
 _ROW = "\0row"  # no column of a text file is called so
 
 
