@@ -24,7 +24,7 @@ def read(path: Path, *, columns: Sequence[str] = (), unique: str = "", form: Tex
     The encoding and the mark between cells are those of `form`, or told from the bytes.
 
     Raises:
-        CompetitionError: missing, empty, of a form that is not certain, rows of different lengths, columns that are not there or
+        CompetitionError: missing, empty, a form that is not certain, rows of different lengths, columns that are not there or
             twice there, empty or repeated cells in `unique`.
     """
     import pandas as pd

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.base import csv_text, files, provenance
 from toolkit.core.metrics import METRICS
+from toolkit.core.twins import twins_note
 from toolkit.errors import CompetitionError, few
 from toolkit.images import boxes
 from toolkit.setup import find_images, infer_targets
@@ -129,6 +130,15 @@ def _describe(
     assert train_match is not None
     assert test_match is not None
     _say_columns(train, wishes, key, targets, findings)
+    names = [(target.classes, f"classes of {target.name!r}", "") for target in targets]
+    names += (
+        [(train.columns[wishes.group], "groups", "; rows of one may stand in two folds, which is a leak")]
+        if wishes.group
+        else []
+    )
+    for column, what, end in names:
+        if note := twins_note(column, what):
+            findings.say(f"Warning: {note}{end}")
     competition = Competition(
         root=root,
         name=wishes.name or root.name,

@@ -110,7 +110,8 @@ class Competition(CompetitionFile):
         key = self.id if part == "train" else self.sample_id
         if table:
             key = key if key in csv_text.header(self.path(table), self.text_form) else self.id
-            cells: Mapping[str, Sequence[str]] = csv_text.cells(
+            columns = [key, *box_table.columns]
+            cells: Mapping[str, Sequence[str]] = csv_text.cells(self.path(table), columns, unique=key, form=self.text_form)
                 self.path(table), [key, *box_table.columns], unique=key, form=self.text_form
             )
         else:
