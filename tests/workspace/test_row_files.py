@@ -54,7 +54,7 @@ def test_names_that_differ(way, where, tmp_path):
                 assert not (tmp_path / got[number]).exists()
         assert bool(located.doubt) == (None in expected)
     elif None in expected:
-        with pytest.raises(CompetitionError, match="could each be meant|could be meant by each") as caught:
+        with pytest.raises(CompetitionError, match=r"could each be meant|could be meant by each") as caught:
             find_files({"id": ids}, "id", tmp_path, pattern, "[test]")
         doubtful = [file for file in files if file != "b.png"]
         assert all(file in caught.value.message for file in doubtful)

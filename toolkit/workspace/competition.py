@@ -112,8 +112,6 @@ class Competition(CompetitionFile):
             key = key if key in csv_text.header(self.path(table), self.text_form) else self.id
             columns = [key, *box_table.columns]
             cells: Mapping[str, Sequence[str]] = csv_text.cells(self.path(table), columns, unique=key, form=self.text_form)
-                self.path(table), [key, *box_table.columns], unique=key, form=self.text_form
-            )
         else:
             table = where.table or (self.sample if part == "test" else "")
             cells = self._cells(part, list(dict.fromkeys([key, *path_patterns.columns(where.pattern), *box_table.columns])))
