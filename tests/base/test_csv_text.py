@@ -45,7 +45,7 @@ def test_bad_tables(tmp_path, name):
 
 
 def test_the_hint_knows_other_separators_and_spellings(tmp_path):
-    for content, hint in [("id;label\n1;2\n", "commas"), ("ID,label\n1,2\n", "'ID'"), (" id,label\n1,2\n", "' id'")]:
+    for content, hint in [("id;label\n1;2;3\n", "commas"), ("ID,label\n1,2\n", "'ID'"), (" id,label\n1,2\n", "' id'")]:
         with pytest.raises(CompetitionError) as caught:
             csv_text.read(put(tmp_path, content), columns=["id"])
         assert hint in caught.value.hint
@@ -98,7 +98,7 @@ def test_newlines_in_cells_wherever_a_large_file_is_cut(tmp_path):
 FORMS = {
     "utf-8 bom": (lambda text: b"\xef\xbb\xbf" + text.encode(), "byte-order mark"),
     "utf-16": (lambda text: text.encode("utf-16"), "UTF-16"),
-    "utf-16 without its mark": (lambda text: ("x" * 40 + "," + text).encode("utf-16-le"), "UTF-16"),
+    "utf-16 without its mark": (lambda text: text.encode("utf-16-le"), "UTF-16"),
     "cp949": (lambda text: text.encode("cp949"), "CP949"),
     "cp949 far down": (lambda text: (text + "1,a\n" * 50_000 + "2,고양이\n").encode("cp949"), "CP949"),
     "semicolons": (lambda text: text.replace(",", ";").encode(), "semicolons"),

@@ -131,11 +131,8 @@ def _describe(
     assert test_match is not None
     _say_columns(train, wishes, key, targets, findings)
     names = [(target.classes, f"classes of {target.name!r}", "") for target in targets]
-    names += (
-        [(train.columns[wishes.group], "groups", "; rows of one may stand in two folds, which is a leak")]
-        if wishes.group
-        else []
-    )
+    if wishes.group:
+        names.append((tuple(train.columns[wishes.group]), "groups", "; rows of one may stand in two folds, which is a leak"))
     for column, what, end in names:
         if note := twins_note(column, what):
             findings.say(f"Warning: {note}{end}")
