@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit.base import csv_text
+from toolkit.base.text_forms import TextForm
 from toolkit.errors import CompetitionError
 
 
@@ -19,10 +20,6 @@ def put(tmp_path, content):
 BAD = {
     "empty": (b"", "is empty"),
     "blank": (b" \n\n", "is empty"),
-    "utf-8 bom": (b"\xef\xbb\xbfid,label\n1,a\n", "byte-order mark"),
-    "utf-16": ("id,label\n1,a\n".encode("utf-16"), "byte-order mark"),
-    "cp949": ("id,label\n1,고양이\n".encode("cp949"), "not UTF-8"),
-    "cp949 far down": (("id,label\n" + "1,a\n" * 50_000 + "2,고양이\n").encode("cp949"), "not UTF-8"),
     "binary": (b"\x89PNG\r\n\0\0\0", "not a text file"),
     "short row": ("id,label\n1,a\n2\n3,b\n", "line 3 has 1 cells where the header has 2"),
     "long row": ("id,label\n1,a\n2,b,c\n", "line 3 has 3 cells where the header has 2"),
@@ -48,7 +45,7 @@ def test_bad_tables(tmp_path, name):
 
 
 def test_the_hint_knows_other_separators_and_spellings(tmp_path):
-    for content, hint in [("id;label\n1;2\n", "commas"), ("ID,label\n1,2\n", "'ID'"), (" id,label\n1,2\n", "' id'")]:
+    for content, hint in [("id;label\n1;2;3\n", "commas"), ("ID,label\n1,2\n", "'ID'"), (" id,label\n1,2\n", "' id'")]:
         with pytest.raises(CompetitionError) as caught:
             csv_text.read(put(tmp_path, content), columns=["id"])
         assert hint in caught.value.hint
@@ -96,3 +93,40 @@ def test_newlines_in_cells_wherever_a_large_file_is_cut(tmp_path):
     frame = csv_text.read(path, unique="id")
     assert len(frame) == 20_000
     assert set(frame["text"]) == {cell}
+
+
+FORMS = {
+    "utf-8 bom": (lambda text: b"\xef\xbb\xbf" + text.encode(), "byte-order mark"),
+    "utf-16": (lambda text: text.encode("utf-16"), "UTF-16"),
+    "utf-16 without its mark": (lambda text: text.encode("utf-16-le"), "UTF-16"),
+    "cp949": (lambda text: text.encode("cp949"), "CP949"),
+    "cp949 far down": (lambda text: (text + "1,a\n" * 50_000 + "2,고양이\n").encode("cp949"), "CP949"),
+    "semicolons": (lambda text: text.replace(",", ";").encode(), "semicolons"),
+    "tabs": (lambda text: text.replace(",", "\t").encode(), "tabs"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_that_are_certain_are_read_and_said(name, tmp_path):
+    change, said = FORMS[name]
+    (tmp_path / "t.csv").write_bytes(change("id,label\n001,고양이\n002,개\n"))
+    frame = csv_text.read(tmp_path / "t.csv")
+    assert list(frame["label"])[:2] == ["고양이", "개"]
+    assert said in csv_text.note(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        ("id,name\n1,caf\xe9\n".encode("latin-1"), "encoding"),
+        ("id,a\n1,ねこ\n".encode("cp932"), "encoding"),
+        (b"a;b|c\n1;2|3\n", "delimiter"),
+    ],
+)
+def test_forms_in_doubt_are_asked_about(data, code, tmp_path):
+    (tmp_path / "t.csv").write_bytes(data)
+    with pytest.raises(CompetitionError) as caught:
+        csv_text.read(tmp_path / "t.csv")
+    assert caught.value.code == code
+    form = TextForm("latin-1" if code == "encoding" else "", ";" if code == "delimiter" else "")
+    assert len(csv_text.read(tmp_path / "t.csv", form=form)) == 1

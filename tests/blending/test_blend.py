@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.blending.test_weighers import make
+from toolkit.blending.adjustment import Adjustment
 from toolkit.blending.blend import Blend, cool, read_blend
-from toolkit.blending.calibration import Adjustment, temperature
+from toolkit.blending.calibration import temperature
 from toolkit.blending.oof import read_blends, with_prior
 from toolkit.cli import cli
 from toolkit.core.activations import softmax
@@ -20,6 +21,7 @@ from toolkit.core.prediction_files import read_meta, read_table
 from toolkit.core.predictions import Predictions
 from toolkit.core.voting import VOTES, vote
 from toolkit.errors import DataError
+from toolkit.submissions.bundle.contents import Recipe
 from toolkit.workspace.competition import Competition
 
 STACK, TRUTH = make(rows=50, members=3)
@@ -164,8 +166,9 @@ def test_ensemble_applies_all_of_it_and_verify_makes_it_again(workspace, folds):
     result = run("verify", "--rebuild")
     assert "the same bytes" in result.output, result.output
     result = run("bundle", "--output", "out", "--python", "3.12", "--cuda", "cpu", "--no-wheels")
-    assert result.exit_code == 1
-    assert "bundles cannot do" in result.output
+    assert result.exit_code == 0, result.output
+    bundled = Recipe.read(workspace / "out")
+    assert bundled.blend["label"] == made.meta["blend"]["label"]
 
 
 def test_the_views_of_the_tables_are_those_of_the_ensemble(workspace, folds):

@@ -198,7 +198,7 @@ def test_counted_macro_f1_is_that_of_labels_made_one_by_one(seed, multilabel, co
     stack, truth = make(rows=50, members=1, seed=seed, multilabel=multilabel)
     p = np.round(stack[0] * 8) / 8 if coarse else stack[0]  # many exact ties
     # the fast count and the slow one that it stands for: `factors` never uses both on one metric
-    logits = calibration._logits(p, multilabel=multilabel)
+    logits = calibration.logits_of(p, multilabel=multilabel)
     grid = np.linspace(-3, 3, 13)
     for c in range(4):
         others = calibration._others(logits, c, multilabel=multilabel)

@@ -212,11 +212,6 @@ def _no_id(root):
     path.write_text(path.read_text().replace("id,", "name,", 1))
 
 
-def _bom(root):
-    path = root / "sample_submission.csv"
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-
-
 def _twice(root):
     path = root / "sample_submission.csv"
     path.write_text(path.read_text() + "9003,ant\n")
@@ -240,7 +235,6 @@ BAD = {
     "card of a newer schema": (_newer_card, ["tiny.fold1.onnx", "schema 2", "Upgrade"]),
     "empty glob": (_no_exports, ["folds/*.onnx", "matches no .onnx file"]),
     "CSV without the id column": (_no_id, ["sample_submission.csv", "no column 'id'"]),
-    "CSV with a byte-order mark": (_bom, ["sample_submission.csv", "byte-order mark"]),
     "CSV with duplicate ids": (_twice, ["sample_submission.csv", "'9003'", "more than once"]),
     "store that cannot be written": (_read_only, ["store"]),
 }

@@ -19,8 +19,8 @@ from onnx import TensorProto, helper
 
 from tests.conftest import CLASSES, card, network
 from toolkit.blending import oof
+from toolkit.blending.adjustment import Adjustment
 from toolkit.blending.blend import Blend
-from toolkit.blending.calibration import Adjustment
 from toolkit.blending.combination import Combination
 from toolkit.cli import cli
 from toolkit.core.cards import Output, Preprocess

@@ -232,7 +232,7 @@ def test_several_rows_per_id(tmp_path):
 
 def test_images_by_every_kind_of_pattern(tmp_path):
     put(tmp_path, "id,patient,file.name,a: b\n1,p,./p/1.png,x\n2,q,q/2.png,y\n")
-    for name in ("p/1.png", "q/2.png", "1.png", "x.png"):
+    for name in ("p/1.png", "q/2.png", "1.png", "2.png", "x.png", "y.png"):
         put((tmp_path / "images" / name).parent, "", name.rpartition("/")[2])
     images = tmp_path / "images"
     for pattern, expected in {

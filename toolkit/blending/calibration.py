@@ -9,30 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.arrays import F64, Labels
-from toolkit.blending.objectives import EPS, decide
+from toolkit.blending.adjustment import EPS, Adjustment, logits_of
+from toolkit.blending.objectives import decide
 from toolkit.core import metrics
 from toolkit.core.activations import sigmoid, softmax
 from toolkit.core.metrics import Metric
 from toolkit.errors import DataError
-
-
-@dataclass(frozen=True, eq=False)
-class Adjustment:
-    """softmax(scale · log p + bias), for scale and bias float64 [C]; multilabel: each class's log-odds, scaled and shifted."""
-
-    scale: F64
-    bias: F64
-    multilabel: bool = False
-
-    def apply(self, p: F64) -> F64:
-        """The adjusted probabilities [N, C]."""
-        logits = self.scale * _logits(p, multilabel=self.multilabel) + self.bias
-        return sigmoid(logits) if self.multilabel else softmax(logits)
-
-    @property
-    def temperature(self) -> float:
-        """What logits are divided by, where all classes share it; above 1 the probabilities were too sure of themselves."""
-        return float(1 / self.scale.mean())
 
 
 def temperature(p: F64, truth: Labels) -> Adjustment:
@@ -47,7 +29,7 @@ def temperature(p: F64, truth: Labels) -> Adjustment:
     multilabel, classes = truth.ndim == 2, p.shape[1]
     if multilabel:  # every class of every row is a two-class question
         p, truth = np.stack([1 - p.ravel(), p.ravel()], axis=1), truth.ravel().astype(np.int64)
-    logits = _logits(p, multilabel=False)
+    logits = logits_of(p, multilabel=False)
     right = logits[np.arange(len(truth)), truth].mean()
     low, high, scale = 0.01, 100.0, 1.0
     for _ in range(100):
@@ -67,7 +49,7 @@ def vector_scaling(p: F64, truth: Labels) -> Adjustment:
     from scipy.optimize import minimize
 
     multilabel, classes = truth.ndim == 2, p.shape[1]
-    logits, rows = _logits(p, multilabel=multilabel), np.arange(len(truth))
+    logits, rows = logits_of(p, multilabel=multilabel), np.arange(len(truth))
     onehot = truth.astype(np.float64) if multilabel else np.eye(classes)[truth]
 
     def loss(x: F64) -> tuple[float, F64]:
@@ -105,7 +87,7 @@ def factors(p: F64, truth: Labels, metric: Metric, *, widest: float = 16.0, poin
     multilabel, classes = truth.ndim == 2, p.shape[1]
     grid = np.linspace(-np.log(widest), np.log(widest), points)
     nearest = np.argsort(np.abs(grid), kind="stable")
-    logits, bias = _logits(p, multilabel=multilabel), np.zeros(classes)
+    logits, bias = logits_of(p, multilabel=multilabel), np.zeros(classes)
     best = metric.gain(metric.score(truth, decide(p, truth)))
     gains = _f1_of if metric.score is metrics.macro_f1 else _gains_of(metric)
     moved = True
@@ -235,11 +217,6 @@ def calibration_error(p: F64, truth: Labels, *, bins: int = 15) -> float:
     """
     table = reliability(p, truth, bins=bins)
     return sum(b.count * abs(b.confidence - b.accuracy) for b in table) / sum(b.count for b in table)
-
-
-def _logits(p: F64, *, multilabel: bool) -> F64:
-    logs: F64 = np.log(np.maximum(p, EPS))
-    return logs - np.log(np.maximum(1 - p, EPS)) if multilabel else logs
 
 
 def _others(logits: F64, c: int, *, multilabel: bool) -> tuple[Labels, F64]:

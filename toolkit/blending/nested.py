@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.arrays import F64, Labels
-from toolkit.blending.calibration import Adjustment
-from toolkit.blending.objectives import BRIER, EPS, decide
+from toolkit.blending.adjustment import EPS, Adjustment
+from toolkit.blending.objectives import BRIER, decide
 from toolkit.blending.weighers import fit_weights
 from toolkit.core import metrics
 from toolkit.core.metrics import Metric

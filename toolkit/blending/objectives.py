@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.arrays import F64, Labels
+from toolkit.blending.adjustment import EPS
 from toolkit.core import metrics
 from toolkit.core.metrics import METRICS, Metric, brier
 
-EPS = float(np.finfo(np.float64).eps)
 ROUNDING = 1e-12
 BRIER = METRICS["brier"]
 

@@ -105,7 +105,7 @@ def read_members(
     view_sets = {name: str(meta.get("view_set") or meta.get("tta") or "none") for name, meta in metas.items()}
     views = {name: sets for name, sets in view_sets.items() if sets != "none" and "=" not in sets}
     rows = rows_of(competition, target, tables, common=common)
-    return replace(rows, views=views, notes=tuple(other_splits(competition, metas)))
+    return replace(rows, views=views, notes=(*rows.notes, *other_splits(competition, metas)))
 
 
 def rows_of(competition: Competition, target: Target, tables: Mapping[str, Predictions], *, common: bool = False) -> MemberRows:
@@ -123,7 +123,10 @@ def rows_of(competition: Competition, target: Target, tables: Mapping[str, Predi
         raise AlignmentError("the tables share no ids", hint="Ids are compared as text: '7' and '007' differ.")
     stack = stack_values(align_members(tables, ids, target.classes))
     folds, groups = _folds_and_groups(competition, ids)
-    return MemberRows(tuple(tables), ids, stack, truth.align(ids), folds, groups, {})
+    every = {row_id for table in tables.values() for row_id in table.ids}
+    few_rows = (f"{len(every) - len(ids):,} of {len(every):,} rows are left out: not all tables and the truth have them",)
+    notes = few_rows if len(every) > len(ids) else ()
+    return MemberRows(tuple(tables), ids, stack, truth.align(ids), folds, groups, {}, notes=notes)
 
 
 def other_splits(competition: Competition, metas: Mapping[str, Mapping[str, Any]]) -> list[str]:

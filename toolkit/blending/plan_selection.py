@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from toolkit.base import html
 from toolkit.base.arrays import F64, Labels
+from toolkit.blending.adjustment import Adjustment
 from toolkit.blending.blend import Blend, cool
-from toolkit.blending.calibration import ADJUSTMENTS, Adjustment, temperature
+from toolkit.blending.calibration import ADJUSTMENTS, temperature
 from toolkit.blending.nested import (
     Estimate,
     check_groups,

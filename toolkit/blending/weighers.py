@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from toolkit.base.arrays import F64, Labels
 from toolkit.blending import simplex_solvers
-from toolkit.blending.objectives import EPS, Objective, Search, decide, objective, quadratic, search, true_probability
+from toolkit.blending.adjustment import EPS
+from toolkit.blending.objectives import Objective, Search, decide, objective, quadratic, search, true_probability
 from toolkit.core import metrics
 from toolkit.core.activations import softmax
 from toolkit.core.metrics import METRICS, Metric, brier

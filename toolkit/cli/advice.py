@@ -25,6 +25,8 @@ ADVICE: dict[str, str] = {
     "split-exists": "Use --force for that.",
     "split-outdated": "That is: toolkit split --force",
     "factor": "Give each as --factor mask=wear,incorrect,normal.",
+    "encoding": "`toolkit init --encoding cp949` names it for a workspace; other tables are saved as UTF-8 once more.",
+    "delimiter": "`toolkit init --delimiter` names the mark for a workspace.",
     "file-exists": "Use --force to write it anew.",
     "recipe-exists": "Use --force to do so.",
     "masks-missing": "For example --draw 60.",

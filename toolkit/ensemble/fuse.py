@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from toolkit.base.arrays import F64, U8
 from toolkit.base.files import write
+from toolkit.blending.adjustment import EPS
 from toolkit.blending.blend import Blend
 from toolkit.blending.combination import Combination
-from toolkit.blending.objectives import EPS
 from toolkit.core import voting
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Card, Output, Preprocess

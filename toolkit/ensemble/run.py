@@ -69,7 +69,7 @@ def run_ensemble(
     weights = weights_of(competition, exports, combination)
     _check(combination)
     models = WeightedModels(exports, views_for(exports, combination.tta), _mean(weights, combination))
-    ids, items = _test_images(competition, limit)
+    ids, items, said = _test_images(competition, limit)
     store = Store(competition.path("store"), passing=execution.keeping.what == "none")
     question = LabelVote(competition.targets, ids, combination.votes, competition.per_id)
     scheduled = make_passes(
@@ -86,7 +86,8 @@ def run_ensemble(
     path = prediction_files.write_table(competition.path("predictions", f"{name}.parquet"), predictions, meta)
     if execution.keeping.what == "none":
         store.forget()
-    return EnsembleRun(predictions, path, meta, scheduled.outcome, tuple(_notes(competition, scheduled.models.exports)))
+    notes = (*said, *_notes(competition, scheduled.models.exports))
+    return EnsembleRun(predictions, path, meta, scheduled.outcome, notes)
 
 
 def _check(combination: Combination) -> None:
@@ -107,12 +108,13 @@ def _mean(weights: Mapping[str, Sequence[float]], combination: Combination) -> l
     return mean
 
 
-def _test_images(competition: Competition, limit: int | None) -> tuple[list[str], Items]:
-    """The rows that are predicted, in their order, and the images that they have."""
-    names, paths = zip(*competition.image_files("test"), strict=True)
+def _test_images(competition: Competition, limit: int | None) -> tuple[list[str], Items, list[str]]:
+    """The rows that are predicted, in their order, the images that they have, and what is to be said of these."""
+    files, notes = competition.found_images("test")
+    names, paths = zip(*files, strict=True)
     ids = list(dict.fromkeys(names))[:limit]
     wanted = set(ids)
-    return ids, Items(names, paths).take(np.flatnonzero([name in wanted for name in names]))
+    return ids, Items(names, paths).take(np.flatnonzero([name in wanted for name in names])), notes
 
 
 def _combined(

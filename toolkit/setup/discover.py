@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.base import csv_text, files, provenance
 from toolkit.core.metrics import METRICS
+from toolkit.core.twins import twins_note
 from toolkit.errors import CompetitionError, few
 from toolkit.images import boxes
 from toolkit.setup import find_images, infer_targets
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MADE = "train.csv"  # the table that is written for class-per-folder trees
+_PACKED = re.compile(r"\.(?:zip|tar|tgz|tar\.gz|tar\.xz|tar\.bz2|7z|rar)$", re.IGNORECASE)
 _ROLES = {
     "sample": re.compile(r"sample|submission_format", re.IGNORECASE),
     "train": re.compile(r"^(train|labels?|annotations?)", re.IGNORECASE),
@@ -128,6 +130,12 @@ def _describe(
     assert train_match is not None
     assert test_match is not None
     _say_columns(train, wishes, key, targets, findings)
+    names = [(target.classes, f"classes of {target.name!r}", "") for target in targets]
+    if wishes.group:
+        names.append((tuple(train.columns[wishes.group]), "groups", "; rows of one may stand in two folds, which is a leak"))
+    for column, what, end in names:
+        if note := twins_note(column, what):
+            findings.say(f"Warning: {note}{end}")
     competition = Competition(
         root=root,
         name=wishes.name or root.name,
@@ -140,6 +148,8 @@ def _describe(
         group=wishes.group,
         extra=wishes.extra,
         per_id=wishes.per_id,
+        encoding=wishes.encoding,
+        delimiter=wishes.delimiter,
         sample=_written(sample.path, root),
     )
     competition = replace(competition, format=_format(sample.frame, competition, wishes, findings))
@@ -174,14 +184,22 @@ def _csvs(places: Iterable[Path]) -> list[Path]:
 def _table(role: str, places: list[Path], root: Path, wishes: Wishes, findings: Findings) -> _Source | None:
     """The table that plays a role: the one that was named, or the only one whose name says so."""
     if named := getattr(wishes, role):
-        return _Source(root / named, csv_text.read(root / named))
+        return _read(root / named, wishes, findings)
     fits = [
         p for p in _csvs(places) if _ROLES[role].search(p.stem) and (role == "sample" or not _ROLES["sample"].search(p.stem))
     ]
     if len(fits) > 1:
         findings.ask(role, "several tables could be it", (_written(p, root) for p in fits))
         return None
-    return _Source(fits[0], csv_text.read(fits[0])) if fits else None
+    return _read(fits[0], wishes, findings) if fits else None
+
+
+def _read(path: Path, wishes: Wishes, findings: Findings) -> _Source:
+    """A table, and a line on how it was read where that is not plain UTF-8 with commas."""
+    frame = csv_text.read(path, form=wishes.text_form)
+    if note := csv_text.note(path, wishes.text_form):
+        findings.say(note)
+    return _Source(path, frame)
 
 
 def _from_folders(
@@ -234,7 +252,7 @@ def _ids(train: _Source, sample: _Source, wishes: Wishes, findings: Findings) ->
             return "", ""
     if not key or not sample_key:
         return "", ""
-    csv_text.read(sample.path, columns=[sample_key], unique=sample_key)
+    csv_text.read(sample.path, columns=[sample_key], unique=sample_key, form=wishes.text_form)
     other = f"{sample_key} in " if sample_key != key else ""
     findings.say(
         f"id column: {key} - in {train.path.name} ({len(train.frame):,} rows) "
@@ -280,6 +298,8 @@ def _match(
         where = f"below {wanted}" if wanted else "in the folders searched"
         why = f"no image files {where} fit the rows of {name}" + (f" by pattern {wishes.pattern!r}" if wishes.pattern else "")
         why += "; a pattern says how a row names its file, as in '{id}.png'"
+        packed = sorted(path for top in images.tops if top.is_dir() for path in top.glob("*") if _PACKED.search(path.name))
+        why += f"; they may still be packed: unpack {few(_written(path, root) for path in packed)} first" if packed else ""
         findings.ask(f"{part}_images", why, instead="pattern")
         return None
     if len(matches) > 1:
@@ -292,6 +312,8 @@ def _match(
     missing = f"; {len(lost):,} not there: {few(names[i] for i in lost)}" if lost else ""
     covered = f"{match.found:,} of {len(match.files):,} rows of {name}{missing}"
     findings.say(f"{part} images: {_written(Path(match.folder), root)}/{match.pattern} - {covered}")
+    if match.note:
+        findings.say(f"{part} images: {match.note}")
     return match
 
 

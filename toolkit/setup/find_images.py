@@ -6,14 +6,14 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from toolkit.images.render import SUFFIXES
-from toolkit.workspace import path_patterns
+from toolkit.workspace import path_patterns, row_files
 
 OURS = {"runs", "folds", "oof", "store", "cache", "predictions", "submissions", "reports", "recipes", "exports"}
 NEARLY = 0.9  # the share of a table's rows that must have their file before a pattern is believed
@@ -58,11 +58,15 @@ class Index:
 
 @dataclass(frozen=True)
 class Match:
-    """A folder and pattern, and the file (or, for `/*`, the folder) that it gives for each row: "" where there is none."""
+    """A folder and pattern, and the file (or, for `/*`, the folder) that it gives for each row: "" where there is none.
+
+    `note` says which files are called a little otherwise than the rows name them.
+    """
 
     folder: str
     pattern: str
     files: tuple[str, ...]
+    note: str = ""
 
     @cached_property
     def found(self) -> int:
@@ -114,16 +118,64 @@ def matches(
     tried = list(_patterns(table, images, rows)) if not pattern else [pattern]
     promising = [(r, p) for r in roots for p in tried if _share(_files(r, p, table, rows, images)) >= NEARLY]
     full = [Match(r, p, _files(r, p, table, range(count), images)) for r, p in promising]
-    good = [match for match in full if _share(match.files) >= NEARLY]
+    good = [match for match in full if _share(match.files) >= NEARLY] or _loosely(table, images, roots, rows, pattern)
     good = [match for match in good if not match.pattern.endswith("/*")] or good  # whole folders only where no file fits
     if folder is None:
         good = _of_part(good, part, images)
-    good.sort(key=lambda match: (-match.found, match.pattern != like, *_plainness(match.pattern, key), match.folder))
+    good.sort(
+        key=lambda match: (
+            -match.found,
+            match.note.count(" and "),
+            match.pattern != like,
+            *_plainness(match.pattern, key),
+            match.folder,
+        )
+    )
     kept: list[Match] = []
     for match in good:
         if not any(better.covers(match) for better in kept):
             kept.append(match)
-    return kept
+    return [match if all(match.files) else _completed(match, table) for match in kept]
+
+
+def _loosely(
+    table: Mapping[str, Sequence[str]], images: Index, roots: Sequence[str], rows: Sequence[int], pattern: str
+) -> list[Match]:
+    """Where no pattern names the files: those that name nearly all but for case, normal form, image suffix or backslashes."""
+    tried = [pattern] if pattern else list(_patterns(table, images, rows, same=_loose))
+    tried = [p for p in tried if not p.endswith("*") or p.endswith(".*")]
+    tried = [p for p in tried if all(name in table for name in path_patterns.columns(p))]
+    matches = []
+    for root, candidate in ((root, candidate) for root in roots for candidate in tried):
+        located = _located(root, candidate, table, rows)
+        if located.found >= NEARLY * len(rows) and not any("folder" in what for what in located.changed):
+            every = range(len(next(iter(table.values()))))
+            matches.append(_as_match(root, candidate, _located(root, candidate, table, every)))
+    return [match for match in matches if _share(match.files) >= NEARLY]
+
+
+def _loose(text: str) -> str:
+    """A file's name or its stem as it is compared where case, normal form and image suffix do not count."""
+    return row_files.folded(row_files.stem(text))
+
+
+def _located(root: str, pattern: str, table: Mapping[str, Sequence[str]], rows: Iterable[int]) -> row_files.RowFiles:
+    names = path_patterns.columns(pattern)
+    filled = (path_patterns.fill(pattern, {name: table[name][row] for name in names}) for row in rows)
+    return row_files.locate(Path(root), pattern, filled)
+
+
+def _as_match(root: str, pattern: str, located: row_files.RowFiles) -> Match:
+    files = tuple(posixpath.normpath(posixpath.join(root, own[0])) if own else "" for own in located.files)
+    return Match(root, pattern, files, located.note)
+
+
+def _completed(match: Match, table: Mapping[str, Sequence[str]]) -> Match:
+    """The match with the files of its last rows that are called a little otherwise."""
+    if match.pattern.endswith("*") and not match.pattern.endswith(".*"):
+        return match
+    located = _as_match(match.folder, match.pattern, _located(match.folder, match.pattern, table, range(len(match.files))))
+    return replace(match, files=tuple(a or b for a, b in zip(match.files, located.files, strict=True)), note=located.note)
 
 
 def class_folders(images: Index, *, folder: Path | None = None) -> list[str]:
@@ -145,14 +197,21 @@ def _plainness(pattern: str, key: str) -> tuple[Any, ...]:
     return len(path_patterns.columns(pattern)), "*" in pattern, f"{{{key}}}" not in pattern, len(pattern)
 
 
-def _patterns(table: Mapping[str, Sequence[str]], images: Index, rows: Sequence[int]) -> Iterator[str]:
-    """Patterns worth trying: a column that ends like a file, below up to two columns that are folders' names."""
-    names = {name for files in images.folders.values() for name in files}
-    stems = {posixpath.splitext(name)[0] for name in names}
+def _patterns(
+    table: Mapping[str, Sequence[str]], images: Index, rows: Sequence[int], same: Callable[[str], str] = str
+) -> Iterator[str]:
+    """Patterns worth trying: a column that ends like a file, below up to two columns that are folders' names.
+
+    Names are the same where `same` says the same of them.
+    """
+    every = {name for files in images.folders.values() for name in files}
+    names, stems = {same(name) for name in every}, {same(posixpath.splitext(name)[0]) for name in every}
     homes = {part for folder in images.folders for part in folder.split("/")}
     ends, folders = [], []
     for column, cells in table.items():
         last = [posixpath.basename(cells[i]) for i in rows]
+        if same is not str:
+            last = [same(posixpath.basename(cells[i].replace("\\", "/"))) for i in rows]
         whole, bare, home = (sum(cell in known for cell in last) / max(1, len(last)) for known in (names, stems, homes))
         ends += [f"{{{column}}}"] if whole >= NEARLY else []
         ends += [f"{{{column}}}{suffix}" for suffix in (*images.suffixes, ".*")] if bare >= NEARLY else []

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from toolkit.base.text_forms import TextForm
 from toolkit.core.cards import Task
 from toolkit.core.targets import YES_NO, Target, class_order
 from toolkit.errors import CompetitionError, few
@@ -40,6 +41,13 @@ class Wishes:
     name: str = ""
     format: str = ""
     per_id: PerId = ""
+    encoding: str = ""
+    delimiter: str = ""
+
+    @property
+    def text_form(self) -> TextForm:
+        """How tables are written, where their bytes do not say it."""
+        return TextForm(self.encoding, self.delimiter)
 
 
 @dataclass(frozen=True)

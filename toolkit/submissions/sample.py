@@ -58,13 +58,13 @@ def read_sample(competition: Competition, path: Path | None = None) -> Sample:
     """
     path = path or competition.path(competition.sample)
     key = competition.sample_id
-    frame = csv_text.read(path, columns=[key])
+    frame = csv_text.read(path, columns=[key], form=competition.text_form)
     whole = bool(frame[key].is_unique and (frame[key] != "").all())
     if not whole and competition.format not in ("", *LONG_FORMS):
-        csv_text.read(path, unique=key)  # says which ids
+        csv_text.read(path, unique=key, form=competition.text_form)  # says which ids
     sample = Sample(frame, layout.infer(frame, competition))
     if not whole and not sample.layout.format.pairs:
-        csv_text.read(path, unique=key)
+        csv_text.read(path, unique=key, form=competition.text_form)
     return sample
 
 

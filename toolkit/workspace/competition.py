@@ -21,10 +21,11 @@ from toolkit.core.targets import Target as Target  # noqa: PLC0414 - importers o
 from toolkit.core.targets import class_order as class_order  # noqa: PLC0414
 from toolkit.errors import CompetitionError, few
 from toolkit.images.boxes import Boxes, Found, unknown
-from toolkit.workspace import path_patterns
+from toolkit.workspace import path_patterns, row_files
 from toolkit.workspace.competition_toml import FILE as FILE  # noqa: PLC0414
 from toolkit.workspace.competition_toml import SCHEMA, CompetitionFile
 from toolkit.workspace.competition_toml import Images as Images  # noqa: PLC0414
+from toolkit.workspace.row_files import RowFiles
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,8 +109,9 @@ class Competition(CompetitionFile):
         table, where = getattr(box_table, part), getattr(self, part)
         key = self.id if part == "train" else self.sample_id
         if table:
-            key = key if key in csv_text.header(self.path(table)) else self.id
-            cells: Mapping[str, Sequence[str]] = csv_text.cells(self.path(table), [key, *box_table.columns], unique=key)
+            key = key if key in csv_text.header(self.path(table), self.text_form) else self.id
+            columns = [key, *box_table.columns]
+            cells: Mapping[str, Sequence[str]] = csv_text.cells(self.path(table), columns, unique=key, form=self.text_form)
         else:
             table = where.table or (self.sample if part == "test" else "")
             cells = self._cells(part, list(dict.fromkeys([key, *path_patterns.columns(where.pattern), *box_table.columns])))
@@ -124,7 +126,7 @@ class Competition(CompetitionFile):
             by_id = dict(zip(cells[key], boxes, strict=True))
             return {(row_id, file): by_id[row_id] for row_id, file in self.image_files(part) if row_id in by_id}
         numbered = {**cells, _ROW: list(map(str, range(len(boxes))))}  # ids may repeat where a row is an image
-        files = find_files(numbered, _ROW, self.path(where.folder), where.pattern, f"[{part}]")
+        files, _ = find_files(numbered, _ROW, self.path(where.folder), where.pattern, f"[{part}]")
         return {(cells[key][int(row)], file): boxes[int(row)] for row, file in files}
 
     def images(self, part: Part) -> list[tuple[str, Path]]:
@@ -141,6 +143,20 @@ class Competition(CompetitionFile):
         Raises:
             CompetitionError: see `images`.
         """
+        return self.found_images(part)[0]
+
+    def found_images(self, part: Part) -> tuple[list[tuple[str, str]], list[str]]:
+        """As `image_files`, and what is to be said of them: files called otherwise than rows name them, images of no row.
+
+        Raises:
+            CompetitionError: see `images`.
+        """
+        files, located = self._located(part)
+        same = self.path(self.train.folder).resolve() == self.path(self.test.folder).resolve()
+        notes = (located.note, "" if same else located.unused_note)
+        return files, [f"{part} images: {note}" for note in notes if note]
+
+    def _located(self, part: Part) -> tuple[list[tuple[str, str]], RowFiles]:
         where = self.train if part == "train" else self.test
         key = self.id if part == "train" else self.sample_id
         names = list(dict.fromkeys([key, *path_patterns.columns(where.pattern)]))
@@ -148,17 +164,20 @@ class Competition(CompetitionFile):
         folder = self.path(where.folder)
         if not folder.is_dir():
             raise CompetitionError(f"the {part} images' folder {folder} does not exist", hint=f"Set [{part}] images in {FILE}.")
-        files = find_files(table, key, folder, where.pattern, f"[{part}]")
-        if files and not any(os.path.exists(path) for _, path in files):  # noqa: PTH110
+        files, located = find_files(table, key, folder, where.pattern, f"[{part}]")
+        if files and not located.found:
             raise CompetitionError(
                 f"none of the {len(files):,} {part} images is there; the first would be {files[0][1]}",
                 hint=f"Set [{part}] images and pattern in {FILE}.",
             )
         if len({name for name, _ in files}) < len(files) and not self.per_id:
+            number = next((i for i, own in enumerate(located.files) if len(own) > 1), 0)
+            both = f": {few(located.files[number])}" if len(located.files[number]) > 1 else ""
             raise CompetitionError(
-                f"pattern {where.pattern!r} gives several images for one id", hint=f'Set per_id = "mean" in {FILE}.'
+                f"pattern {where.pattern!r} gives several images for one id{both}",
+                hint=f'Take away what is not meant, or set per_id = "mean" in {FILE}.',
             )
-        return files
+        return files, located
 
     def _cells(self, part: Part, names: list[str]) -> Mapping[str, Sequence[str]]:
         """Some columns of a part's table, those of them that it has; where it is an ordinary one, without loading pandas."""
@@ -168,9 +187,9 @@ class Competition(CompetitionFile):
             return {str(name): list(frame[name]) for name in frame.columns}
         several = bool(self.per_id) and table != self.sample
         unique = "" if several else names[0]
-        if set(names) <= set(csv_text.header(self.path(table))):
-            return csv_text.cells(self.path(table), names, unique=unique)
-        frame = csv_text.read(self.path(table), columns=names[:1], unique=unique)
+        if set(names) <= set(csv_text.header(self.path(table), self.text_form)):
+            return csv_text.cells(self.path(table), names, unique=unique, form=self.text_form)
+        frame = csv_text.read(self.path(table), columns=names[:1], unique=unique, form=self.text_form)
         return {str(name): list(frame[name]) for name in frame.columns}
 
     def _table(self, part: Part) -> pd.DataFrame:
@@ -178,17 +197,17 @@ class Competition(CompetitionFile):
         several = bool(self.per_id) and table != self.sample
         key = self.sample_id if part == "test" else self.id
         if table == self.sample and self.format in LONG_FORMS:
-            frame = csv_text.read(self.path(table), columns=[key])
+            frame = csv_text.read(self.path(table), columns=[key], form=self.text_form)
             if self.format == "joined":
                 frame = frame.assign(**{key: split_pairs(list(frame[key]), self.targets[0].classes)[0]})
             return frame.drop_duplicates(key, ignore_index=True)
-        return csv_text.read(self.path(table), columns=[key], unique="" if several else key)
+        return csv_text.read(self.path(table), columns=[key], unique="" if several else key, form=self.text_form)
 
     def to_toml(self) -> str:
         """The file's text; reading it back gives an equal competition."""
         lines = [f"schema = {SCHEMA}", f"name = {_quote(self.name)}", f"metric = {_quote(self.metric)}"]
         lines += ["", "[columns]", f"id = {_quote(self.id)}"]
-        lines += [f"{key} = {_quote(value)}" for key, value in (("group", self.group), ("extra", self.extra)) if value]
+        lines += [f"{key} = {_quote(value)}" for key in _NAMED if (value := getattr(self, key))]
         for part, where in (("train", self.train), ("test", self.test)):
             lines += ["", f"[{part}]"] + ([f"table = {_quote(where.table)}"] if where.table else [])
             lines += [f"images = {_quote(where.folder)}", f"pattern = {_quote(where.pattern)}"]
@@ -247,23 +266,30 @@ def _places(ids: list[str]) -> Any:
 
 def find_files(
     table: Mapping[str, Sequence[str]], id_column: str, folder: Path, pattern: str, where: str
-) -> list[tuple[str, str]]:
-    """(id, file) of every image that a table's rows name; a pattern that matches nothing names one file that is not there.
+) -> tuple[list[tuple[str, str]], RowFiles]:
+    """(id, file) of every image that a table's rows name, and how they were found; a row without names one that is not there.
 
     Raises:
-        CompetitionError: the pattern names no column, or one that the table lacks.
+        CompetitionError: the pattern names no column, or one that the table lacks; rows for which several files could be meant.
     """
     path_patterns.require(pattern, list(table), where)
-    find, fill, inside = path_patterns.finder(folder), path_patterns.filler(pattern), os.path.join(folder, "")  # noqa: PTH118
-    rows = zip(*(table[name] for name in path_patterns.columns(pattern)), strict=True)
-    pairs = []
-    for name, cells in zip(table[id_column], rows, strict=True):
-        pieces = fill(cells)
-        files = find(pieces) or ["*".join(pieces)]
-        pairs += [(name, file if file.startswith(os.sep) else inside + file) for file in files]
-    return pairs
+    fill, inside = path_patterns.filler(pattern), os.path.join(folder, "")  # noqa: PTH118
+    located = row_files.locate(
+        folder, pattern, map(fill, zip(*(table[name] for name in path_patterns.columns(pattern)), strict=True))
+    )
+    if located.doubt:
+        raise CompetitionError(
+            f"{where}: {located.doubt}", hint=f"Take away what is not meant, or set {where} images and pattern."
+        )
+    pairs = [
+        (name, file if file.startswith(os.sep) else inside + file)
+        for name, files, named in zip(table[id_column], located.files, located.named, strict=True)
+        for file in files or [named]
+    ]
+    return pairs, located
 
 
+_NAMED = ("group", "extra", "encoding", "delimiter")  # the optional keys of [columns]
 _ROW = "\0row"  # no column of a text file is called so
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from toolkit.base import documents
 from toolkit.base.schema import shown
+from toolkit.base.text_forms import TextForm
 from toolkit.core.targets import Target
 from toolkit.errors import CompetitionError, few
 from toolkit.images.boxes import BoxTable
@@ -38,6 +39,7 @@ class CompetitionFile:
     `boxes_of` has the tables of bounding boxes by name; `max_mb` is the largest submission that the platform takes (10⁶ bytes;
     0: not said);
     `upload` where it goes, as in `kaggle:titanic`; `labels_fix` a table of corrected labels that training uses (see `fixes`).
+    `encoding` and `delimiter` are those of the tables, where their bytes do not say them.
     """
 
     root: Path
@@ -57,6 +59,13 @@ class CompetitionFile:
     upload: str = ""
     labels_fix: str = ""
     boxes_of: Mapping[str, BoxTable] = field(default_factory=dict)
+    encoding: str = ""
+    delimiter: str = ""
+
+    @property
+    def text_form(self) -> TextForm:
+        """How the tables are written, where their bytes do not say it."""
+        return TextForm(self.encoding, self.delimiter)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sample_id", self.sample_id or self.id)
@@ -165,7 +174,7 @@ _KEYS: dict[str, Any] = {
     "schema": int,
     "name": str,
     "metric": str,
-    "columns": {"id": str, "group": str, "extra": str},
+    "columns": {"id": str, "group": str, "extra": str, "encoding": str, "delimiter": str},
     "train": _IMAGES | {"labels_fix": str},
     "test": _IMAGES,
     "submission": {"sample": str, "id": str, "format": str, "per_id": str, "max_mb": _NUMBER, "upload": str},

@@ -8,11 +8,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.submissions.bundle.helpers import member_values
+from tests.submissions.bundle.helpers import TTA, member_values
+from toolkit.base import arrow_csv, files
+from toolkit.blending.blend import read_blend
+from toolkit.blending.combination import Combination
 from toolkit.core import voting
+from toolkit.ensemble.combine import combine, weights_of
 from toolkit.errors import DataError
-from toolkit.submissions.bundle import contents
+from toolkit.images import views
+from toolkit.inference.execution import Execution
+from toolkit.inference.exports import WeightedModels, find_exports, read_exports
+from toolkit.inference.predict import predict
+from toolkit.inference.store.prediction_store import Store
+from toolkit.submissions.bundle import contents, request
 from toolkit.submissions.bundle.contents import Part, Recipe, Wanted, blend
+from toolkit.submissions.bundle.sheet import SheetForm, of_ids
+from toolkit.submissions.sample import read_sample, render
+from toolkit.workspace.image_rows import Item
 
 
 def test_a_newer_bundle_is_refused(tmp_path):
@@ -86,3 +98,42 @@ def test_what_is_there_is_blended_and_nothing_else(done, tmp_path):
     found = blend(Wanted(recipe, competition, tuple(names[8:]), np.arange(3)), [replace(parts[2], start=0, stop=3)])
     assert (found.models, found.whole, found.partial, found.prior) == ((), 0, 3, 0)
     np.testing.assert_allclose(found.predictions["label"].values, [first[8], *second[9:]], atol=1e-12)
+
+
+ADJUSTED = {
+    "temperature": {"how": "temperature", "scale": [0.5, 0.5, 0.5], "bias": [0.0, 0.0, 0.0]},
+    "vector scaling": {"how": "vector", "scale": [0.5, 1.5, 1.1], "bias": [0.3, 0.0, -0.2]},
+    "factors": {"how": "factors", "scale": [1.0, 1.0, 1.0], "bias": [2.0, -1.0, 0.0]},
+    "prior": {"how": "prior", "scale": [1.0, 1.0, 1.0], "bias": [0.7, 0.1, -0.9]},
+    "temperatures alone": None,
+}
+
+
+@pytest.mark.parametrize("how", ["soft", "geometric"])
+@pytest.mark.parametrize("name", ADJUSTED)
+def test_adjusted_blends_give_the_workspaces_bytes(done, workspace, tmp_path, name, how):
+    """Given the same numbers of each model, the file of the bundle is that of the workspace."""
+    competition, recipe, names, _ = done
+    target, stored = competition.targets[0], ADJUSTED[name]
+    if stored:
+        each = {what: dict(zip(target.classes, stored[what], strict=True)) for what in ("scale", "bias")}
+        stored = {"how": stored["how"], **each, "multilabel": False}
+    record = {"members": {"tiny": 1.0}, "vote": how, "temperatures": {"tiny": 1.7}, "adjustment": stored}
+    exports = read_exports(find_exports(["folds/*.onnx"]), competition)
+    each_views = {export.digest: views.views(TTA) for export in exports}
+    items = [Item(row_id, path) for row_id, path in competition.images("test")]
+    outcome = predict(exports, each_views, items, Store(workspace / "other"), Execution("cpu", implementation="pillow"))
+    combination = Combination(blend={"label": read_blend(record, target.classes)})
+    weights = weights_of(competition, exports, combination)["label"]
+    theirs, _ = combine(competition, target, WeightedModels(exports, each_views, weights), outcome, names, combination)
+    sample = read_sample(competition)
+    files.write(tmp_path / "theirs.csv", lambda file: arrow_csv.write(file, render({"label": theirs}, sample)))
+    for model, values in zip(recipe.models, member_values(competition, names, workspace), strict=True):
+        np.save(tmp_path / f"{model.key}.npy", values)
+    models = tuple(replace(m, weights={"label": w}) for m, w in zip(recipe.models, weights[::-1], strict=True))
+    ours = replace(recipe, blend={"label": record}, models=models, vote=how)
+    form = SheetForm("id", recipe.header, recipe.form, [f.column(competition) for f in recipe.fields])
+    sheet = of_ids(names, form)
+    blended = blend(Wanted(ours, competition, tuple(names), np.arange(len(names))), [Part(0, len(names), tmp_path)])
+    request.write_submission(tmp_path / "ours.csv", sheet, recipe.form, form.columns, blended.predictions)
+    assert (tmp_path / "ours.csv").read_bytes() == (tmp_path / "theirs.csv").read_bytes()

@@ -10,6 +10,7 @@ from toolkit.base import arrow_csv, csv_text, files
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import LONG_FORMS
 from toolkit.submissions.bundle import request
+from toolkit.submissions.bundle import sheet as sheets
 from toolkit.submissions.bundle.contents import Field
 from toolkit.submissions.form import formats
 from toolkit.submissions.form.cells import CELLS, Column
@@ -76,7 +77,7 @@ def test_rows_are_written_as_the_library_writes_them(task, form, header, line, f
     plan = fit(form, frame, competition)
     assert [Field(c.name, c.target.name, c.part, c.k, c.by) for c in plan.columns] == fields
     wanted = render(table, as_format(frame, competition, form))
-    sheet = request.read_sample(path, "id", header.split(","), form, plan.columns)
+    sheet = sheets.read_sample(path, sheets.SheetForm("id", header.split(","), form, plan.columns))
     assert list(sheet.ids) == plan.rows(frame)[0].to_pylist()
     request.write_submission(tmp_path / "out.csv", sheet, form, plan.columns, table)
     if not plan.format.values or form.startswith("topk"):
@@ -101,7 +102,7 @@ def test_a_row_may_have_no_label():
 def test_cells_with_commas_and_quotes_survive(tmp_path):
     target = Target("t", "multiclass", ('a,"b"', "c\nd"))
     table = {"t": Predictions("t", "labels", ("x,1", "2"), target.classes, labels=np.array([0, 1]))}
-    sheet = request.of_ids(["2", "x,1"], "id", ["id", "t"], "labels")
+    sheet = sheets.of_ids(["2", "x,1"], sheets.SheetForm("id", ["id", "t"], "labels", [Column("t", target)]))
     request.write_submission(tmp_path / "out.csv", sheet, "labels", [Column("t", target)], table)
     assert list(pd.read_csv(tmp_path / "out.csv")["t"]) == ["c\nd", 'a,"b"']
 
@@ -110,6 +111,6 @@ def test_cells_with_commas_and_quotes_survive(tmp_path):
 def test_tables_are_read_as_the_library_reads_them(text, tmp_path):
     (tmp_path / "t.csv").write_bytes(text.encode())
     theirs = csv_text.read(tmp_path / "t.csv")
-    ours = request.read_rows(tmp_path / "t.csv")
+    ours = sheets.read_rows(tmp_path / "t.csv")
     assert list(ours.header) == list(theirs.columns)
     assert [list(row) for row in ours.rows] == theirs.to_numpy().tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -102,23 +103,48 @@ def test_a_damaged_model_is_named_and_left_out(packed, workspace, tmp_path):
     np.testing.assert_allclose(list(found.values()), expected(workspace, images, found, models=slice(1, 2)), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        (lambda text: text.replace("id,ant", "id,ants"), "has the columns"),
-        (lambda text: text + text.splitlines()[1] + "\n", "repeats rows"),
-        (lambda text: text + "x,1\n", "another number of cells"),
-        (lambda _: "", "is empty"),
-    ],
-)
-def test_a_sample_that_does_not_fit_is_refused(packed, tmp_path, change, match):
+def _lines(text, change):
+    return ("\n".join(map(change, text.splitlines())) + "\n").encode()
+
+
+CHANGED = {
+    "another column": (lambda text: _lines(text, lambda line: line + ",Usage"), "further columns"),
+    "ids only": (lambda text: _lines(text, lambda line: line.split(",")[0]), "has no column"),
+    "CP949": (lambda text: text.replace("0.5", "고양이").encode("cp949"), "CP949"),
+    "semicolons": (lambda text: text.replace(",", ";").encode(), "semicolons"),
+    "an index column": (lambda text: _lines(text, lambda line: "," + line), "further columns"),
+    "ids under another name": (lambda text: text.replace("id,ant", "ImageId,ant").encode(), "'ImageId' for 'id'"),
+    "a class under another name": (lambda text: text.replace("id,ant", "id,ants").encode(), "has no column"),
+    "a row twice": (lambda text: (text + text.splitlines()[1] + "\n").encode(), "repeats 1 rows"),
+    "a row cut short": (lambda text: text.replace(",0.5,0.5,0\n", ",0.5\n", 1).encode(), "another number of cells"),
+    "nothing": (lambda _: b"", "is empty"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_changed_sample_still_gets_a_submission(packed, tmp_path, name):
     images, sample = hidden(tmp_path / "hidden", 3)
-    sample.write_text(change(sample.read_text()))
+    ids = [line.split(",")[0] for line in sample.read_text().splitlines()[1:]]
+    change, match = CHANGED[name]
+    sample.write_bytes(change(sample.read_text()))
     said: list[str] = []
+    words = ["--test", str(images), "--sample", str(sample), "--out", str(tmp_path / "out.csv"), "--deadline", "1h"]
+    code = offline.main(packed.path, words, said.append, time.monotonic())
+    assert code == (1 if name == "nothing" else 0), said
+    assert any(match in line for line in said), said
+    rows = list(csv.reader((tmp_path / "out.csv").read_text().splitlines()))
+    assert rows[0] == ["id", "ant", "bee", "cat"]
+    expected_ids = sorted(ids) if name == "nothing" else [*ids, ids[0]] if name == "a row twice" else ids
+    assert [row[0] for row in rows[1:]] == expected_ids
+    assert all(abs(sum(map(float, row[1:])) - 1) < 1e-5 for row in rows[1:])
+
+
+def test_a_column_order_of_its_own_is_kept(packed, tmp_path):
+    images, sample = hidden(tmp_path / "hidden", 3)
+    sample.write_bytes(_lines(sample.read_text(), lambda line: ",".join(reversed(line.split(",")))))
     words = ["--test", str(images), "--sample", str(sample), "--out", str(tmp_path / "out.csv")]
-    assert offline.main(packed.path, words, said.append, time.monotonic()) == 1
-    assert match in said[0]
-    assert not (tmp_path / "out.csv").exists()
+    assert offline.main(packed.path, words, [].append, time.monotonic()) == 0
+    assert (tmp_path / "out.csv").read_text().startswith("cat,bee,ant,id\n")
 
 
 def test_every_gpu_has_a_worker_and_a_dead_one_goes_on_on_the_cpu(packed, workspace, tmp_path, monkeypatch):

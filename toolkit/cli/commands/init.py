@@ -74,6 +74,8 @@ def _path(flag: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., 
     metavar="mean|max",
     help="How several images of one id are merged.",
 )
+@click.option("--encoding", default="", help="That of the tables, where their bytes do not say it: cp949, cp1252, utf-16.")
+@click.option("--delimiter", default="", help="The mark between cells, where the table does not say it: ';', $'\\t'.")
 @click.option("--recipe", default="", metavar="NAME", shell_complete=RECIPES, help="Only copy this recipe into DIR/recipes.")
 @click.option("--force", is_flag=True, help="Overwrite what is there.")
 @options.as_json

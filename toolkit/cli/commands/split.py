@@ -8,6 +8,7 @@ import click
 
 from toolkit.base.printing import Mark, Part, Table
 from toolkit.cli import options
+from toolkit.core.twins import twins_note
 
 if TYPE_CHECKING:
     from toolkit.workspace.competition import Competition
@@ -73,6 +74,9 @@ def _remarks(split: Split) -> list[Part]:
         counts = sorted(row[worst] for row in scored)
         if spread[worst]:
             lines.append(f"Largest spread: class {worst} has {counts[0]} to {counts[-1]} rows per fold")
+    leak = "; rows of one may stand in two folds, which is a leak"
+    for note, end in ((twins_note(split.labels, "classes"), ""), (twins_note(split.groups, "groups"), leak)):
+        lines += [Mark(f"Warning: {note}{end}", "odd")] if note else []
     missing: dict[str, list[int]] = {}
     for fold, name in split.missing_classes():
         missing.setdefault(name, []).append(fold)

@@ -15,6 +15,7 @@ import numpy as np
 from toolkit.base import documents, files
 from toolkit.base.arrays import F64, Ints
 from toolkit.base.schema import checked
+from toolkit.blending.blend import Blend, read_blend
 from toolkit.core import voting
 from toolkit.core.cards import Card
 from toolkit.core.predictions import Predictions
@@ -56,7 +57,10 @@ class Field:
 
 @dataclass(frozen=True)
 class Model:
-    """A fold model inside a bundle: its file there, its share of the vote, its views and its card (as JSON)."""
+    """A fold model inside a bundle: its file there, its share of the vote, its views and its card (as JSON).
+
+    Where a blend says a weight per target, `weights` has them and `weight` is their mean.
+    """
 
     file: str
     title: str
@@ -64,6 +68,7 @@ class Model:
     views: tuple[str, ...]
     card: str
     sha256: str
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -99,7 +104,8 @@ class Recipe:
     """What a bundle holds beside its competition.toml: the ensemble, the form of the submission, what to fall back on.
 
     `priors` has the share of each class in the training labels per target, `agreement` how well Pillow's pixels agree with the
-    fast ones. `deadline` is in seconds, 0 for none. Models stand in the order in which they run, those of most weight first.
+    fast ones. `deadline` is in seconds, 0 for none; `slashes` says that ids may have them, `blend` per target what is done
+    beside the weighted vote (see `Blend.record`). Models stand in the order in which they run, those of most weight first.
     """
 
     name: str
@@ -114,12 +120,22 @@ class Recipe:
     python: str
     cuda: str
     deadline: float = 0.0
+    slashes: bool = False
+    blend: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def write(self, folder: Path) -> Path:
         """Write bundle.json."""
         return files.write_text(folder / FILE, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+
+    def blend_of(self, target: Target) -> Blend | None:
+        """What is done to a target's probabilities beside the weighted vote; None where that is nothing."""
+        return read_blend(self.blend[target.name], target.classes) if target.name in self.blend else None
+
+    def votes(self) -> set[str]:
+        """The votes of all targets by name."""
+        return {str(record["vote"]) for record in self.blend.values()} or {self.vote}
 
     @classmethod
     def read(cls, folder: Path) -> Recipe:
@@ -185,7 +201,7 @@ def blend(wanted: Wanted, parts: Sequence[Part]) -> Blended:
     begun = [part for part in parts if any(part.finished(model) for model in recipe.models)]
     common = [model for model in recipe.models if begun and all(part.finished(model) for part in begun)]
     tables = {model.key: [(part, part.table(model)) for part in parts] for model in recipe.models}
-    step = max(count, 1) if recipe.vote in voting.WHOLE_TABLE else ROWS
+    step = max(count, 1) if recipe.votes() & set(voting.WHOLE_TABLE) else ROWS
     votes: dict[str, list[voting.Vote]] = {target.name: [] for target in wanted.competition.targets}
     source = np.zeros(count, dtype=np.int8)
     for first in range(0, count, step):
@@ -235,21 +251,36 @@ def _vote(recipe: Recipe, target: Target, common: Sequence[Model], rows: Mapping
     whole = np.full(count, fill_value=bool(common))
     for model in common:
         whole &= there[model.key]
+    blend, weights = recipe.blend_of(target), [model.weights.get(target.name, model.weight) for model in common]
+    how = blend.vote if blend else recipe.vote
+    if blend:
+        cooled = {m.key: blend.cooled(m.read_card.member, rows[m.key], multilabel=target.multilabel) for m in recipe.models}
+        rows = cooled
     final = np.tile(np.asarray(recipe.priors[target.name], dtype=np.float64), (1, count, 1))
     source = np.full(count, PRIOR, dtype=np.int8)
     for model in reversed(recipe.models):  # the first in the order has the last word
         some = there[model.key]
         final[0, some], source[some] = rows[model.key][some], ONE
     source[whole] = WHOLE
-    vote = voting.vote(final, how=recipe.vote, multilabel=target.multilabel)
-    if whole.any():
+    vote = voting.vote(final, how=how, multilabel=target.multilabel)
+    one = source == ONE
+    if blend and blend.adjustment and one.any():  # the prior is as the labels say, and not adjusted
+        _put(vote, blend.combine(final[:, one], [1.0], multilabel=target.multilabel), one)
+    if any(weights) and whole.any():
         stack = np.stack([rows[model.key][whole] for model in common])
-        weights = [model.weight for model in common]
-        merged = voting.vote(stack, how=recipe.vote, weights=weights, multilabel=target.multilabel)
-        for ours, theirs in ((vote.values, merged.values), (vote.labels, merged.labels)):
-            if ours is not None and theirs is not None:
-                ours[whole] = theirs
+        if blend:
+            merged = blend.combine(stack, weights, multilabel=target.multilabel)
+        else:
+            merged = voting.vote(stack, how=how, weights=weights, multilabel=target.multilabel)
+        _put(vote, merged, whole)
     return vote, source
+
+
+def _put(vote: voting.Vote, other: voting.Vote, rows: Any) -> None:
+    """Put another vote's outcome into some rows (bool [N]) of a vote."""
+    for ours, theirs in ((vote.values, other.values), (vote.labels, other.labels)):
+        if ours is not None and theirs is not None:
+            ours[rows] = theirs
 
 
 def agreement_line(agreement: Mapping[str, Any]) -> str:

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from toolkit.base import files, provenance
+from toolkit.blending.blend import Blend, read_blend
+from toolkit.blending.combination import Combination
 from toolkit.core import prediction_files
-from toolkit.ensemble.combine import combine
+from toolkit.ensemble.combine import combine, weights_of
 from toolkit.errors import DataError, SubmissionError, ToolkitError, few
 from toolkit.inference.execution import Execution, Progress
 from toolkit.inference.exports import WeightedModels
@@ -31,7 +33,7 @@ from toolkit.workspace.image_rows import Item
 from toolkit.workspace.split import Split
 
 COMPARED = 1000  # images on which the two ways of making pixels are compared
-_BEYOND = ("temperature", "temperatures", "thresholds", "calibration")  # steps after the vote, which bundles do not take
+_BEYOND = ("temperature", "temperatures", "thresholds", "calibration")  # steps beside the vote, which a blend has to record
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,17 @@ def make(
     predictions = competition.path("predictions", f"{name}.parquet") if name else submission.last_made(competition)
     meta = prediction_files.read_meta(predictions)
     chosen = _chosen(competition, meta)
+    blend = _blend(competition, meta)
     form, header, fields = _form(competition, meta)
     part = output.with_name(f"{output.name}{files.PART}{secrets.token_hex(4)}")
     try:
         with files.explained(part):
             (part / "models").mkdir(parents=True)
-            models = [_model(part, place, *entry) for place, entry in enumerate(chosen)]
+            weights = weights_of(competition, [export for export, *_ in chosen], Combination(blend=blend)) if blend else {}
+            models = [
+                _model(part, place, *entry, {target: own[place] for target, own in weights.items()})
+                for place, entry in enumerate(chosen)
+            ]
             shutil.copyfile(competition.path(FILE), part / FILE)
             program.copy(part)
         if wheels:
@@ -94,10 +101,12 @@ def make(
             fields=fields,
             models=tuple(models),
             priors={target.name: competition.prior(target).tolist() for target in competition.targets},
-            agreement=agreement(competition, chosen, progress=progress),
+            agreement=agreement(competition, chosen, blend=blend, progress=progress),
             python=python,
             cuda=cuda,
             deadline=deadline,
+            slashes=_slashes(competition),
+            blend=dict(meta.get("blend") or {}),
             versions=provenance.versions(),
         )
         recipe.write(part)
@@ -115,8 +124,9 @@ Chosen = tuple[Export, float, tuple[str, ...]]  # a fold model, its weight and i
 
 def _chosen(competition: Competition, meta: Mapping[str, Any]) -> list[Chosen]:
     """The fold models of some predictions, those of most weight first, as they are on disk and as they were then."""
-    if beyond := [name for name in _BEYOND if meta.get(name)]:
-        raise DataError(f"these predictions were made with {few(beyond)}, which bundles cannot do yet")
+    beyond = [name for name in _BEYOND if meta.get(name)]
+    if beyond and not meta.get("blend"):
+        raise DataError(f"these predictions were made with {few(beyond)}, and no blend in them says how", hint="Predict again.")
     models = [model for model in meta.get("models", ()) if model["weight"]]
     if not models or any(not model.get("path") or not isinstance(model["weight"], float | int) for model in models):
         raise DataError("these predictions are not a vote of exports, each with one weight: there is nothing to bundle")
@@ -143,13 +153,37 @@ def _form(competition: Competition, meta: Mapping[str, Any]) -> tuple[str, tuple
     return sample.form, tuple(map(str, sample.frame.columns)), fields
 
 
-def _model(folder: Path, place: int, export: Export, weight: float, views: tuple[str, ...]) -> Model:
+def _slashes(competition: Competition) -> bool:
+    """Whether ids of the sample have slashes, so that they may be paths below the images' folder."""
+    sample = read_sample(competition)
+    return any("/" in name for name in sample.layout.rows(sample.frame)[0].to_pylist())
+
+
+def _blend(competition: Competition, meta: Mapping[str, Any]) -> dict[str, Blend] | None:
+    """Per target, what the predictions' blend does; None where they were a vote and nothing else."""
+    try:
+        return {
+            name: read_blend(own, competition.target(name).classes) for name, own in (meta.get("blend") or {}).items()
+        } or None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"the blend of these predictions cannot be read: {error}", hint="Predict again.") from error
+
+
+def _model(
+    folder: Path, place: int, export: Export, weight: float, views: tuple[str, ...], weights: Mapping[str, float]
+) -> Model:
     file = f"models/{place:02d}-{export.title}.onnx"
     shutil.copyfile(export.path, folder / file)
-    return Model(file, export.title, weight, views, export.card.to_json(), export.sha256)
+    return Model(file, export.title, weight, views, export.card.to_json(), export.sha256, weights)
 
 
-def agreement(competition: Competition, chosen: Sequence[Chosen], *, progress: Progress | None = None) -> dict[str, Any]:
+def agreement(
+    competition: Competition,
+    chosen: Sequence[Chosen],
+    *,
+    blend: Mapping[str, Blend] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Compare the labels that Pillow's pixels and the fast path's lead to, on images that each fold model did not see.
 
     Without a split that the models know, on any training images; nothing if there are none. At most COMPARED images, evenly
@@ -181,7 +215,7 @@ def agreement(competition: Competition, chosen: Sequence[Chosen], *, progress: P
         good = [item.id for item in items if item.id not in bad]
         alike = np.ones(len(good), dtype=bool)
         for target in competition.targets:
-            fast, plain = (combine(competition, target, model, way, good)[0] for way in ways)
+            fast, plain = (combine(competition, target, model, way, good, Combination(blend=blend))[0] for way in ways)
             alike &= (fast.decided == plain.decided).reshape(len(good), -1).all(axis=1)
             if fast.values is not None and plain.values is not None and good:
                 gap = max(gap, float(np.abs(fast.values - plain.values).max()))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +12,16 @@ import numpy as np
 from toolkit.base import files
 from toolkit.base.arrays import Ints
 from toolkit.core.predictions import Predictions
-from toolkit.core.targets import LONG_FORMS, split_pairs
-from toolkit.errors import CompetitionError, DataError, few
-from toolkit.images import decode
+from toolkit.core.targets import LONG_FORMS
+from toolkit.errors import CompetitionError, DataError, ImageError, ToolkitError, few
 from toolkit.images.boxes import Box, BoxTable, unknown
 from toolkit.submissions.bundle.contents import Recipe, Wanted
+from toolkit.submissions.bundle.sheet import Rows, Sheet, SheetForm, ids_of, of_ids, read_rows, read_sample
 from toolkit.submissions.form import cells
 from toolkit.submissions.form.cells import CELLS, Column
-from toolkit.workspace import path_patterns
+from toolkit.workspace import path_patterns, row_files
 from toolkit.workspace.competition_toml import CompetitionFile
+from toolkit.workspace.row_files import RowFiles
 
 
 class NoBoxesError(DataError):
@@ -46,40 +44,11 @@ class Asked:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """A table of text."""
-
-    header: tuple[str, ...]
-    rows: Sequence[Sequence[str]]
-
-    def column(self, name: str, where: object) -> list[str]:
-        """One column's cells.
-
-        Raises:
-            DataError: there is no such column.
-        """
-        if name not in self.header:
-            raise DataError(f"{where} has no column {name!r}; it has {few(self.header, limit=12)}")
-        place = self.header.index(name)
-        return [row[place] for row in self.rows]
-
-
-@dataclass(frozen=True, eq=False)
-class Sheet(Rows):
-    """The rows of a submission: for each the id it is about and (in the long forms) the class number."""
-
-    ids: tuple[str, ...]
-    places: Ints
-
-    @property
-    def once(self) -> tuple[str, ...]:
-        """Every id once, in order."""
-        return tuple(dict.fromkeys(self.ids))
-
-
-@dataclass(frozen=True, eq=False)
 class Request:
-    """All that a run knows: what to predict with, the rows that are wanted, the image files and where the answer goes."""
+    """All that a run knows: what to predict with, the rows that are wanted, the image files and where the answer goes.
+
+    `warnings` say what was read otherwise than it stands; with `faults` some or all rows can have no more than the prior.
+    """
 
     folder: Path
     wanted: Wanted
@@ -88,34 +57,72 @@ class Request:
     paths: tuple[str, ...]
     boxes: Mapping[str, Sequence[Box | None]]
     output: Path
+    warnings: tuple[str, ...] = ()
+    faults: tuple[ToolkitError, ...] = ()
 
 
 def read_request(folder: Path, recipe: Recipe, asked: Asked) -> Request:
-    """What a bundle in that folder is asked for.
+    """What a bundle in that folder is asked for; what keeps images from models is among the `faults`.
 
     Raises:
-        DataError: a table that cannot be read or does not fit, ids or boxes that nothing names.
+        DataError: no rows can be told: the sample or table cannot be read and the images do not say their ids.
         CompetitionError: the bundle's competition.toml cannot be read.
-        ImageError: the folder of images cannot be listed.
+        ImageError: the folder of images, which should say the ids, cannot be listed.
     """
     competition = CompetitionFile.read(folder)
-    key, pattern = competition.sample_id, competition.test.pattern
     columns = tuple(column.column(competition) for column in recipe.fields)
-    table = read_rows(asked.table) if asked.table else None
-    if asked.sample:
-        sheet = read_sample(asked.sample, key, recipe.header, recipe.form, columns)
-    else:
-        ids = table.column(key, asked.table) if table else _ids_of(asked.test, pattern, key)
-        sheet = of_ids(list(dict.fromkeys(ids)), key, recipe.header, recipe.form)
-    if table is None:
-        table = Rows((key,), [[name] for name in sheet.once]) if recipe.form in LONG_FORMS else sheet
-    names = table.column(key, asked.table or asked.sample)
-    images = _images(table, names, sheet.once, pattern, asked.test)
+    faults: list[ToolkitError] = []
+    table = None
+    if asked.table:
+        try:
+            table = read_rows(asked.table)
+        except DataError as error:
+            faults.append(error)
+    form = SheetForm(competition.sample_id, recipe.header, recipe.form, columns, slashes=recipe.slashes)
+    sheet = _sheet(asked, form, table, competition.test.pattern, faults)
+    notes: list[str] = []
+    images: list[tuple[int, int, str]] = []
+    by_row: Mapping[str, Sequence[Box | None]] = {}
+    try:
+        if table is None:
+            plain = recipe.form in LONG_FORMS or sheet.cells is None
+            table = Rows((form.key,), [[name] for name in sheet.once]) if plain or sheet.cells is None else sheet.cells
+        names = table.column(form.key, asked.table or asked.sample)
+        images, located = _images(table, names, sheet.once, competition.test.pattern, asked.test)
+        by_row = _all_boxes(competition, recipe, table, names, asked.boxes)
+        notes = [note for note in (located.note, located.unused_note) if note]
+        if located.doubt:
+            faults.append(DataError(located.doubt))
+        elif sheet.once and not located.found:
+            faults.append(DataError(f"no row finds its image in {asked.test}; the first would be {few(located.named[:1])}"))
+    except (DataError, ImageError) as error:
+        faults.append(error)
+        images, by_row = [], {}
     owner = np.array([row for row, _, _ in images], dtype=np.int64)
-    by_row = _all_boxes(competition, recipe, table, names, asked.boxes)
     boxes = {name: [rows[number] for _, number, _ in images] for name, rows in by_row.items()}
     paths = tuple(path for _, _, path in images)
-    return Request(folder, Wanted(recipe, competition, sheet.once, owner), sheet, columns, paths, boxes, asked.output)
+    wanted = Wanted(recipe, competition, sheet.once, owner)
+    said = (*(table.warnings if asked.table and table else ()), *sheet.warnings, *notes)
+    return Request(folder, wanted, sheet, columns, paths, boxes, asked.output, said, tuple(faults))
+
+
+def _sheet(asked: Asked, form: SheetForm, table: Rows | None, pattern: str, faults: list[ToolkitError]) -> Sheet:
+    """The rows of the sample; where it cannot be read, those of the table or of the folder of images."""
+    if asked.sample:
+        try:
+            return read_sample(asked.sample, form)
+        except DataError as error:
+            faults.append(error)
+    elif form.form in LONG_FORMS:
+        raise DataError(f"format {form.form!r} needs the sample submission", code="bundle-sample")
+    try:
+        return of_ids(
+            list(dict.fromkeys(table.column(form.key, asked.table) if table else ids_of(asked.test, pattern, form))), form
+        )
+    except (DataError, ImageError):
+        if faults:
+            raise faults[0] from None  # the sample's own fault says more
+        raise
 
 
 def write_submission(path: Path, sheet: Sheet, form: str, columns: Sequence[Column], tables: Mapping[str, Predictions]) -> None:
@@ -138,84 +145,27 @@ def texts(form: str, column: Column, table: Predictions, rows: Ints, places: Int
     base = form.partition(":")[0]
     if base in LONG_FORMS:
         assert table.values is not None
-        return cells.numbers(table.values[rows, places]).texts()
+        return cells.numbers(np.where(places < 0, 0.0, table.values[rows, places])).texts()
     by_row = CELLS[base](column, table).texts()
     return [by_row[row] for row in rows.tolist()]
 
 
-def read_rows(path: Path) -> Rows:
-    """A CSV file, every cell as text, where there is no pandas.
-
-    Raises:
-        DataError: not there, not text, empty, or a row of another length than the header.
-    """
-    try:
-        rows = [row for row in csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a table: {error}") from error
-    if not rows:
-        raise DataError(f"{path} is empty")
-    header = tuple(rows.pop(0))
-    if odd := [number for number, row in enumerate(rows, 2) if len(row) != len(header)]:
-        raise DataError(f"{path}: {len(odd):,} rows have another number of cells than the header, the first in line {odd[0]}")
-    return Rows(header, rows)
-
-
-def read_sample(path: Path, key: str, header: Sequence[str], form: str, columns: Sequence[Column]) -> Sheet:
-    """The sample submission of the hidden test set, which must have the columns of the one that the bundle was made with.
-
-    Raises:
-        DataError: it cannot be read, has other columns, or repeats a row.
-    """
-    table = read_rows(path)
-    if sorted(table.header) != sorted(header):
-        raise DataError(
-            f"{path} has the columns {few(table.header, limit=12)}, the bundle was made for {few(header, limit=12)}"
-        )
-    ids, places = _pairs(table, key, form, columns[0])
-    if form in LONG_FORMS and (places < 0).any():
-        raise DataError(f"{path}: {int((places < 0).sum()):,} rows name no class, as in line {int(places.argmin()) + 2}")
-    if len(set(zip(ids, places.tolist(), strict=True))) != len(ids):
-        raise DataError(f"{path} repeats rows of column {key!r}")
-    return Sheet(table.header, table.rows, tuple(ids), places)
-
-
-def _pairs(table: Rows, key: str, form: str, column: Column) -> tuple[list[str], Ints]:
-    """The id of every row and, in the long forms, its class number; -1 where it has none."""
-    names, classes = table.column(key, "the sample"), column.target.classes
-    if form == "joined":
-        return split_pairs(names, classes)
-    place = {name: number for number, name in enumerate(classes)} if form == "long" else {}
-    words = table.column(column.by, "the sample") if form == "long" else names
-    return names, np.array([place.get(word, -1) for word in words], dtype=np.int64)
-
-
-def of_ids(ids: Sequence[str], key: str, header: Sequence[str], form: str) -> Sheet:
-    """What stands for the sample where there is none: a row per id.
-
-    Raises:
-        DataError: in the long forms the order of rows is the sample's to say.
-    """
-    if form in LONG_FORMS:
-        raise DataError(f"format {form!r} needs the sample submission", code="bundle-sample")
-    rows = [[name if column == key else "" for column in header] for name in ids]
-    return Sheet(tuple(header), rows, tuple(ids), np.full(len(ids), -1, dtype=np.int64))
-
-
-def _images(table: Rows, names: Sequence[str], ids: Sequence[str], pattern: str, folder: Path) -> list[tuple[int, int, str]]:
-    """(row of the submission, row of the table, file) of every image, in the submission's order."""
+def _images(
+    table: Rows, names: Sequence[str], ids: Sequence[str], pattern: str, folder: Path
+) -> tuple[list[tuple[int, int, str]], RowFiles]:
+    """(row of the submission, row of the table, file) of every image, in the submission's order, and how they were found."""
     try:
         path_patterns.require(pattern, table.header, "the rows that name the test images")
     except CompetitionError as error:
         raise DataError(error.message, hint=error.hint, code="bundle-table") from error
     place = {name: row for row, name in enumerate(ids)}
-    find = path_patterns.finder(folder)
+    kept = [(number, name) for number, name in enumerate(names) if name in place]
+    filled = (path_patterns.fill(pattern, dict(zip(table.header, table.rows[number], strict=True))) for number, _ in kept)
+    located = row_files.locate(folder, pattern, filled)
     images = []
-    for number, (name, row) in enumerate(zip(names, table.rows, strict=True)):
-        pieces = path_patterns.fill(pattern, dict(zip(table.header, row, strict=True)))
-        matches = find(pieces) or ["*".join(pieces)]
-        images += [(place[name], number, str(folder / file)) for file in matches if name in place]
-    return sorted(images, key=lambda image: image[0])
+    for (number, name), own, named in zip(kept, located.files, located.named, strict=True):
+        images += [(place[name], number, str(folder / file)) for file in own or [named]]
+    return sorted(images, key=lambda image: image[0]), located
 
 
 def _all_boxes(
@@ -253,15 +203,3 @@ def _boxes(
 
 def _cells(table: Rows, columns: BoxTable, where: object) -> list[tuple[str, ...]]:
     return list(zip(*(table.column(column, where) for column in columns.columns), strict=True))
-
-
-def _ids_of(folder: Path, pattern: str, key: str) -> list[str]:
-    """The ids that the files of a folder stand for, where the pattern says no more than that."""
-    plain = re.fullmatch(r"([^{}*]*)\{" + re.escape(key) + r"\}([^{}*]*|\.\*)", pattern)
-    if not plain:
-        raise DataError(f"the ids cannot be told from files named {pattern!r}", code="bundle-sample")
-    before, after = plain.groups()
-    end = r"\.[^./]+" if after == ".*" else re.escape(after)
-    names = [path.relative_to(folder).as_posix() for path in decode.find(folder)]
-    matches = [re.fullmatch(f"{re.escape(before)}(.+){end}", name) for name in names]
-    return [match[1] for match in matches if match]

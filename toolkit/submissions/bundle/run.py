@@ -68,9 +68,13 @@ def main(folder: Path, arguments: Sequence[str], say: Say, started: float) -> in
         asked = Asked(options.test, options.out, options.sample, options.table, boxes)
         return run(read_request(folder, recipe, asked), options.device, deadline, started, say)
     except ToolkitError as error:
-        hint = _hint(error)
-        say(f"Error: {error.message}" + (f"\nHint: {hint}" if hint else ""))
+        _say_error(error, say)
         return 1
+
+
+def _say_error(error: ToolkitError, say: Say) -> None:
+    hint = _hint(error)
+    say(f"Error: {error.message}" + (f"\nHint: {hint}" if hint else ""))
 
 
 def _hint(error: ToolkitError) -> str:
@@ -103,6 +107,11 @@ def run(request: Request, device: str, deadline: float, started: float, say: Say
         StoreError: the submission cannot be written.
     """
     recipe = request.wanted.recipe
+    for warning in request.warnings:
+        say(f"Warning: {warning}")
+    for fault in request.faults:
+        _say_error(fault, say)
+    _write(request, ())  # a file stands from here on, whatever happens
     devices = _devices(device, recipe, len(request.paths))
     packed = f"{recipe.created[:16].replace('T', ' ')}: {len(recipe.models)} models"
     say(f"Bundle {recipe.name!r} of {packed}, vote {recipe.vote}, format {recipe.form}")
@@ -212,7 +221,7 @@ def _report(request: Request, workers: Sequence[_Worker], blended: Blended, *, l
         say(f"{blended.partial:,} rows have the word of a single model")
     if blended.prior:
         say(f"{blended.prior:,} rows have the class prior")
-    return int(bool(broken or (rest and not late) or (rows and blended.prior == rows)))
+    return int(bool(broken or request.faults or (rest and not late) or blended.prior == rows))
 
 
 def _failures(models: Sequence[Model], workers: Sequence[_Worker]) -> list[str]:
