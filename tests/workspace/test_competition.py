@@ -26,7 +26,7 @@ def put(root, text, name="train.csv"):
     return root
 
 
-TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
 CLASSES = st.lists(TEXT, min_size=2, max_size=4, unique=True)
 
 

@@ -86,7 +86,7 @@ def address(asked: str, configured: str) -> str:
             example = _EXAMPLES[platform]
             raise UploadError(
                 f"{platform} does not say where to",
-                hint=f'Write {example}, or upload = "{example}" under [submission] in competition.toml.',
+                hint=f"Write {example}." + (f' Or upload = "{example}" in competition.toml.' if platform == "kaggle" else ""),
                 code="upload-where",
             )
     return f"{platform}:{target}"
