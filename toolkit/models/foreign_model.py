@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from toolkit.base.arrays import U8
 from toolkit.core.cards import Interpolation, Resize
 from toolkit.errors import ModelError, few
-from toolkit.images.decode import LIMIT_PIXELS
+from toolkit.images.budget import LIMIT_PIXELS
 from toolkit.models import export
 from toolkit.models.wrap_graph import Colour, Element, Front, Layout, Triple
 
