@@ -291,9 +291,11 @@ def attack(
         places = chosen(made.writes) if chosen else list(range(len(made.writes)))
         for at in places:
             made.killed(at)
+        print(f"killed before {len(places)} writes: {len(made.wrong)} wrong", file=sys.stderr, flush=True)
         draws = random.Random(seed)
         for _ in range(moments):
             made.killed_after(draws.random() * made.seconds)
+        print(f"killed at {moments} moments: {len(made.wrong)} wrong in all", file=sys.stderr, flush=True)
         for at in places:
             if made.writes[at].split()[0] in FILLING:
                 made.full(at)
