@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.exporter import keep_the_registry
+from tests.exporter import keep_the_registry, remember
 from tests.processes import forking
 
 CLASSES = ("ant", "bee", "cat")
@@ -30,12 +30,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    """Workers of the test runner share the cores."""
+def _one_thread(shared):
+    """Workers of the test runner share the cores, and what they have translated to ONNX."""
     import torch
 
     torch.set_num_threads(1)
     keep_the_registry()
+    remember(shared / "exports")
 
 
 @pytest.fixture(scope="session")
@@ -107,14 +108,28 @@ def few_digits(root: Path, per_class: int) -> Path:
     from toolkit.workspace.competition import Competition
     from toolkit.workspace.split import make
 
-    digits_data.make_workspace(root)
+    competition = digits_data.make_workspace(root)
     table = root / "data" / "train.csv"
     rows = list(csv.DictReader(table.read_text().splitlines()))
     kept = [row for digit in range(10) for row in [r for r in rows if r["label"] == str(digit)][:per_class]]
     table.write_text("id,label\n" + "".join(f"{row['id']},{row['label']}\n" for row in kept))
-    truth = Competition.read(root).truth()["label"]
+    ids = {row["id"] for row in kept}
+    for _, path in competition.images("train"):
+        if path.stem not in ids:
+            path.unlink()  # nobody asks for them, and tests copy the folder
+    truth = competition.truth()["label"]
     make(truth.ids, truth.labels, truth.classes, folds=2).write(root / "split.csv")
     return root
+
+
+def linked(source: str, target: str) -> str:
+    """For `shutil.copytree`: images, which no test writes to, are the same file in each copy."""
+    import shutil
+
+    if source.endswith(".png"):
+        os.link(source, target)
+        return target
+    return str(shutil.copy2(source, target))
 
 
 def few_people(root: Path) -> Path:

@@ -45,7 +45,7 @@ HEAVY = (
 )
 
 
-def warm() -> None:
+def warm(exports: Path) -> None:
     """Import, and export a network once: what a first export loads and tabulates is there for all that follow."""
     import importlib
 
@@ -57,7 +57,7 @@ def warm() -> None:
     for name in HEAVY:
         importlib.import_module(name)
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from tests.exporter import keep_the_registry
+    from tests.exporter import keep_the_registry, remember
 
     sys.path.pop(0)
     keep_the_registry()
@@ -69,6 +69,7 @@ def warm() -> None:
         torch.onnx.export(
             layer.eval(), (torch.zeros(2, 3, 8, 8),), dynamo=True, opset_version=20, dynamic_shapes=shapes, verbose=False
         )
+    remember(exports)
     tqdm.monitor_interval = watched
 
 
@@ -252,7 +253,7 @@ def end(run: Callable[[list[bytes]], None], argv: list[bytes]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    warm()
+    warm(Path(sys.argv[2]))
     tasks = [path.joinpath("comm").read_text().strip() for path in Path("/proc/self/task").glob("*")]
     others = [name for name in tasks if name != "jemalloc_bg_thd"]  # which knows of forks
     assert len(others) <= 1, f"threads {others}: a fork would carry their locks"

@@ -32,7 +32,9 @@ def forking(folder: Path) -> tuple[Path, socket.socket]:
         path = str(Path(tempfile.mkdtemp(prefix="toolkit-")) / "line")  # such a path must be short
         one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
         server = subprocess.Popen(
-            [sys.executable, str(HERE / "forked_server.py"), path], env={**os.environ, **one}, stdin=subprocess.DEVNULL
+            [sys.executable, str(HERE / "forked_server.py"), path, str(folder / "exports")],
+            env={**os.environ, **one},
+            stdin=subprocess.DEVNULL,
         )
         STARTED.append(server)
         line = connected(path, server)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.conftest import card, make_workspace, network
+from tests.exporter import plain
 from toolkit.core.cards import Output
 from toolkit.errors import ModelError, ParityError
 from toolkit.models import export as exporting
@@ -21,6 +22,12 @@ from toolkit.models.export import export
 from toolkit.models.export_checkpoint import samples
 from toolkit.runtime.graphs import onnx_file
 from toolkit.workspace.competition import Competition
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_remembered():
+    with plain():
+        yield
 
 
 @pytest.fixture(scope="module")

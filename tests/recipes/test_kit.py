@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from tests.conftest import few_digits, few_people, few_pictures
+from tests.conftest import few_digits, few_people, few_pictures, linked
 from tests.recipes.test_recipes import load
 from toolkit.base import user_functions
 from toolkit.cli import cli
@@ -81,7 +81,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def root(tiny, tmp_path):
-    return Path(shutil.copytree(tiny, tmp_path / "work"))
+    return Path(shutil.copytree(tiny, tmp_path / "work", copy_function=linked))
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ def test_a_run_that_was_killed_goes_on_through_all_that_draws_and_all_that_moves
     ]
     flags += ["--schedule", "onecycle", "--sampler", "weighted", "--layer-decay", "0.7", "--epochs", "4", "--batch-size", "10"]
     flags += ["--select", "best", "--fold", "1", "--clip", "1"]
-    whole, killed = (Path(shutil.copytree(tiny, tmp_path / name)) for name in ("whole", "killed"))
+    whole, killed = (Path(shutil.copytree(tiny, tmp_path / name, copy_function=linked)) for name in ("whole", "killed"))
     assert run(recipe, whole, *flags).exit_code == 0
 
     def kill(_fold, row, _model):
@@ -519,7 +519,7 @@ def test_a_mistyped_flag_costs_no_decoding(recipe, root, own, monkeypatch):
 
 @pytest.mark.parametrize("flags", [["--tune", "head", "--fold", "all"], ["--select", "best"]], ids=" ".join)
 def test_a_rehearsal_leaves_no_trace(recipe, tiny, tmp_path, monkeypatch, flags):
-    with_it, without = (Path(shutil.copytree(tiny, tmp_path / name)) for name in ("with", "without"))
+    with_it, without = (Path(shutil.copytree(tiny, tmp_path / name, copy_function=linked)) for name in ("with", "without"))
     flags = [*(flags if "--fold" in flags else [*flags, "--fold", "0"]), "--epochs", "2", "--batch-size", "10"]
     assert run(recipe, without, *flags).exit_code == 0
     made = []
