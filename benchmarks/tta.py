@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import fashion
 
-from toolkit.base import csv_text
+from toolkit.base.text import csv_text
 from toolkit.blending.combination import Combination
 from toolkit.blending.nested import compare
 from toolkit.ensemble import tta

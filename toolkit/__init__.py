@@ -60,7 +60,7 @@ _HOMES = {
     "survey": "analysis.data_survey:survey",
     "views_table": "ensemble.view_selection:table",
     "vote": "core.voting:vote",
-    "write_csv": "base.csv_text:write",
+    "write_csv": "base.text.csv_text:write",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604 - names are resolved by __getattr__
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from toolkit.analysis.data_survey import survey as survey
     from toolkit.analysis.explanation import explain as explain
     from toolkit.analysis.pages.explanation import overlay as overlay
-    from toolkit.base import csv_text
+    from toolkit.base.text import csv_text
     from toolkit.blending import oof
     from toolkit.blending.combination import Combination as Combination
     from toolkit.core.cards import Card as Card

@@ -15,7 +15,7 @@ from typing import Any
 MOVED = {
     "toolkit.cards": "toolkit.core.cards",
     "toolkit.competition": "toolkit.workspace.competition",
-    "toolkit.csvs": "toolkit.base.csv_text",
+    "toolkit.csvs": "toolkit.base.text.csv_text",
     "toolkit.digits": "toolkit.setup.digits_data",
     "toolkit.ensembling": "toolkit.moved_ensembling",
     "toolkit.explaining": "toolkit.analysis.explanation",

@@ -10,7 +10,7 @@ from tests.analysis.pages.test_pages import run, sound, text_of
 from tests.conftest import CLASSES, draw, make_workspace
 from toolkit.analysis import data_survey
 from toolkit.analysis.pages import data
-from toolkit.base import html
+from toolkit.base.text import html
 from toolkit.images import statistics
 from toolkit.workspace.competition import Competition
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from toolkit.analysis import run_comparison
-from toolkit.base import html
+from toolkit.base.text import html
 from toolkit.blending.nested import Estimate
 from toolkit.blending.nested import compare as paired
 from toolkit.cli import cli

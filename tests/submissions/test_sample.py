@@ -24,7 +24,8 @@ from tests.submissions.cases import (
     soft,
     table,
 )
-from toolkit.base import arrow_csv, files
+from toolkit.base import files
+from toolkit.base.text import arrow_csv
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import Target
 from toolkit.errors import AlignmentError, SubmissionError

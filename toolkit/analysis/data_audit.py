@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from toolkit.base import csv_text, provenance
+from toolkit.base import provenance
 from toolkit.base.arrays import F64, Labels
+from toolkit.base.text import csv_text
 from toolkit.blending import oof
 from toolkit.core.predictions import Predictions
 from toolkit.errors import DataError, SplitError, few

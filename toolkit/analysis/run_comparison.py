@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.base import documents, html
+from toolkit.base import documents
+from toolkit.base.text import html
 from toolkit.blending import nested
 from toolkit.blending.nested import Estimate
 from toolkit.core import prediction_files

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.base import html
 from toolkit.base.arrays import F64
 from toolkit.base.schema import checked
+from toolkit.base.text import html
 from toolkit.blending.adjustment import Adjustment
 from toolkit.core.voting import VOTES, Vote, vote
 from toolkit.errors import DataError, few

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import arrow_csv, files, provenance
+from toolkit.base import files, provenance
 from toolkit.base.arrays import F64, Labels
+from toolkit.base.text import arrow_csv
 from toolkit.blending import oof, outside_tables
 from toolkit.blending.blend import Blend
 from toolkit.blending.outside_tables import Reading

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolkit.base import csv_text, files
+from toolkit.base import files
 from toolkit.base.arrays import F64
+from toolkit.base.text import csv_text
 from toolkit.core import prediction_files
 from toolkit.core.activations import sigmoid, softmax
 from toolkit.core.predictions import Predictions

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import html
 from toolkit.base.arrays import F64, Labels
+from toolkit.base.text import html
 from toolkit.blending.adjustment import Adjustment
 from toolkit.blending.blend import Blend, cool
 from toolkit.blending.calibration import ADJUSTMENTS, temperature

@@ -66,7 +66,7 @@ class _Explained(click.ClickException):
         self.error = error
 
     def show(self, file: Any = None) -> None:
-        from toolkit.base.printing import Mark
+        from toolkit.base.text.printing import Mark
         from toolkit.cli.advice import hint as advised
         from toolkit.cli.terminal import show
 
@@ -108,7 +108,7 @@ class Explaining(click.Command):
         except click.UsageError as error:
             if not ctx.meta["toolkit.json"]:
                 raise
-            from toolkit.base.printing import to_json
+            from toolkit.base.text.printing import to_json
 
             click.echo(to_json({"ok": False, "error": error.format_message(), "hint": _usage(error), "problems": []}))
             ctx.exit(error.exit_code)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from toolkit.base.printing import safe
+from toolkit.base.text.printing import safe
 from toolkit.images.views import VIEW_SETS
 
 Words = Callable[[click.Context], Iterable[str]]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.base.printing import Part, Table, to_json
+from toolkit.base.text.printing import Part, Table, to_json
 from toolkit.cli import sentence
 from toolkit.cli.completion import offer
 from toolkit.cli.terminal import show

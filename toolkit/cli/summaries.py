@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.base.printing import Mark, Part, Table, Verbatim, facts
+from toolkit.base.text.printing import Mark, Part, Table, Verbatim, facts
 from toolkit.errors import few
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from toolkit.base.printing import GAP, Part, Table, Verbatim, facts, lines, safe, width
+from toolkit.base.text.printing import GAP, Part, Table, Verbatim, facts, lines, safe, width
 
 if TYPE_CHECKING:
     from rich.console import Console

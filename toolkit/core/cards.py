@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from typing import Any, Literal
 
-from toolkit.base import documents, html
+from toolkit.base import documents
 from toolkit.base.schema import checked
+from toolkit.base.text import html
 from toolkit.errors import CardError, few
 
 SCHEMA = 1

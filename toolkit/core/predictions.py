@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import html
 from toolkit.base.arrays import Labels
+from toolkit.base.text import html
 from toolkit.errors import AlignmentError, DataError, few
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from toolkit.base import csv_text, files, provenance
+from toolkit.base import files, provenance
+from toolkit.base.text import csv_text
 from toolkit.blending.combination import Combination
 from toolkit.core import prediction_files, voting
 from toolkit.core.predictions import Predictions

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.arrays import F64
-from toolkit.base.printing import INTERVAL, Mark, Part, Table, facts, interval
+from toolkit.base.text.printing import INTERVAL, Mark, Part, Table, facts, interval
 from toolkit.blending.nested import Chooser, Estimate, compare, nested, outer_folds, score_of, widening
 from toolkit.blending.objectives import decide
 from toolkit.core.metrics import Metric

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import csv_text, documents
+from toolkit.base import documents
+from toolkit.base.text import csv_text
 from toolkit.errors import DataError, few
 
 REST = "*"  # stands for every class that a map does not name

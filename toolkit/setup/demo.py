@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.base import csv_text
-from toolkit.base.printing import Part
+from toolkit.base.text import csv_text
+from toolkit.base.text.printing import Part
 from toolkit.blending.combination import Combination
 from toolkit.ensemble import tta, view_selection
 from toolkit.ensemble.run import run_ensemble

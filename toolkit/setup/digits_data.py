@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import csv_text, files
+from toolkit.base import files
+from toolkit.base.text import csv_text
 from toolkit.errors import CompetitionError
 from toolkit.workspace import toml_update
 from toolkit.workspace.competition import FILE, Competition, Images, Target

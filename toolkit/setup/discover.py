@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.base import csv_text, files, provenance
+from toolkit.base import files, provenance
+from toolkit.base.text import csv_text
 from toolkit.core.metrics import METRICS
 from toolkit.core.twins import twins_note
 from toolkit.errors import CompetitionError, few

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from toolkit.base.text_forms import TextForm
+from toolkit.base.text.text_forms import TextForm
 from toolkit.core.cards import Task
 from toolkit.core.targets import YES_NO, Target, class_order
 from toolkit.errors import CompetitionError, few

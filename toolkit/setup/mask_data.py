@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from toolkit.base import csv_text, files
+from toolkit.base import files
+from toolkit.base.text import csv_text
 from toolkit.errors import CompetitionError, few
 from toolkit.workspace import toml_update
 from toolkit.workspace.competition import FILE, Competition, Images, Target

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import arrow_csv
 from toolkit.base.arrays import F64
+from toolkit.base.text import arrow_csv
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import Target
 from toolkit.submissions import checks

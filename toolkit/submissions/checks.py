@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import arrow_csv
 from toolkit.base.arrays import Bools, Ints
+from toolkit.base.text import arrow_csv
 from toolkit.errors import few
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from toolkit.base import arrow_csv
 from toolkit.base.arrays import F64
+from toolkit.base.text import arrow_csv
 from toolkit.core.metrics import Metric
 from toolkit.submissions import checks
 from toolkit.submissions.answers import Answers

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import arrow_csv, csv_text
+from toolkit.base.text import arrow_csv, csv_text
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import LONG_FORMS
 from toolkit.submissions import checks, csv_problems, plausibility

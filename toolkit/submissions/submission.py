@@ -9,7 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.base import arrow_csv, files
+from toolkit.base import files
+from toolkit.base.text import arrow_csv
 from toolkit.core import prediction_files
 from toolkit.ensemble import evidence
 from toolkit.ensemble.evidence import Evidence

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.base import arrow_csv, files
+from toolkit.base import files
 from toolkit.base.provenance import portable
+from toolkit.base.text import arrow_csv
 from toolkit.blending.blend import read_blend
 from toolkit.blending.combination import Combination
 from toolkit.core import prediction_files

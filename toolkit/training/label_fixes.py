@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from toolkit.base import csv_text, files
+from toolkit.base import files
+from toolkit.base.text import csv_text
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import Target
 from toolkit.errors import CompetitionError, few

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolkit.base import csv_text, documents, files
+from toolkit.base import documents, files
 from toolkit.base.quiet import quiet
+from toolkit.base.text import csv_text
 from toolkit.errors import StoreError, TrainingError, few
 from toolkit.workspace import make_split, toml_update
 from toolkit.workspace.competition import Competition

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import csv_text
+from toolkit.base.text import csv_text
 from toolkit.core.metrics import METRICS, Metric
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import LONG_FORMS, split_pairs

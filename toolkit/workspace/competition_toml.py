@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from toolkit.base import documents
 from toolkit.base.schema import shown
-from toolkit.base.text_forms import TextForm
+from toolkit.base.text.text_forms import TextForm
 from toolkit.core.targets import Target
 from toolkit.errors import CompetitionError, few
 from toolkit.images.boxes import BoxTable

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import csv_text, files, html
+from toolkit.base import files
+from toolkit.base.text import csv_text, html
 from toolkit.core.targets import class_order
 from toolkit.errors import CompetitionError, SplitError, few
 from toolkit.workspace.competition import Competition

@@ -14,7 +14,7 @@ from tests.conftest import CLASSES, card, few_pictures, make_workspace
 from toolkit.analysis import data_survey, ensemble_report, run_history
 from toolkit.analysis.pages import data as eda
 from toolkit.analysis.pages import ensemble, figures, page
-from toolkit.base import html as markup
+from toolkit.base.text import html as markup
 from toolkit.blending.blend import Blend
 from toolkit.cli import cli
 from toolkit.core import prediction_files

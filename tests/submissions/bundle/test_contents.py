@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.submissions.bundle.helpers import TTA, member_values
-from toolkit.base import arrow_csv, files
+from toolkit.base import files
+from toolkit.base.text import arrow_csv
 from toolkit.blending.blend import read_blend
 from toolkit.blending.combination import Combination
 from toolkit.core import voting

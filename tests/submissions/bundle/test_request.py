@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from toolkit.base import arrow_csv, csv_text, files
+from toolkit.base import files
+from toolkit.base.text import arrow_csv, csv_text
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import LONG_FORMS
 from toolkit.submissions.bundle import request

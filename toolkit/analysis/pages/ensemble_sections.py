@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.analysis.pages import figures
 from toolkit.analysis.pages.page import Block, PageTable, Picture, Points, Section
 from toolkit.analysis.run_history import RATE, WAITED
-from toolkit.base.html import shown
+from toolkit.base.text.html import shown
 
 if TYPE_CHECKING:
     from toolkit.analysis.ensemble_report import Report

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from toolkit import __version__
 from toolkit.base import files
-from toolkit.base.html import shown, table
+from toolkit.base.text.html import shown, table
 
 if TYPE_CHECKING:
     import jinja2

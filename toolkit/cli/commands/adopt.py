@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.base.printing import Table, facts
+from toolkit.base.text.printing import Table, facts
 from toolkit.cli import options
 
 if TYPE_CHECKING:

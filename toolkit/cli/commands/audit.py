@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.base.printing import Mark, Part, facts
+from toolkit.base.text.printing import Mark, Part, facts
 from toolkit.cli import options
 from toolkit.cli.progress import bar
 

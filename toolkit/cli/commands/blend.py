@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.base import documents
-from toolkit.base.printing import INTERVAL, Part, Table, Verbatim, facts, interval
+from toolkit.base.text.printing import INTERVAL, Part, Table, Verbatim, facts, interval
 from toolkit.blending.plan_selection import CALIBRATIONS
 from toolkit.blending.weighers import WEIGHERS
 from toolkit.cli import options, summaries

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from toolkit.base import durations
-from toolkit.base.printing import Verbatim
+from toolkit.base.text.printing import Verbatim
 from toolkit.cli import options
 from toolkit.cli.completion import PREDICTIONS
 

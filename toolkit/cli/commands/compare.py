@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.base.printing import Part, Table, facts
+from toolkit.base.text.printing import Part, Table, facts
 from toolkit.cli import options
 from toolkit.cli.completion import RUNS
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from toolkit.base.printing import Mark, Table
+from toolkit.base.text.printing import Mark, Table
 from toolkit.cli import options
 
 MARKS = {"ok": Mark("✓", "good"), "absent": Mark("–", "odd"), "broken": Mark("✗", "bad")}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.base.printing import facts
+from toolkit.base.text.printing import facts
 from toolkit.cli import options, summaries
 
 if TYPE_CHECKING:

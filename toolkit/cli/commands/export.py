@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.base.printing import facts
+from toolkit.base.text.printing import facts
 from toolkit.cli import options
 
 if TYPE_CHECKING:

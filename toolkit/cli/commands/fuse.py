@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.base.printing import Table, Verbatim, facts
+from toolkit.base.text.printing import Table, Verbatim, facts
 from toolkit.cli import options
 from toolkit.cli.completion import FILES, MEMBERS, VIEWS
 

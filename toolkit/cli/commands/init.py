@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.base.printing import Verbatim
+from toolkit.base.text.printing import Verbatim
 from toolkit.cli import options
 from toolkit.cli.completion import FILES, offer
 from toolkit.core.metrics import METRICS

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from toolkit.base.printing import facts
+from toolkit.base.text.printing import facts
 from toolkit.cli import options
 from toolkit.cli.completion import FILES
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.base.printing import INTERVAL, Mark, Part, Table, Verbatim, facts, interval
+from toolkit.base.text.printing import INTERVAL, Mark, Part, Table, Verbatim, facts, interval
 from toolkit.cli import options
 from toolkit.cli.completion import FILES
 from toolkit.images.views import written

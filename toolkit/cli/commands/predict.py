@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.base.printing import Mark, Table, facts
+from toolkit.base.text.printing import Mark, Table, facts
 from toolkit.cli import options
 from toolkit.cli.completion import FILES, offer
 from toolkit.core.voting import VOTES

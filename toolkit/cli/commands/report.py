@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.base.printing import Table
+from toolkit.base.text.printing import Table
 from toolkit.cli import options, summaries
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.base.printing import INTERVAL, Mark, Part, Table, interval
+from toolkit.base.text.printing import INTERVAL, Mark, Part, Table, interval
 from toolkit.cli import options
 from toolkit.cli.completion import FILES
 from toolkit.core.metrics import METRICS

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.base.printing import Mark, Part, Table
+from toolkit.base.text.printing import Mark, Part, Table
 from toolkit.cli import options
 from toolkit.core.twins import twins_note
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.base.printing import Part, Verbatim, facts
+from toolkit.base.text.printing import Part, Verbatim, facts
 from toolkit.cli import options
 from toolkit.cli.completion import FILES, MEMBERS
 from toolkit.images.views import VIEW_SETS

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.base.printing import Mark, Table
+from toolkit.base.text.printing import Mark, Table
 from toolkit.cli import options
 
 if TYPE_CHECKING:

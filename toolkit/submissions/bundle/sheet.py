@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.base import text_forms
 from toolkit.base.arrays import Ints
+from toolkit.base.text import text_forms
 from toolkit.core.targets import LONG_FORMS, split_pairs
 from toolkit.errors import CompetitionError, DataError, few
 from toolkit.images import decode

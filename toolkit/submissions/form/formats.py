@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from toolkit.base import arrow_csv
+from toolkit.base.text import arrow_csv
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import split_pairs
 from toolkit.errors import CompetitionError, few

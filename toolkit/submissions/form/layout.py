@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolkit.base import arrow_csv
+from toolkit.base.text import arrow_csv
 from toolkit.core.predictions import Predictions
 from toolkit.errors import CompetitionError, SubmissionError, few
 from toolkit.submissions.form import cells

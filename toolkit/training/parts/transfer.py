@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.base import user_functions
-from toolkit.base.printing import Table
+from toolkit.base.text.printing import Table
 from toolkit.core.cards import Preprocess
 from toolkit.errors import TrainingError
 from toolkit.models import checkpoints, networks

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.base import csv_text
-from toolkit.base.text_forms import TextForm
+from toolkit.base.text import csv_text
+from toolkit.base.text.text_forms import TextForm
 from toolkit.errors import CompetitionError
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.text import Text
 
-from toolkit.base.printing import Mark, Table, Verbatim, facts, interval, lines, safe, to_json, width
+from toolkit.base.text.printing import Mark, Table, Verbatim, facts, interval, lines, safe, to_json, width
 from toolkit.cli import terminal
 
 HOSTILE = [
@@ -204,6 +204,6 @@ def test_a_table_without_rows_and_one_of_thousands(monkeypatch):
     assert drawn([Table(("a", "b"), [], "lr")], 20, monkeypatch, NO_COLOR="1").split() == ["a", "b", "────"]
     many = Table(("a", "b"), [(f"name {i}", str(i)) for i in range(20_000)], "lr")
     calls = []
-    monkeypatch.setattr("toolkit.base.printing.safe", lambda text: calls.append(text) or text)
+    monkeypatch.setattr("toolkit.base.text.printing.safe", lambda text: calls.append(text) or text)
     assert len(lines(many)) == 20_001
     assert len(calls) < 10 * 20_000  # in proportion to the cells

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from toolkit.base import arrow_csv, files
+from toolkit.base import files
+from toolkit.base.text import arrow_csv
 from toolkit.errors import StoreError
 
 
@@ -29,7 +30,8 @@ KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 import pandas as pd
-from toolkit.base import arrow_csv, files
+from toolkit.base import files
+from toolkit.base.text import arrow_csv
 path, rng = Path(sys.argv[1]), random.Random(0)
 frames = [pd.DataFrame({"id": [str(i) for i in range(40_000)], "x": [word] * 40_000}, dtype="str") for word in ("a", "b")]
 whole = [("id,x\\n" + "".join(f"{i},{word}\\n" for i in range(40_000))).encode() for word in ("a", "b")]
@@ -64,7 +66,8 @@ import resource, signal, sys
 sys.dont_write_bytecode = True
 from pathlib import Path
 import pandas as pd
-from toolkit.base import arrow_csv, files
+from toolkit.base import files
+from toolkit.base.text import arrow_csv
 from toolkit.errors import StoreError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 frame = pd.DataFrame({"id": [str(i) for i in range(2_000)], "x": "new"}, dtype="str")

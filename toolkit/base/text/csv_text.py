@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.base import files, text_forms
-from toolkit.base.text_forms import Decoded, TextForm
+from toolkit.base import files
+from toolkit.base.text import text_forms
+from toolkit.base.text.text_forms import Decoded, TextForm
 from toolkit.errors import CompetitionError, few
 
 if TYPE_CHECKING:

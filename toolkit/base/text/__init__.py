@@ -1,0 +1,1 @@
+"""Text: CSV and tables of other forms, HTML, and what is printed for people."""
