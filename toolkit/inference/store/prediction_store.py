@@ -338,7 +338,7 @@ def write_segment(path: Path, keys: Digests, values: NDArray[Any]) -> Segment:
     for array in (keys, np.ascontiguousarray(values)):
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-        parts += [header.getvalue(), array.data.cast("B") if array.size else b""]
+        parts += [header.getvalue(), array.tobytes()]
     parts.append(sealed.tail(*parts, context=path.parent.name))
     files.write(path, lambda file: [file.write(part) for part in parts])
     size = sum(map(len, parts))
