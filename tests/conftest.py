@@ -105,7 +105,6 @@ def few_digits(root: Path, per_class: int) -> Path:
     import csv
 
     from toolkit.setup import digits_data
-    from toolkit.workspace.competition import Competition
     from toolkit.workspace.split import make
 
     competition = digits_data.make_workspace(root)
