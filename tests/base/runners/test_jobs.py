@@ -19,7 +19,7 @@ from toolkit.runtime.graphs import onnx_file
 from toolkit.workspace.competition import Competition
 from toolkit.workspace.image_rows import Item
 
-HERE = "test_runners"
+HERE = __name__  # as other processes import it
 
 
 def square(number):
@@ -43,7 +43,7 @@ def die():
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
 
 
 @pytest.mark.parametrize("name", RUNNERS)
