@@ -13,12 +13,15 @@ from toolkit.errors import AlignmentError, DataError
 KINDS = ("probabilities", "scores", "labels")
 
 
+WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=5)  # no table on disk holds a NUL
+
+
 @st.composite
 def tables(draw, kind=None, multilabel=None):
     kind = draw(st.sampled_from(KINDS)) if kind is None else kind
     multilabel = draw(st.booleans()) if multilabel is None else multilabel
-    ids = draw(st.lists(st.text(max_size=5), unique=True, max_size=8))
-    classes = draw(st.lists(st.text(max_size=5), unique=True, min_size=1, max_size=5))
+    ids = draw(st.lists(WORDS, unique=True, max_size=8))
+    classes = draw(st.lists(WORDS, unique=True, min_size=1, max_size=5))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     shape = (len(ids), len(classes))
     if kind == "labels":

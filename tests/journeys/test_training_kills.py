@@ -41,6 +41,7 @@ def attacked(moments: int, epochs: int, logger: str, chosen: str) -> list[list[s
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("said ")).removeprefix("said "))
 
 
+@pytest.mark.slow  # forks of a process in which torch has run autograd abort now and then ("Invalid thread pool")
 def test_killed_or_out_of_disk_between_the_last_epoch_and_the_next_fold():
     writes, refused, wrong = attacked(0, 1, "none", "end_of_fold")
     assert not wrong

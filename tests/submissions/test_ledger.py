@@ -84,8 +84,11 @@ def test_names_that_begin_alike_are_made_longer(two, monkeypatch):
     other = "0" * 64
     shutil.copy(competition.path("submissions", f"{first.id}.csv"), competition.path("submissions", "00000000.csv"))
     manifest = dict(ledger.entries(competition)[0].manifest)
-    files.write_text(competition.path("submissions", "00000000.json"), manifests.text(manifest | {"output": {"sha256": other}}))
-    kept = ledger.keep(competition, first.path, manifest | {"output": {"sha256": "0" * 8 + "1" * 56}})
+    files.write_text(
+        competition.path("submissions", "00000000.json"),
+        manifests.text(manifest | {"output": manifest["output"] | {"sha256": other}}),
+    )
+    kept = ledger.keep(competition, first.path, manifest | {"output": manifest["output"] | {"sha256": "0" * 8 + "1" * 56}})
     assert kept == "000000001"
 
 

@@ -158,7 +158,7 @@ def test_the_address_is_completed_from_competition_toml(asked, configured, found
     [("kaggle", ""), ("kaggle", "command:x {file}"), ("command", "command:x {file}"), ("dacon:x", ""), ("", "")],
 )
 def test_an_address_without_a_target_is_refused(asked, configured):
-    with pytest.raises(UploadError, match=r"does not say where|unknown platform"):
+    with pytest.raises(UploadError, match=r"does not say where|unknown platform|names a command"):
         upload.address(asked, configured)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -291,14 +292,15 @@ class Store:
 
 def read_key(folder: Path) -> TableKey | None:
     """What a table's folder says that it holds; None where it does not say, or what it says is not what it is called."""
+    then = "the next run that uses the table writes it again"
+    key: TableKey | None = sealed.notes(folder / "key.json", then, partial(_key_of, folder.name))
+    return key
 
-    def understood(fields: dict[str, Any]) -> TableKey:
-        key = TableKey(**fields)
-        if key.digest != folder.name:
-            raise sealed.DamagedError("it is the key of another table")
-        return key
 
-    key: TableKey | None = sealed.notes(folder / "key.json", "the next run that uses the table writes it again", understood)
+def _key_of(folder: str, fields: dict[str, Any]) -> TableKey:
+    key = TableKey(**fields)
+    if key.digest != folder:
+        raise sealed.DamagedError("it is the key of another table")
     return key
 
 

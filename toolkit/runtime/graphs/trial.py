@@ -27,7 +27,7 @@ def check(model: Any, path: Path) -> None:
     `model` is the onnx.ModelProto that was read from `path`.
 
     Raises:
-        ModelError: it takes more than SECONDS of processor time or MEBIBYTES of memory for one image, or fails on it.
+        ModelError: it takes more than SECONDS of processor time or MEBIBYTES of memory for one image.
     """
     if not needed(model):
         return
@@ -48,8 +48,8 @@ def check(model: Any, path: Path) -> None:
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or [""]
         if done.returncode < 0 or "alloc" in lines[-1].lower() or "memory" in lines[-1].lower():
-            raise _beyond(path, killed=-done.returncode)
-        raise ModelError(f"{path} fails on its first image: {lines[-1][:300]}", hint="Export the model again.")
+            raise _beyond(path, killed=max(-done.returncode, 0))
+        # whatever else is wrong is said better by who knows how the model is to be fed
 
 
 def needed(model: Any) -> bool:

@@ -83,11 +83,7 @@ def make(
     try:
         with files.explained(part):
             (part / "models").mkdir(parents=True)
-            weights = weights_of(competition, [export for export, *_ in chosen], Combination(blend=blend)) if blend else {}
-            models = [
-                _model(part, place, *entry, {target: own[place] for target, own in weights.items()})
-                for place, entry in enumerate(chosen)
-            ]
+            models = _models(part, competition, chosen, blend)
             shutil.copyfile(competition.path(FILE), part / FILE)
             program.copy(part)
         if wheels:
@@ -99,8 +95,8 @@ def make(
             form=form,
             header=header,
             fields=fields,
-            models=tuple(models),
-            priors={target.name: competition.prior(target).tolist() for target in competition.targets},
+            models=models,
+            priors={target.name: tuple(competition.prior(target).tolist()) for target in competition.targets},
             agreement=agreement(competition, chosen, blend=blend, progress=progress),
             python=python,
             cuda=cuda,
@@ -120,6 +116,17 @@ def make(
 
 
 Chosen = tuple[Export, float, tuple[str, ...]]  # a fold model, its weight and its views
+
+
+def _models(
+    part: Path, competition: Competition, chosen: Sequence[Chosen], blend: Mapping[str, Blend] | None
+) -> tuple[Model, ...]:
+    """The exports copied into the bundle, each with its weight in every target's blend where there are blends."""
+    weights = weights_of(competition, [export for export, *_ in chosen], Combination(blend=blend)) if blend else {}
+    return tuple(
+        _model(part, place, *entry, {target: own[place] for target, own in weights.items()})
+        for place, entry in enumerate(chosen)
+    )
 
 
 def _chosen(competition: Competition, meta: Mapping[str, Any]) -> list[Chosen]:

@@ -143,22 +143,26 @@ def whole(path: Path, shape: tuple[int, ...], dtype: Any) -> bool:
     if not path.exists():
         return False
     try:
-        stat, header = path.stat(), _header(shape, dtype)
-        if _seen.get(path) == (stamp := (stat.st_size, stat.st_mtime_ns, stat.st_ino)):
-            return True
-        bare = len(header) + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        if stat.st_size not in (bare, bare + sealed.TAIL):
-            raise sealed.DamagedError("it has another size than it should")
-        with path.open("rb", buffering=0) as file:
-            if file.read(len(header)) != header:
-                raise sealed.DamagedError("it holds something else than it should")
-            if stat.st_size > bare:
-                sealed.check(file, bare, path.name)
+        stat = path.stat()
+        if _seen.get(path) != (stamp := (stat.st_size, stat.st_mtime_ns, stat.st_ino)):
+            _check(path, stat.st_size, shape, dtype)
     except (sealed.DamagedError, OSError) as error:
         sealed.set_aside(path, error, "it is made again")
         return False
     _seen[path] = stamp
     return True
+
+
+def _check(path: Path, size: int, shape: tuple[int, ...], dtype: Any) -> None:
+    header = _header(shape, dtype)
+    bare = len(header) + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    if size not in (bare, bare + sealed.TAIL):
+        raise sealed.DamagedError("it has another size than it should")
+    with path.open("rb", buffering=0) as file:
+        if file.read(len(header)) != header:
+            raise sealed.DamagedError("it holds something else than it should")
+        if size > bare:
+            sealed.check(file, bare, path.name)
 
 
 _seen: dict[Path, tuple[int, int, int]] = {}  # files whose digest this process looked at, and what the system said of them
