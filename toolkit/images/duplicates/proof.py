@@ -22,6 +22,7 @@ MOST = 64  # the side at which larger pictures are compared
 FILTERS: tuple[Interpolation, ...] = ("bilinear", "bicubic")
 CELLS = 8  # of a side, whose means are compared; of at least three pixels
 TILES = 4  # of a side, whose detail is compared
+SHIFT = 2.5  # levels of mean brightness beyond which a picture was made lighter or darker
 NOISE = 8.0  # levels of detail that recompression may take away
 
 # opponent colours as JPEG has them: brightness, blue, red
@@ -103,7 +104,7 @@ def _compared(one: Picture, other: Picture, turn: str, side: int, way: Interpola
     apart = _turned(one.planes(side, way), turn) - other.planes(side, way)
     cells = min(CELLS, side // 3)
     pixels = side / cells
-    brightness = np.abs(_means(apart[:1], cells)).max() / (2 + 40 / pixels)
+    brightness = max(np.abs(_means(apart[:1], cells)).max() / (2 + 28 / pixels), abs(apart[0].mean()) / SHIFT)
     # JPEG keeps colours at half the size
     colour = np.abs(_means(apart[1:], max(cells // 2, 1))).max() / (2 + 14 / pixels)
     there = np.sqrt(_turned(one.detail(side, way), turn) * other.detail(side, way))
