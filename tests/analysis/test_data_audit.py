@@ -219,6 +219,15 @@ def test_a_mirrored_b_is_a_d_and_a_mirrored_shoe_is_a_shoe():
     assert "1 of them lie in two folds or in train and test" in unknown.what
 
 
+def test_what_is_alike_is_a_note_that_says_why_it_is_not_proved():
+    pairs = [replace(pair(relation="alike"), differs="colour"), replace(pair(relation="alike", name="b"), differs="too small")]
+    (finding,) = picture_pairs.findings_of(pairs)
+    assert (finding.code, finding.severity, finding.count) == ("alike", "note", 2)
+    assert "(1 apart in colour, 1 too small to tell): 'a ~ a2', 'b ~ b2'" in finding.what
+    (template,) = picture_pairs.of_templates(["a", "b"])
+    assert (template.code, template.count) == ("template", 2)
+
+
 def test_mirrored_letters_are_no_leak_and_no_contradiction(workspace):
     """Letters that are each other's mirror, in two folds and in the test set: labels tell that this makes another class."""
     unlike(workspace)

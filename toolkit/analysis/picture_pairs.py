@@ -49,6 +49,11 @@ class Pair:
         return "two folds" if self.homes[0] != self.homes[1] else "one place"
 
     @property
+    def apart(self) -> str:
+        """What keeps an alike pair from being proved, in words."""
+        return "too small to tell" if self.differs == "too small" else f"apart in {self.differs}"
+
+    @property
     def disagree(self) -> bool | None:
         """Whether their labels differ; None where one is not known."""
         return self.labels[0] != self.labels[1] if all(self.labels) else None
@@ -111,9 +116,11 @@ def findings_of(pairs: Sequence[Pair]) -> Iterator[AuditFinding]:
         yield AuditFinding("contradiction", "warning", what, len(clash), "One of the two is wrong.")
     yield from _turned([pair for pair in pairs if pair.relation == "turned"])
     if alike := [pair for pair in pairs if pair.relation == "alike"]:
-        in_what = ", ".join(f"{count:,} in {what}" for what, count in Counter(p.differs for p in alike).most_common())
+        in_what = ", ".join(f"{count:,} {what}" for what, count in Counter(p.apart for p in alike).most_common())
         pairs_are = "pair is" if len(alike) == 1 else "pairs are"
-        what = f"{len(alike):,} {pairs_are} alike, and not one picture by their pixels ({in_what}): {_shown(alike)}"
+        what = (
+            f"{len(alike):,} {pairs_are} alike, and not proved to be one picture by their pixels ({in_what}): {_shown(alike)}"
+        )
         yield AuditFinding("alike", "note", what, len(alike), "Look at some: nothing proves that they are one picture.")
 
 

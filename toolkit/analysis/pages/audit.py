@@ -19,7 +19,7 @@ HEADINGS = {
 }
 OTHERS = {
     "turned": ("One the other's mirror or turn", ": one picture only if that is no other class."),
-    "alike": ("Alike, not proved", ": pixels say that they are not the same picture."),
+    "alike": ("Alike, not proved", ": their pixels do not prove that they are one picture."),
 }
 
 
@@ -67,7 +67,7 @@ def _pair(pair: Pair) -> Gallery:
     sides = zip(pair.ids, pair.paths, pair.homes, pair.labels, strict=True)
     shown = [of_file(path, f"picture {row_id}", row_id, home, label) for row_id, path, home, label in sides]
     turned = "" if pair.turn == "id" else f", turned: {pair.turn}"
-    proof = f"alike to {pair.similarity:.3f}, not in {pair.differs}" if pair.relation == "alike" else "proved by their pixels"
+    proof = f"alike to {pair.similarity:.3f}, {pair.apart}" if pair.relation == "alike" else "proved by their pixels"
     return Gallery(shown, "the same bytes" if pair.exact else f"{proof}{turned}")
 
 

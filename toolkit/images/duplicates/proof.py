@@ -104,7 +104,7 @@ def _compared(one: Picture, other: Picture, turn: str, side: int, way: Interpola
     apart = _turned(one.planes(side, way), turn) - other.planes(side, way)
     cells = min(CELLS, side // 3)
     pixels = side / cells
-    brightness = max(np.abs(_means(apart[:1], cells)).max() / (2 + 28 / pixels), abs(apart[0].mean()) / SHIFT)
+    brightness = max(np.abs(_means(apart[:1], cells)).max() / (4.4 + 19.6 / pixels), abs(apart[0].mean()) / SHIFT)
     # JPEG keeps colours at half the size
     colour = np.abs(_means(apart[1:], max(cells // 2, 1))).max() / (2 + 14 / pixels)
     there = np.sqrt(_turned(one.detail(side, way), turn) * other.detail(side, way))
