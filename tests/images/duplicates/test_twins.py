@@ -144,6 +144,16 @@ def test_a_small_change_is_another_picture(tmp_path):
     assert set(named["one"]) == {("plain", "plain2")}
 
 
+def test_the_same_shapes_with_other_detail_are_another_picture(tmp_path):
+    smooth = np.asarray(scene(2).resize((64, 64)), dtype=float)
+    grains = [
+        Image.fromarray((smooth + np.random.default_rng(i).normal(0, 5, (64, 64, 1))).clip(0, 255).astype(np.uint8))
+        for i in range(2)
+    ]
+    named, _ = doubles(tmp_path, {"a.png": grains[0], "b.png": grains[1], "a2.jpg": jpeg(grains[0], 80)})
+    assert set(named["one"]) == {("a", "a2")}
+
+
 def test_letters_are_not_each_other(tmp_path):
     """Of b, d, p and q each is another's mirror or turn; of the others none is."""
     images = {}

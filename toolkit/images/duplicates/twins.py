@@ -19,7 +19,7 @@ from toolkit.images.duplicates.prints import FLAT, Prints
 from toolkit.images.duplicates.proof import Comparison, Differs, Picture
 
 MANY = 12  # a picture that is alike to so many others shows a template: a chart, a form, a disc on black
-SOME = 4  # others from which on a picture is in a crowd, where being near proves less
+SOME = 3  # others from which on a picture is in a crowd, where being near proves less
 CERTAIN = 0.5  # distance by pixels up to which pictures of a crowd may be one (half, where they crowd) …
 APART = 4.0  # … where every other is so many times as far
 BLOCK = 2048  # pictures whose pixels are in memory at once, of up to 48 KB each
@@ -63,8 +63,7 @@ def find(given: Prints) -> Doubles:
     exact, alone = _same_bytes(given)
     places = np.array(alone, dtype=np.int64)
     near = neighbours(given.thumbs[places], given.sides[places])
-    thronged = np.minimum(near.partners[near.first], near.partners[near.second]) >= 3 * MANY
-    asked = np.flatnonzero(ranks(near.first, near.second) < np.where(thronged, SOME, MANY))
+    asked = np.flatnonzero(ranks(near.first, near.second) < MANY)
     compared = _compared([given.paths[place] for place in alone], near, asked)
     proved, templates = _judged(near, asked, compared)
     twins, alike = list(exact), []
