@@ -23,6 +23,7 @@ from toolkit.setup.find_images import Index, Match, Part
 from toolkit.setup.infer_targets import Findings, Tables, Wishes
 from toolkit.workspace import path_patterns, toml_update
 from toolkit.workspace.competition import FILE, Competition, Images
+from toolkit.workspace.make_split import SEVERAL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -333,6 +334,9 @@ def _several_images(key: str, train: _Source, matches: tuple[Match | None, ...],
             else "a folder of images belongs to one id"
         )
         findings.ask("per_id", f"{why}: how are their predictions merged", ("mean", "max"))
+    train_match = matches[0]
+    if not train.frame[key].is_unique or (train_match is not None and train_match.pattern.endswith("/*")):
+        findings.say(f"train images: {SEVERAL}")
 
 
 def _format(sample: pd.DataFrame, competition: Competition, wishes: Wishes, findings: Findings) -> str:
