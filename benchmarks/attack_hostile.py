@@ -339,7 +339,7 @@ def _take_part() -> None:
         def one(folder: Path, seed: int, name: str = name) -> str:
             return trial(name, seed, folder)
 
-        register(Kind(f"hostile {name}", workspace_in, one, ours=False))
+        register(Kind(f"hostile {name}", workspace_in, one, ours=False, share=0.25))
 
 
 def workspace_in(folder: Path) -> None:
