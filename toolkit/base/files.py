@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import hashlib
+import io
 import os
 import secrets
 import shutil
@@ -173,11 +174,20 @@ def sha256(path: Path) -> str:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def opened(path: str | os.PathLike[str], *, buffering: int = -1) -> Any:
+def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
     """A plain file to be read, opened without waiting: a pipe would wait for a writer for ever, a device may never end.
 
     Raises:
         OSError: it is not there, cannot be read, or is no plain file.
+    """
+    return io.BufferedReader(unbuffered(path))
+
+
+def unbuffered(path: str | os.PathLike[str]) -> io.FileIO:
+    """As `opened`, every read being one of the system's.
+
+    Raises:
+        OSError: see `opened`.
     """
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
@@ -186,7 +196,7 @@ def opened(path: str | os.PathLike[str], *, buffering: int = -1) -> Any:
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "it is no plain file", os.fspath(path))
-        return open(handle, "rb", buffering=buffering)  # noqa: PTH123 - of a handle; the caller closes it
+        return io.FileIO(handle, "rb")
     except BaseException:
         os.close(handle)
         raise
@@ -199,7 +209,7 @@ def read(path: str | os.PathLike[str]) -> bytes:
         OSError: it is not there, cannot be read, or is no plain file.
     """
     with opened(path) as file:
-        return bytes(file.read())
+        return file.read()
 
 
 def plain(path: str | os.PathLike[str]) -> None:
