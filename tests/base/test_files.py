@@ -189,3 +189,13 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="no plain file"):
         files.read(tmp_path / "pipe")
+
+
+def test_a_seal_that_lost_its_name_is_no_document_of_before():
+    from toolkit.base import sealed
+
+    stamped = sealed.stamp({"a": 1})
+    assert sealed.unstamped(stamped) == sealed.unstamped({"a": 1}) == {"a": 1}
+    for damaged in ({"a": 1, "sdal": stamped["seal"]}, stamped | {"a": 2}):
+        with pytest.raises(sealed.DamagedError, match="its digest"):
+            sealed.unstamped(damaged)

@@ -45,14 +45,15 @@ def calibration(images: Sequence[bytes]) -> str:
 def whole(target: Path) -> bool:
     """Whether `quantise` wrote a file here that is as it was; another, also one of before without a digest, is set aside."""
     try:
-        if not sealed.content(files.read(target))[1]:
-            raise sealed.DamagedError("it has no digest")
+        carried = sealed.content(files.read(target))[1]
     except FileNotFoundError:
         return False
     except (OSError, DataError) as error:
         sealed.set_aside(target, error, "quantised again")
         return False
-    return True
+    if not carried:
+        sealed.set_aside(target, "it has no digest", "quantised again")
+    return carried
 
 
 def quantise(path: Path, target: Path, samples: U8) -> float:

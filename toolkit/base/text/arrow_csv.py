@@ -72,7 +72,11 @@ def _quoted(cells: Any) -> Any:
 
 
 def text(series: pd.Series[Any]) -> Any:
-    """A column of text as one Arrow array without nulls, ready for vectorised work."""
+    """A column of text as one Arrow array without nulls, ready for vectorised work.
+
+    Raises:
+        DataError: a cell with half a character.
+    """
     import pyarrow as pa
 
     try:
