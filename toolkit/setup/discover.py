@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import posixpath
 import re
@@ -225,12 +223,10 @@ def _from_folders(
     ids = stems if len(set(stems)) == len(stems) else paths
     rows = [(name, path.partition("/")[0], path) for name, path in zip(ids, paths, strict=True)]
     frame = pd.DataFrame(rows, columns=[key, label, "path"], dtype=str)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([frame.columns, *rows])
     findings.say(
         f"training labels: the folders in {_written(Path(homes[0]), root)}, listed in a new {MADE} ({len(rows):,} images)"
     )
-    return _Source(root / MADE, frame), text.getvalue()
+    return _Source(root / MADE, frame), files.as_csv([frame.columns, *rows])
 
 
 def _ids(train: _Source, sample: _Source, wishes: Wishes, findings: Findings) -> tuple[str, str]:
