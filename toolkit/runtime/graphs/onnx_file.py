@@ -40,16 +40,25 @@ def read(path: Path) -> Export:
         CardError: it carries no card, an unreadable one, or one that contradicts the graph.
     """
     model = load(path)
-    text = {entry.key: entry.value for entry in model.metadata_props}.get(KEY)
-    if text is None:
+    card = card_of(model, path)
+    if card is None:
         raise CardError(
             f"{path} carries no card, so its classes and pixels are unknown",
             hint="Export it with `toolkit export`; a model of others is taken in with `toolkit adopt`.",
         )
-    card = Card.from_json(text, where=str(path))
     _check_shapes(path, model, card)
     trial.check(model, path)
     return Export(path, card, digest(path, model), files.sha256(path))
+
+
+def card_of(model: Any, path: Path) -> Card | None:
+    """The card that a model carries, if it carries one.
+
+    Raises:
+        CardError: it cannot be read.
+    """
+    text = {entry.key: entry.value for entry in model.metadata_props}.get(KEY)
+    return None if text is None else Card.from_json(text, where=str(path))
 
 
 def facts(path: Path) -> dict[str, Any]:
