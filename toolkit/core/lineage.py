@@ -94,13 +94,13 @@ class SeenIds:
     @classmethod
     def from_text(cls, text: str) -> SeenIds | None:
         """What `to_text` wrote; None of anything else: what cannot be read says nothing."""
-        kind, _, data = text.partition(":")
+        kind, colon, data = text.partition(":")
         try:
             hashes = np.frombuffer(base64.b64decode(data, validate=True), dtype="<u8").astype(np.uint64)
         except (binascii.Error, ValueError):
             return None
         ordered = len(hashes) <= SKETCH and bool((hashes[1:] > hashes[:-1]).all())
-        if kind not in ("whole", "sample") or not ordered or (kind == "sample" and not len(hashes)):
+        if not colon or kind not in ("whole", "sample") or not ordered or (kind == "sample" and not len(hashes)):
             return None
         return cls(hashes, kind == "whole")
 
