@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.base import files
+from toolkit.base import files, sealed
 from toolkit.core.cards import KEY, Card
 from toolkit.core.lineage import Lineage, SeenIds
 from toolkit.errors import ModelError, few
@@ -48,8 +48,9 @@ def save(path: Path, model: torch.nn.Module, card: Card, architecture: Mapping[s
     from safetensors.torch import save as to_bytes
 
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    metadata = {KEY: card.to_json(), _ARCHITECTURE: json.dumps(dict(architecture), sort_keys=True)}
-    metadata |= {_SEEN: seen.to_text()} if seen else {}
+    named, origin = json.dumps(dict(architecture), sort_keys=True), seen.to_text() if seen else ""
+    metadata = {KEY: card.sealed(_content(state, named + origin)), _ARCHITECTURE: named}
+    metadata |= {_SEEN: origin} if seen else {}
     data = to_bytes(state, metadata)
     return files.write(path, lambda file: file.write(data))
 
@@ -59,6 +60,7 @@ def read(path: Path) -> Checkpoint:
 
     Raises:
         ModelError: missing, damaged, or a pickle that would run code.
+        CardError: a card that cannot be read, or whose digest says that it or the weights were changed.
     """
     _there(path)
     return _read_safetensors(path, tensors=True) if path.suffix == ".safetensors" else _read_pickle(path)
@@ -123,9 +125,22 @@ def _read_safetensors(path: Path, *, tensors: bool) -> Checkpoint:
             state = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path} is not a complete safetensors file: {error}") from error
-    card = Card.from_json(metadata[KEY], where=str(path)) if KEY in metadata else None
-    architecture = architectures.parse(metadata[_ARCHITECTURE], where=str(path)) if _ARCHITECTURE in metadata else None
-    return Checkpoint(path, state, card, architecture, SeenIds.from_text(metadata.get(_SEEN, "")))
+    text, origin = metadata.get(_ARCHITECTURE), metadata.get(_SEEN, "")
+    content = _content(state, (text or "") + origin) if tensors else None
+    card = Card.from_json(metadata[KEY], where=str(path), content=content) if KEY in metadata else None
+    architecture = None if text is None else architectures.parse(text, where=str(path))
+    return Checkpoint(path, state, card, architecture, SeenIds.from_text(origin))
+
+
+def _content(state: Mapping[str, torch.Tensor], architecture: str) -> str:
+    """What weights and the text of their architecture come to."""
+    import torch
+
+    seal = sealed.Sealing(architecture)
+    for name, tensor in sorted(state.items()):
+        seal.add(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        seal.add(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return seal.hexdigest()
 
 
 def _read_pickle(path: Path) -> Checkpoint:
