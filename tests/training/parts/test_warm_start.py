@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from tests.conftest import card
+from toolkit.base import sealed
 from toolkit.cli import cli
 from toolkit.cli.recipes import follow
 from toolkit.core import prediction_files
@@ -258,10 +259,10 @@ def test_runs_of_before_there_were_warm_starts_go_on(root):
     plan = a_plan(root)
     for fold in range(FOLDS):
         path = plan.folder(fold) / "config.json"
-        about = json.loads(path.read_text())
+        about = sealed.read_json(path)
         for name in ("config.allow_seen", "config.weights"):
             del about["settings"][name]
-        path.write_text(json.dumps(about))
+        sealed.write_json(path, about)
     assert all(done.resumed for done in go(plan)[0])
     with pytest.raises(TrainingError, match="weights was ''"):
         go(a_plan(root, weights="member:base", member="base", allow_seen=False))
@@ -271,9 +272,9 @@ def test_retrained_members_and_changed_files_are_changed_settings(root):
     plan = a_plan(root, member="further", weights="member:base")
     go(plan, folds=[0])
     path = root / "runs" / "base" / "fold0" / "config.json"
-    about = json.loads(path.read_text())
+    about = sealed.read_json(path)
     about["settings"]["config.seed"] = 7
-    path.write_text(json.dumps(about))
+    sealed.write_json(path, about)
     with pytest.raises(TrainingError, match="weights content was"):
         go(a_plan(root, member="further", weights="member:base"), folds=[0])
 
