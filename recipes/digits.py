@@ -16,21 +16,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
-import timm
 import torch
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from toolkit import Preprocess, digits_data
-from toolkit.cli.recipes import Recipe, common, follow, results
-from toolkit.training import Fold, TrainingPlan, fit, loader, normalise
+from toolkit.cli.recipes import Recipe, common, follow, results, settings
+from toolkit.training import Fold, TrainingPlan, WarmStart, fit, loader, normalise, transfer
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(WarmStart):
     """Everything that may change a result; a run goes on only where all of it is as it was."""
 
     member: str = "digits"
@@ -70,7 +69,7 @@ def augment(images: Tensor, config: Config) -> Tensor:
 
 def train_fold(config: Config, fold: Fold) -> nn.Module:
     """AdamW, one cycle of the learning rate over a fixed number of epochs; the averaged weights at its end are the result."""
-    model = timm.create_model(**architecture(len(fold.classes)))
+    model = transfer.start(architecture(len(fold.classes)), pretrained=False, weights=config.weights)
     feed = loader(fold.training, config.batch_size)
     optimiser = torch.optim.AdamW(param_groups_weight_decay(model, config.weight_decay), lr=config.lr)
     steps = config.epochs * len(feed)
@@ -100,11 +99,12 @@ def train_fold(config: Config, fold: Fold) -> nn.Module:
 @click.option("--batch-size", type=click.IntRange(2), default=Config.batch_size, show_default=True)
 @click.option("--lr", type=click.FloatRange(0, min_open=True), default=Config.lr, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=Config.seed, show_default=True)
-def main(workspace: Path, folds: tuple[int | None, ...], device: str, *, fresh: bool, smoke: bool, **settings: object) -> None:
+@settings(Config)  # where it begins: --weights, --allow-seen
+def main(workspace: Path, folds: tuple[int | None, ...], device: str, *, fresh: bool, smoke: bool, **said: object) -> None:
     """Train stratified folds on handwritten digits, export each, and score them out of fold."""
     torch.set_num_threads(1)  # layers this small are done before a second thread has woken up
     competition = digits_data.make_workspace(workspace)
-    config = Config(**settings)  # type: ignore[arg-type]
+    config = Config(**said)  # type: ignore[arg-type]
     if smoke:
         config, folds = replace(config, epochs=1, batches=2), folds or (0,)
     with results(competition, smoke=smoke) as root:

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from toolkit import Preprocess, mask_data
 from toolkit.cli.recipes import Recipe, common, follow, results, settings
-from toolkit.training import Fold, SelfTraining, TrainingPlan, described, factor_losses, fit, loader, losses, networks
+from toolkit.training import Fold, SelfTraining, TrainingPlan, described, factor_losses, fit, loader, losses
 
-from toolkit.training import normalise, setting  # isort: skip
+from toolkit.training import WarmStart, normalise, setting, transfer  # isort: skip
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = {"model_name": "resnet10t", "channels": [16, 32, 64, 96], "stem_width": 16}  # 232,000 parameters
@@ -37,7 +37,7 @@ LOSSES = described({name: loss for name, loss in losses.LOSSES.items() if not lo
 
 
 @dataclass(frozen=True)
-class Config(SelfTraining):
+class Config(WarmStart, SelfTraining):
     """Everything that may change a result; a run goes on only where all of it is as it was."""
 
     member: str = setting("mask", "The name that the fold models share.")
@@ -78,7 +78,7 @@ def augment(images: Tensor, config: Config) -> Tensor:
 
 def train_fold(config: Config, fold: Fold) -> nn.Module:
     """AdamW, one cycle of the learning rate over a fixed number of epochs; the averaged weights at its end are the result."""
-    model = networks.create(architecture(config), pretrained=config.pretrained)
+    model = transfer.start(architecture(config), pretrained=config.pretrained, weights=config.weights)
     sizes = (math.prod(SIZES),) if config.heads == "joint" else SIZES  # one loss, or one per factor
     feed = loader(fold.training, config.batch_size, seed=fold.seed)
     optimiser = torch.optim.AdamW(param_groups_weight_decay(model, config.weight_decay), lr=config.lr)

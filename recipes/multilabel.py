@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from toolkit import Preprocess, TrainingError, digits_data
 from toolkit.cli.recipes import Recipe, common, follow, results, settings
-from toolkit.training import Fold, SelfTraining, TrainingPlan, described, fit, loader, losses, networks, normalise, setting
+from toolkit.training import Fold, SelfTraining, TrainingPlan, WarmStart, described, fit, loader, losses, normalise, setting
+
+from toolkit.training import transfer  # isort: skip
 
 MEAN = STD = (0.5, 0.5, 0.5)
 SMALL = {"model_name": "resnet10t", "channels": [16, 32, 64, 96], "stem_width": 16}  # 232,000 parameters
@@ -30,7 +32,7 @@ LOSSES = described({name: loss for name, loss in losses.LOSSES.items() if loss.m
 
 
 @dataclass(frozen=True)
-class Config(SelfTraining):
+class Config(WarmStart, SelfTraining):
     """Everything that may change a result; a run goes on only where all of it is as it was."""
 
     member: str = setting("several", "The name that the fold models share.")
@@ -66,7 +68,7 @@ def augment(images: Tensor, config: Config) -> Tensor:
 
 def train_fold(config: Config, fold: Fold) -> nn.Module:
     """AdamW, one cycle of the learning rate over a fixed number of epochs; the averaged weights at its end are the result."""
-    model = networks.create(architecture(config, len(fold.classes)), pretrained=config.pretrained)
+    model = transfer.start(architecture(config, len(fold.classes)), pretrained=config.pretrained, weights=config.weights)
     feed = loader(fold.training, config.batch_size, seed=fold.seed)
     optimiser = torch.optim.AdamW(param_groups_weight_decay(model, config.weight_decay), lr=config.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=config.epochs * len(feed))

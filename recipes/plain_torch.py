@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
@@ -21,13 +20,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from toolkit import Preprocess, TrainingError, digits_data, write_csv
 from toolkit.cli.recipes import Recipe, common, follow, results, settings
-from toolkit.training import Fold, Rows, TrainingPlan, normalise, setting
+from toolkit.training import Fold, Rows, TrainingPlan, WarmStart, normalise, setting, transfer
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(WarmStart):
     """Everything that may change a result; a run goes on only where all of it is as it was."""
 
     member: str = setting("plain", "The name that the fold models share.")
@@ -84,7 +83,7 @@ def accuracy(model: nn.Module, rows: Rows, device: str) -> float:
 
 def train_fold(config: Config, fold: Fold) -> nn.Module:
     """AdamW and one cycle of the learning rate over a fixed number of epochs; the weights at its end are the result."""
-    model = timm.create_model(**architecture(len(fold.classes))).to(fold.device)
+    model = transfer.start(architecture(len(fold.classes)), pretrained=False, weights=config.weights).to(fold.device)
     loader = feed(fold.training, config)
     count = min(len(loader), config.batches or len(loader))
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)

@@ -3,6 +3,7 @@
 python recipes/timm_kfold.py --model resnet18 --size 224                       fine-tune on all folds of the workspace here
 python recipes/timm_kfold.py --model vit_small_patch16_224 --tune head         only its last layer, on cached features
 python recipes/timm_kfold.py --weights lite0.pth --model tf_efficientnet_lite0  from a file, where there is no network
+python recipes/timm_kfold.py --weights member:timm --member large --size 384    further, each fold from that member's own
 python recipes/timm_kfold.py --model net.py:build --loss loss.py:mine          your own nn.Module and loss
 python recipes/timm_kfold.py --batch-size auto --effective-batch 256           as many at once as fit, steps of 256
 
@@ -22,17 +23,16 @@ from toolkit import Competition
 from toolkit.cli.recipes import Recipe, common, folds_of, follow, results, settings
 from toolkit.training import Fold, SelfTraining, TrainingPlan, augment, described, fit, limited, loader, losses, schedules
 
-from toolkit.training import setting, transfer  # isort: skip
+from toolkit.training import WarmStart, setting, transfer  # isort: skip
 
 
 @dataclass(frozen=True)
-class Config(SelfTraining):
+class Config(WarmStart, SelfTraining):
     """Everything that may change a result; a run goes on only where all of it is as it was."""
 
     member: str = setting("timm", "The name that the fold models share.")
     model: str = setting("resnet18", "A timm name, torchvision/NAME, or file.py:function.")
     pretrained: bool = setting(True, "Begin from the hub's weights.")
-    weights: str = setting("", "Begin from this file instead (.safetensors, .pth).")
     size: int = setting(224, "Side of the square that images are resized to.", minimum=8)
     resize: str = setting("squash", "Squash the whole image, or cut its centre.", choices=("squash", "crop"))
     box: str = setting("", "Cut out first: a box of competition.toml (face, face+0.2), or shares: left,top,right,bottom.")

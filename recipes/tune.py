@@ -100,7 +100,8 @@ def main(space: Path, workspace: Path | None, trials: int, minutes: float | None
             click.echo(search.run_trial(study, asked, train_fold, inside, epochs))
         importance = search.report(study, competition, folder)
     number, score, best = search.best(study, asked, competition)
-    click.echo(f"best: trial {number}  {competition.metric} {score:.4f}  (trials.csv, importance.png: {folder})")
+    luck = "optimistic: these rows chose it among many" if search.finished(study) > 1 else "the only one"
+    click.echo(f"best: trial {number}  {competition.metric} {score:.4f}  ({luck}; trials.csv, importance.png: {folder})")
     if importance:
         click.echo("importance: " + ", ".join(f"{flag} {share:.2f}" for flag, share in importance.items()))
     click.echo("Train it on all folds:")

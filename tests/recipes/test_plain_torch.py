@@ -37,7 +37,7 @@ def small():
 @pytest.fixture
 def recipe(monkeypatch):
     module = load(PLAIN)
-    monkeypatch.setattr(module.timm, "create_model", lambda **_: small())
+    monkeypatch.setattr(module.transfer, "start", lambda *_, **__: small())
     return module
 
 
@@ -102,7 +102,7 @@ def test_every_batch_is_shown_as_it_is_fed(recipe, fold):
 def test_a_loss_that_is_no_number_stops_with_a_hint(recipe, fold, monkeypatch):
     broken = small()
     nn.init.constant_(broken[0].weight, float("nan"))
-    monkeypatch.setattr(recipe.timm, "create_model", lambda **_: broken)
+    monkeypatch.setattr(recipe.transfer, "start", lambda *_, **__: broken)
     with pytest.raises(TrainingError, match="fold 0: the loss is nan in epoch 1") as caught:
         run(recipe, fold)
     assert "--lr" in caught.value.hint

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from tests.conftest import few_digits, few_people, few_pictures
 from toolkit.core import prediction_files
 from toolkit.ensemble.unseen import out_of_fold
+from toolkit.models import checkpoints
 from toolkit.runtime.graphs import onnx_file
 from toolkit.workspace.competition import Competition
 from toolkit.workspace.split import Split
@@ -213,3 +214,21 @@ def test_the_digits_recipe_turns_its_images_about_and_never_flips_them():
     moved = recipe.augment(mark, recipe.Config())
     assert (moved[:, :, :16, :16].sum((1, 2, 3)) > 0.95 * moved.sum((1, 2, 3))).all()
     assert len({tuple(image.flatten().tolist()) for image in moved}) > 60
+
+
+@every_recipe
+def test_every_recipe_goes_on_from_the_folds_of_a_member(path, place):
+    """At a rate of next to nothing the parameters stay those of the member's own fold; a file that saw the rows is refused."""
+    tiny, stem = place(path), path.stem
+    assert run(path, tiny, "--member", stem).exit_code == 0  # which may be trained already
+    ran = run(path, tiny, "--member", f"{stem}-on", "--weights", f"member:{stem}", "--fold", "1", "--lr", "1e-9")
+    assert ran.exit_code == 0, ran.output
+    before, after = (checkpoints.read(tiny / "runs" / name / "fold1" / "model.safetensors") for name in (stem, f"{stem}-on"))
+    learned = [name for name in before.state if name.endswith((".weight", ".bias"))]
+    assert learned
+    for name in learned:
+        np.testing.assert_allclose(before.state[name], after.state[name], atol=1e-5)
+    assert after.card.chosen == "last"
+    ran = run(path, tiny, "--member", f"{stem}-leak", "--weights", str(tiny / "runs" / stem / "fold0" / "model.safetensors"))
+    assert ran.exit_code == 1
+    assert "has seen the rows that score fold 1" in " ".join(ran.output.split())

@@ -16,6 +16,7 @@ from toolkit.base.text import html
 from toolkit.blending import nested
 from toolkit.blending.nested import Estimate
 from toolkit.core import prediction_files
+from toolkit.core.lineage import optimistic
 from toolkit.core.metrics import Metric
 from toolkit.core.predictions import Predictions, concat
 from toolkit.errors import DataError, few
@@ -27,12 +28,15 @@ NAMES = frozenset({"config.member"})  # what a run is called is no difference in
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A member's training: its settings (its folds agree in them) and what each fold says of the rows it did not see."""
+    """A member's training: its settings (its folds agree in them) and what each fold says of the rows it did not see.
+
+    `optimistic` says why its scores are too good; "" where they are not.
+    """
 
     name: str
     settings: Mapping[str, Any]
     folds: Mapping[int, Mapping[str, Predictions]]
-    selected: bool
+    optimistic: str
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,8 @@ def read_run(competition: Competition, word: str) -> Run:
             code="train-fresh",
         )
     tables = {fold: prediction_files.read_table(path / "oof.parquet").predictions for fold, path in finished.items()}
-    chosen = any(fold_about.get("selected", "last") != "last" for fold_about in about.values())
-    return Run(folder.resolve().name, settings, tables, chosen)
+    chosen = sorted({str(fold_about.get("selected", "last")) for fold_about in about.values()})
+    return Run(folder.resolve().name, settings, tables, optimistic("+".join(chosen)))
 
 
 def compare(competition: Competition, words: Sequence[str], *, draws: int = 1000) -> list[Comparison]:
@@ -187,8 +191,7 @@ def _notes(runs: Sequence[Run], differing: Mapping[str, Mapping[str, Any]], rows
         notes.append("the splits differ: rows are compared one by one, folds cannot be")
     if partial := [run.name for run in runs if sum(len(next(iter(s.values()))) for s in run.folds.values()) > rows]:
         notes.append(f"{', '.join(partial)} predicted more rows than the others; only the {rows:,} that all have count")
-    if chosen := [run.name for run in runs if run.selected]:
-        notes.append(f"{', '.join(chosen)} chose epochs by the held-out rows: those scores are optimistic")
+    notes += [f"{run.name} is optimistic: {run.optimistic}" for run in runs if run.optimistic]
     if all(run.settings.get("config.seeds", 1) == 1 for run in runs):
         notes.append("each was trained from one seed; the interval does not show what another seed would change")
     return notes

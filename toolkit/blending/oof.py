@@ -20,6 +20,7 @@ from toolkit.blending.outside_tables import Reading
 from toolkit.blending.plan_selection import Verdict, judge, plans
 from toolkit.core import prediction_files
 from toolkit.core.alignment import align_members, shared_ids, stack_values
+from toolkit.core.lineage import optimistic
 from toolkit.core.predictions import Predictions
 from toolkit.errors import AlignmentError, DataError, few
 from toolkit.images.views import written
@@ -75,11 +76,20 @@ def find_tables(competition: Competition, words: Sequence[str] = ()) -> dict[str
 
 
 def chosen_by(path: Path) -> str:
-    """How a recipe's table says that its epochs were chosen: all but "last" by the rows that score it, which is optimistic."""
-    try:
-        return str(prediction_files.read_meta(path).get("selected", "last"))
-    except DataError:
-        return "last"  # a table made elsewhere does not say
+    """How a table says that its models were chosen: all but "last" with a say of the rows that score it: see `optimistic`."""
+    return str(_meta(path).get("selected", "last"))  # a table made elsewhere does not say
+
+
+def optimistic_notes(paths: Mapping[str, Path]) -> tuple[str, ...]:
+    """A sentence about each table whose scores are optimistic, and about each of which it is not known."""
+    notes = []
+    for name, path in paths.items():
+        meta = _meta(path)
+        if why := optimistic(str(meta.get("selected", "last"))):
+            notes.append(f"{name} is optimistic: {why}")
+        if unknown := meta.get("unknown"):
+            notes.append(f"{name}: {few(unknown)} does not say which rows it has seen; held-out ones would make it optimistic")
+    return tuple(notes)
 
 
 def read_members(
@@ -104,7 +114,7 @@ def read_members(
     view_sets = {name: str(meta.get("view_set") or meta.get("tta") or "none") for name, meta in metas.items()}
     views = {name: sets for name, sets in view_sets.items() if sets != "none" and "=" not in sets}
     rows = rows_of(competition, target, tables, common=common)
-    return replace(rows, views=views, notes=(*rows.notes, *other_splits(competition, metas)))
+    return replace(rows, views=views, notes=(*rows.notes, *optimistic_notes(paths), *other_splits(competition, metas)))
 
 
 def rows_of(competition: Competition, target: Target, tables: Mapping[str, Predictions], *, common: bool = False) -> MemberRows:

@@ -202,6 +202,7 @@ def follow(
     """Train the folds with a bar, print a line for each, what there is to say about the first, and the out-of-fold score."""
     from toolkit.cli.progress import bar
     from toolkit.core import prediction_files
+    from toolkit.core.lineage import optimistic
     from toolkit.training import join, pseudo_labels, train
 
     def say(text: str) -> None:
@@ -224,12 +225,13 @@ def follow(
         how = "finished before" if done.resumed else f"{done.seconds:.0f} s"
         what = "all rows" if done.fold is None else f"fold {done.fold}"
         score = "not scored" if done.score is None else f"{metric} {done.score:.4f}"
-        click.echo(f"{what}  {score}  {how}{OPTIMISTIC if done.selected != 'last' else ''}")
+        click.echo(f"{what}  {score}  {how}{OPTIMISTIC if optimistic(done.selected) else ''}")
         for note in done.notes if not told else ():
             say(f"  {note}")
         told = told or bool(done.notes)
     if (joined := join(plan)) is not None:
-        mark = OPTIMISTIC if prediction_files.read_table(plan.oof).meta.get("selected", "last") != "last" else ""
+        why = optimistic(str(prediction_files.read_meta(plan.oof).get("selected", "last")))
+        mark = f"  (optimistic: {why})" if why else ""
         click.echo(f"out of fold  {metric} {joined:.4f}  ({len(plan.split.ids):,} images){mark}")
     elif trained >= set(range(plan.split.count)):
         raise TrainingError(

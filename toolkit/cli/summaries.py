@@ -93,7 +93,9 @@ def shown(path: Path) -> str:
 
 
 def card(said: Card) -> list[tuple[str, str]]:
-    """The facts of a card: member, targets, pixels, normalisation, score, gap, versions."""
+    """The facts of a card: member, targets, pixels, normalisation, score, rows seen, gap, versions."""
+    from toolkit.core.lineage import optimistic
+
     pixels = said.preprocess
     cut = f"shorter side to {pixels.shorter}, centre crop" if pixels.resize == "crop" else "resized whole"
     rows = [("Model", said.title + (f", split {said.split}" if said.split else ""))]
@@ -104,7 +106,10 @@ def card(said: Card) -> list[tuple[str, str]]:
     rows.append(("Pixels", f"{pixels.size[0]}×{pixels.size[1]} {pixels.colour}, {cut}, {pixels.interpolation}"))
     rows.append(("Inside", f"mean {_numbers(said.mean)}, std {_numbers(said.std)}"))
     if said.score is not None:
-        rows.append(("Score", f"{said.metric} {said.score:.4f} on its own fold ({said.selected} checkpoint)"))
+        rows.append(("Score", f"{said.metric} {said.score:.4f} on its own fold ({said.chosen} checkpoint)"))
+    if said.selected_on_heldout:
+        rows.append(("Note", f"its scores are optimistic: {optimistic(said.chosen)}"))
+    rows += _seen(said)
     if said.labels_fix:
         rows.append(("Labels", f"corrected by {said.labels_fix} for training; the score is against those given"))
     if said.parity:
@@ -114,6 +119,14 @@ def card(said: Card) -> list[tuple[str, str]]:
     if said.versions:
         rows.append(("Made by", ", ".join(f"{name} {number}" for name, number in said.versions.items())))
     return rows
+
+
+def _seen(said: Card) -> list[tuple[str, str]]:
+    """Which rows the weights have learned from, and what is not known of it."""
+    if said.lineage is None:
+        return [("Seen", "unknown beyond its fold: its card was written by an earlier version, or by others")]
+    rows = [("Seen", "; ".join(map(str, said.lineage.seen)))] if said.lineage.seen else []
+    return [*rows, *(("Seen", f"unknown: {name} does not say") for name in said.lineage.unknown)]
 
 
 def _numbers(values: tuple[float, ...]) -> str:

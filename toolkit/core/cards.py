@@ -12,6 +12,7 @@ from typing import Any, Literal
 from toolkit.base import documents
 from toolkit.base.schema import checked
 from toolkit.base.text import html
+from toolkit.core.lineage import Lineage, Seen
 from toolkit.errors import CardError, few
 
 SCHEMA = 1
@@ -21,8 +22,8 @@ SEAL = "seal"  # in a card of a file: a digest of the card and of what it stands
 Resize = Literal["squash", "crop"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Activation = Literal["softmax", "sigmoid", "identity"]
-# how the epoch was chosen; all but "last" owe something to the held-out rows ("soft-oof": through the targets)
-Selected = Literal["last", "best", "soup", "stopped", "soft-oof"]
+# how the model was chosen; all but "last" owe something to the held-out rows: see `lineage.OPTIMISTIC`
+Selected = Literal["last", "best", "soup", "stopped", "soft-oof", "seen", "inherited"]
 Task = Literal["multiclass", "binary", "multilabel"]
 Region = tuple[float, float, float, float]
 
@@ -178,7 +179,8 @@ class Card:
 
     `fold` is None for a model trained on everything. `mean` and `std` record what the graph subtracts and divides by, in
     units of pixel / 255. `score` is the metric on the fold that the model did not see. `parity` holds the export's gaps.
-    `labels_fix` is the digest of the corrected labels it was trained on; `score` is against those given.
+    `labels_fix` is the digest of the corrected labels it was trained on; `score` is against those given. `lineage` says which
+    rows the weights have seen; None where nobody wrote it down: see `known_lineage`.
     """
 
     member: str
@@ -195,6 +197,7 @@ class Card:
     parity: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     labels_fix: str = ""
+    lineage: Lineage | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -230,8 +233,25 @@ class Card:
 
     @property
     def selected_on_heldout(self) -> bool:
-        """Whether the rows that `score` was taken on also chose the epoch: then it is optimistic."""
-        return self.selected != "last"
+        """Whether the rows that `score` was taken on had a say in the model: then it is optimistic."""
+        return self.chosen != "last"
+
+    @property
+    def chosen(self) -> Selected:
+        """How the model was chosen: as `selected` says, or "seen" where that says nothing and the lineage knows better."""
+        return "seen" if self.selected == "last" and self.exposed else self.selected
+
+    @property
+    def exposed(self) -> bool:
+        """Whether the weights have learned from labels of the rows that `score` was taken on: more than been chosen by them."""
+        return self.selected in ("seen", "soft-oof") or bool(self.known_lineage.exposed(self.split, self.fold))
+
+    @property
+    def known_lineage(self) -> Lineage:
+        """The lineage; where nobody wrote it down, what fold and split say, and that nothing more is known."""
+        if self.lineage is not None:
+            return self.lineage
+        return Lineage((Seen(self.split, self.fold),) if self.split else (), (self.title,))
 
     @property
     def width(self) -> int:

@@ -15,6 +15,7 @@ from toolkit.base import files, provenance
 from toolkit.base.text import csv_text
 from toolkit.blending.combination import Combination
 from toolkit.core import prediction_files, voting
+from toolkit.core.lineage import optimistic
 from toolkit.core.predictions import Predictions
 from toolkit.ensemble.combine import combine, views_for
 from toolkit.ensemble.unseen import out_of_fold
@@ -91,12 +92,13 @@ def predict_images(
         bad: Sequence[BadImage] = ()
         if source.held_out:
             tables = _held_out(request, notes)
+            notes += _optimistic(exports)
         else:
             items = _items(frame, source)[: source.limit]
             if source.on == "train":
                 notes += _seen(frame, exports, {item.id for item in items}, allowed=source.in_sample)
             tables, bad = _predicted(request, items, kept=competition is not None)
-    meta = {
+    meta: dict[str, Any] = {
         "created": provenance.now(),
         "on": source.on if source.on in PARTS else Path(source.on).name,
         "models": [{"title": export.title, "digest": export.digest, "sha256": export.sha256} for export in exports],
@@ -105,7 +107,9 @@ def predict_images(
         "notes": notes,
         **(origin or {}),
     }
-    return WrittenTables(_write(tables, output, meta), tuple(bad), tuple(notes))
+    told = any(note.startswith(_IN_SAMPLE) for note in notes)
+    chosen = {name: "seen" if told else _chosen(exports, name) if source.on == "train" else "" for name in tables}
+    return WrittenTables(_write(tables, output, meta, chosen), tuple(bad), tuple(notes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +212,9 @@ def _listed(path: Path, source: ImageSource) -> list[Item]:
 _PATHS = {"path", "file", "filename", "file_name", "image", "image_path", "img_path", "filepath"}
 
 
+_IN_SAMPLE = "in-sample: "
+
+
 def _seen(competition: Competition, exports: Sequence[Export], ids: set[str], *, allowed: bool) -> list[str]:
     """What models saw of training rows, in words.
 
@@ -217,10 +224,11 @@ def _seen(competition: Competition, exports: Sequence[Export], ids: set[str], *,
     split = Split.if_made(competition)
     sentences = []
     for export in exports:
-        here = split is not None and export.card.split == split.digest
-        if export.card.fold is None or (split is not None and here):
-            seen = len(ids & set(split.training(export.card.fold))) if split is not None and here else len(ids)
-            sentences += [f"{export.title} was trained on {seen:,} of these {len(ids):,} rows"] if seen else []
+        parts = [part for part in export.card.known_lineage.seen if split is not None and part.split == split.digest]
+        if export.card.fold is None or parts:
+            seen = {name for part in parts if split is not None for name in split.training(part.fold)} if parts else ids
+            count = len(seen & ids)
+            sentences += [f"{export.title} was trained on {count:,} of these {len(ids):,} rows"] if count else []
         else:
             sentences.append(
                 f"{export.title} was trained on another split: which of these {len(ids):,} rows it saw is not known"
@@ -231,7 +239,25 @@ def _seen(competition: Competition, exports: Sequence[Export], ids: set[str], *,
             hint="Have each row predicted by the folds that did not see it, or ask for rows in sample.",
             code="in-sample",
         )
-    return [f"in-sample: {sentence}" for sentence in sentences]
+    return [f"{_IN_SAMPLE}{sentence}" for sentence in sentences]
+
+
+def _chosen(exports: Sequence[Export], name: str) -> str:
+    """What a table of training rows says of how its models were chosen, as recipes' out-of-fold tables do.
+
+    `name` is the member or model that the table is of, "" for all.
+    """
+    cards = [export.card for export in exports if name in ("", export.card.member, export.title)]
+    return "+".join(sorted({card.chosen for card in cards}))
+
+
+def _optimistic(exports: Sequence[Export]) -> list[str]:
+    """Which models' held-out rows had a say in them, in words."""
+    return [
+        f"{export.title} is optimistic: {why}"
+        for export in exports
+        if export.card.fold is not None and (why := optimistic(export.card.chosen))
+    ]
 
 
 def _held_out(request: _Request, notes: list[str]) -> _ByName:
@@ -279,7 +305,9 @@ def _voted(
     return replace(aligned[0], kind=answer.kind, values=answer.values, labels=labels)
 
 
-def _write(tables: _ByName, output: Path, meta: Mapping[str, Any]) -> dict[Path, Mapping[str, Predictions]]:
+def _write(
+    tables: _ByName, output: Path, meta: Mapping[str, Any], chosen: Mapping[str, str]
+) -> dict[Path, Mapping[str, Predictions]]:
     """The tables, each in a file of its own: NAME.parquet, or NAME.<model>.parquet where there are several."""
     written: dict[Path, Mapping[str, Predictions]] = {}
     for name, by_target in tables.items():
@@ -287,7 +315,7 @@ def _write(tables: _ByName, output: Path, meta: Mapping[str, Any]) -> dict[Path,
         if path.suffix == ".csv":
             write_csv(path, by_target)
         else:
-            prediction_files.write_table(path, by_target, meta)
+            prediction_files.write_table(path, by_target, {**meta, **({"selected": chosen[name]} if chosen[name] else {})})
         written[path] = by_target
     return written
 

@@ -85,7 +85,7 @@ def adopt(
     training images (noise, where there is no workspace). Where these have labels, its accuracy is measured.
 
     Raises:
-        ModelError: `source` is no usable classifier, or contradicts what was said of it.
+        ModelError: `source` is no usable classifier, or contradicts what was said of it, also of the rows that it has seen.
         CardError: classes, pixels or names that do not fit.
         ParityError: no way was found that gives what the model itself gives.
         DataError: a class map that does not fit.
@@ -94,6 +94,7 @@ def adopt(
     trial.check(model, source)
     taken, given = find_input(source, model, asked), find_output(source, model, asked)
     card, front = _card(source, asked, taken, competition)
+    card = export_checkpoint.claimed(card, onnx_file.card_of(model, source), competition, ids=None, where=source)
     path = output or (competition.path("folds") if competition else Path()) / f"{card.title}.onnx"
     if path.exists() and not force:
         raise ModelError(f"{path} exists", hint="Replace it, or name another member or fold.", code="replace-export")

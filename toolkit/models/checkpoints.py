@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.base import files, sealed
 from toolkit.core.cards import KEY, Card
+from toolkit.core.lineage import Lineage, SeenIds
 from toolkit.errors import ModelError, few
 from toolkit.models import architectures, networks
 
@@ -17,20 +18,29 @@ if TYPE_CHECKING:
     import torch
 
 _ARCHITECTURE = "toolkit.architecture"
+_SEEN = "toolkit.seen"
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """Weights by name, and what a recipe wrote beside them: its card and its architecture (else None)."""
+    """Weights by name, and what a recipe wrote beside them: card, architecture, the ids it has seen (else None)."""
 
     path: Path
     state: Mapping[str, torch.Tensor]
     card: Card | None = None
     architecture: Mapping[str, Any] | None = None
+    seen: SeenIds | None = None
+
+    @property
+    def lineage(self) -> Lineage:
+        """Whose labels the weights have learned from, as far as the file says it."""
+        return self.card.known_lineage if self.card else Lineage(unknown=(self.path.name,))
 
 
-def save(path: Path, model: torch.nn.Module, card: Card, architecture: Mapping[str, Any]) -> Path:
+def save(path: Path, model: torch.nn.Module, card: Card, architecture: Mapping[str, Any], seen: SeenIds | None = None) -> Path:
     """Write a model's weights as safetensors with its card and the architecture (see `networks.create`) that rebuilds it.
+
+    `seen` are the ids whose labels it has learned.
 
     Raises:
         StoreError: the file cannot be written.
@@ -38,8 +48,9 @@ def save(path: Path, model: torch.nn.Module, card: Card, architecture: Mapping[s
     from safetensors.torch import save as to_bytes
 
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    named = json.dumps(dict(architecture), sort_keys=True)
-    metadata = {KEY: card.sealed(_content(state, named)), _ARCHITECTURE: named}
+    named, origin = json.dumps(dict(architecture), sort_keys=True), seen.to_text() if seen else ""
+    metadata = {KEY: card.sealed(_content(state, named + origin)), _ARCHITECTURE: named}
+    metadata |= {_SEEN: origin} if seen else {}
     data = to_bytes(state, metadata)
     return files.write(path, lambda file: file.write(data))
 
@@ -51,13 +62,27 @@ def read(path: Path) -> Checkpoint:
         ModelError: missing, damaged, or a pickle that would run code.
         CardError: a card that cannot be read, or whose digest says that it or the weights were changed.
     """
+    _there(path)
+    return _read_safetensors(path, tensors=True) if path.suffix == ".safetensors" else _read_pickle(path)
+
+
+def read_origin(path: Path) -> Checkpoint:
+    """The checkpoint without its weights: what it says of itself, which of other files than .safetensors is nothing.
+
+    Raises:
+        ModelError: missing or damaged.
+    """
+    _there(path)
+    return _read_safetensors(path, tensors=False) if path.suffix == ".safetensors" else Checkpoint(path, {})
+
+
+def _there(path: Path) -> None:
     try:
         files.plain(path)
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist") from None
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
 
 
 def build(checkpoint: Checkpoint, architecture: Mapping[str, Any] | None = None) -> torch.nn.Module:
@@ -91,20 +116,20 @@ def build(checkpoint: Checkpoint, architecture: Mapping[str, Any] | None = None)
     return model.eval()
 
 
-def _read_safetensors(path: Path) -> Checkpoint:
+def _read_safetensors(path: Path, *, tensors: bool) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            state = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path} is not a complete safetensors file: {error}") from error
-    text = metadata.get(_ARCHITECTURE)
-    content = _content(state, text or "")
+    text, origin = metadata.get(_ARCHITECTURE), metadata.get(_SEEN, "")
+    content = _content(state, (text or "") + origin) if tensors else None
     card = Card.from_json(metadata[KEY], where=str(path), content=content) if KEY in metadata else None
     architecture = None if text is None else architectures.parse(text, where=str(path))
-    return Checkpoint(path, state, card, architecture)
+    return Checkpoint(path, state, card, architecture, SeenIds.from_text(origin))
 
 
 def _content(state: Mapping[str, torch.Tensor], architecture: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.core.cards import Activation, Card, Interpolation, Output, Preprocess, Resize
+from toolkit.core.lineage import Lineage, Seen, SeenIds
 from toolkit.errors import ImageError, ModelError
 from toolkit.images import render
 from toolkit.models import checkpoints
@@ -61,18 +62,20 @@ def convert(competition: Competition, checkpoint: Path, request: ExportRequest) 
     timm's configuration of the model, unless given.
 
     Raises:
-        ModelError: the checkpoint cannot be read or does not fit the network, the split has no such fold, or the export is
-            there and `force` is not set.
+        ModelError: the checkpoint cannot be read or does not fit the network, it has seen rows of the fold that it is said to
+            have held out, the split has no such fold, or the export is there and `force` is not set.
         ParityError: the export differs from the model.
         ImageError: the workspace has no readable image to prove parity on.
     """
     content = checkpoints.read(checkpoint)
     own = content.architecture or {}
     if content.card is not None and request.model in (None, own.get("model_name")):
+        require_unseen(content.card, None, content.card.split, request.fold, ids=None, where=str(checkpoint))
         typed = own if request.model else None  # a function of the user's own runs only where they name it
         network, card = checkpoints.build(content, typed), _renamed(content.card, checkpoint, request)
     else:
         network, card = _described(competition, content, request)
+        card = claimed(card, content.card, competition, ids=content.seen, where=checkpoint)
     path = request.output or competition.path("folds", f"{card.title}.onnx")
     if path.exists() and not request.force:
         raise ModelError(f"{path} exists", hint="Replace it, or name another member or fold.", code="replace-export")
@@ -183,6 +186,47 @@ def _card(competition: Competition, network: torch.nn.Module, member: str, fold:
         split=split_of(competition, fold),
         metric=competition.metric,
     )
+
+
+def require_unseen(card: Card, split: Split | None, digest: str, fold: int | None, *, ids: SeenIds | None, where: str) -> None:
+    """Refuse to call a model that says what it has seen another fold's than the one whose rows it has not.
+
+    `digest` is the split that `fold` is one of, "" where none is known; None claims nothing. `ids` are those it has seen.
+
+    Raises:
+        ModelError: it has seen rows of that fold, or was trained on another split and nothing tells which rows these were.
+    """
+    if fold is None or (fold == card.fold and digest in ("", card.split)):
+        return
+    lineage, why = card.known_lineage, ""
+    if seen := lineage.exposed(digest, fold):
+        why = f"it was trained on {seen[0]}"
+    elif card.fold is not None and fold != card.fold and digest in ("", card.split):
+        why = f"what it did not train on is fold {card.fold}"
+    elif digest and (elsewhere := lineage.elsewhere(digest)):
+        shared, asked = ids.shared(split.held_out(fold)) if ids and split else (-1, 0)
+        why = f"it was trained on {shared:,} of {asked:,} ids of that fold" if shared > 0 else ""
+        why = f"it was trained on {elsewhere[0]}, another split: which rows these are is not known" if shared < 0 else why
+    if why:
+        raise ModelError(
+            f"{where} is no model of fold {fold}: {why}",
+            hint="No score of it there is one: its card says the fold that it held out, so that none need be named.",
+            code="own-fold",
+        )
+
+
+def claimed(card: Card, own: Card | None, competition: Competition | None, *, ids: SeenIds | None, where: Path) -> Card:
+    """The card of a model whose fold was told, with what is known of the rows that it has seen; `own` is what it says itself.
+
+    Raises:
+        ModelError: see `require_unseen`.
+    """
+    told = Lineage((Seen(card.split, card.fold),) if card.split else ())
+    if own is None:
+        return replace(card, lineage=told | Lineage(unknown=(where.name,)))
+    split = Split.if_made(competition) if competition else None
+    require_unseen(own, split, card.split, card.fold, ids=ids, where=str(where))
+    return replace(card, lineage=told | own.known_lineage, selected=own.chosen)
 
 
 def split_of(competition: Competition, fold: int | None) -> str:

@@ -18,6 +18,7 @@ _HOMES = {
     "Samples": "training.fold.samples:Samples",
     "SelfTraining": "training.pseudo_labels:SelfTraining",
     "TrainingPlan": "training.plan:TrainingPlan",
+    "WarmStart": "training.parts.warm_start:WarmStart",
     "augment": "training.parts.augment",
     "choose_device": "training.fold.fit:choose_device",
     "decode": "training.fold.samples:decode",
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from toolkit.training.parts import schedules as schedules
     from toolkit.training.parts import transfer as transfer
     from toolkit.training.parts.by_name import described as described
+    from toolkit.training.parts.warm_start import WarmStart as WarmStart
     from toolkit.training.plan import Done as Done
     from toolkit.training.plan import TrainingPlan as TrainingPlan
     from toolkit.training.pseudo_labels import SelfTraining as SelfTraining

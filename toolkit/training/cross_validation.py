@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import MISSING, fields
 from typing import Any
 
 from toolkit.base import documents, files, sealed
@@ -12,14 +14,15 @@ from toolkit.base.schema import checked
 from toolkit.core import prediction_files
 from toolkit.core.predictions import concat
 from toolkit.errors import TrainingError, few
-from toolkit.training import dry_run
+from toolkit.training import dry_run, pseudo_labels
 from toolkit.training.fold import state_file
 from toolkit.training.fold.fit import choose_device
 from toolkit.training.fold.process_group import ALONE, Team
 from toolkit.training.fold.samples import Samples, decode
 from toolkit.training.loggers import Trackers
 from toolkit.training.one_fold import FoldTraining, train_one
-from toolkit.training.plan import OOF, PARTS, Bar, Done, Launcher, Say, TrainFold, TrainingPlan, Watch
+from toolkit.training.parts import warm_start
+from toolkit.training.plan import OOF, PARTS, WEIGHTS_CONTENT, Bar, Done, Launcher, Say, TrainFold, TrainingPlan, Watch
 from toolkit.workspace.split import imbalance
 
 
@@ -50,8 +53,9 @@ def train(
     to, if it is one of those: only the first process of a team writes anything, and only it gives folds.
 
     Raises:
-        TrainingError: a fold that the split does not have, finished folds that were trained with other settings, a fold that
-            lacks a file when it is over, or what ended a process of the launcher.
+        TrainingError: a fold that the split does not have, finished folds that were trained with other settings, weights or
+            teachers that have seen rows which score a fold, a fold that lacks a file when it is over, or what ended a process
+            of the launcher.
         DeviceError: CUDA was asked for and cannot be used.
         ImageError, AlignmentError: images that cannot be read or are missing.
         ParityError: an export that does not reproduce its model; the fold counts as unfinished.
@@ -69,8 +73,8 @@ def train(
     for fold in pending if team is None else ():
         _say_why(plan, fold, say)
     assert plan.key  # teachers or boxes that are not there are said before anything is decoded
-    if pending and team is None and len(plan.split.ids) >= dry_run.WORTH:
-        dry_run.rehearse(plan, train_fold, pending[0], device)
+    if pending and team is None:
+        _ready(plan, train_fold, pending, device, say)
     if launcher and launcher.splits(pending):
         _decoded(plan, bar, say)  # by one, for all
         trained = launcher.train(plan, pending, device=device, bar=bar, say=say)
@@ -83,6 +87,14 @@ def train(
             elif done := next(trained, None):
                 _whole(plan, fold)
                 yield done
+
+
+def _ready(plan: TrainingPlan, train_fold: TrainFold, pending: Sequence[int | None], device: str, say: Say) -> None:
+    """Refuse what would leak into a fold's score, and make a step on made-up images where there are many to decode."""
+    warm_start.check(plan.competition, plan.split, plan.config, pending, say)
+    pseudo_labels.check(plan, pending)
+    if len(plan.split.ids) >= dry_run.WORTH:
+        dry_run.rehearse(plan, train_fold, pending[0], device)
 
 
 def _named(fold: int | None) -> str:
@@ -140,6 +152,8 @@ def join(plan: TrainingPlan) -> float | None:
     selected = sorted({str(about.get("selected", "last")) for about in abouts.values()})
     score = joined.score(plan.competition.score, plan.truth(joined.ids))
     meta = plan.table_meta | {"folds": scores, "score": score, "selected": "+".join(selected)}
+    unknown = dict.fromkeys(name for about in abouts.values() for name in about.get("lineage", {}).get("unknown", ()))
+    meta |= {"unknown": list(unknown)} if unknown else {}
     prediction_files.write_table(plan.oof, {target: joined}, meta)
     return score
 
@@ -182,7 +196,7 @@ def _decoded(plan: TrainingPlan, bar: Bar, say: Say) -> Samples:
 
 def _same_settings(plan: TrainingPlan, fold: int | None) -> None:
     """Refuse to go on from a fold that was trained otherwise: the folds of a member would not belong together."""
-    there = _about(plan, fold)["settings"]
+    there = _as_now(plan, _about(plan, fold)["settings"])
     differing = [name for name in {**there, **plan.settings} if there.get(name) != plan.settings.get(name)]
     if differing:
         changes = "; ".join(
@@ -193,6 +207,18 @@ def _same_settings(plan: TrainingPlan, fold: int | None) -> None:
             hint="Go back to the old settings, train it again, or keep both under two members.",
             code="other-settings",
         )
+
+
+def _as_now(plan: TrainingPlan, there: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier version wrote, with the defaults of those that it did not have.
+
+    What a warm start began from is compared only where both know it: files of then may be gone, or were not looked at.
+    """
+    defaults = {f"config.{known.name}": known.default for known in fields(plan.config) if known.default is not MISSING}
+    now = {name: value for name, value in json.loads(json.dumps(defaults, default=str)).items() if name in plan.settings}
+    then = {name: value for name, value in there.items() if name != WEIGHTS_CONTENT}
+    here = plan.settings.get(WEIGHTS_CONTENT)
+    return now | then | ({WEIGHTS_CONTENT: there.get(WEIGHTS_CONTENT, here)} if here else {})
 
 
 def _about(plan: TrainingPlan, fold: int | None) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.training.fold.samples import Fold, Samples
+from toolkit.training.parts import warm_start
 from toolkit.training.plan import TrainFold, TrainingPlan
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def rehearse(plan: TrainingPlan, train_fold: TrainFold, fold: int | None, device
         noise = _noise(plan)
         held_out = judge if fold is not None else None
         train_fold(
-            plan.config,
+            warm_start.configured(plan.config, warm_start.start_of(plan.competition, plan.split, plan.config, fold)),
             Fold(
                 fold,
                 noise.rows(noise.ids),

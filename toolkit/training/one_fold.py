@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +15,7 @@ import numpy as np
 from toolkit.base import provenance, sealed
 from toolkit.core import activations, metrics, prediction_files
 from toolkit.core.cards import Activation, Card, Output, Selected
+from toolkit.core.lineage import Lineage, Seen, SeenIds
 from toolkit.core.predictions import Predictions
 from toolkit.errors import TrainingError
 from toolkit.models import checkpoints
@@ -25,6 +26,8 @@ from toolkit.training.fold.fit import logits
 from toolkit.training.fold.process_group import ALONE, Team
 from toolkit.training.fold.samples import Fold, Progress, Rows, Samples
 from toolkit.training.loggers import Trackers
+from toolkit.training.parts import warm_start
+from toolkit.training.parts.warm_start import Start
 from toolkit.training.plan import OOF, PARTS, TrainFold, TrainingPlan, Watch
 from toolkit.workspace.competition import Target
 
@@ -48,12 +51,22 @@ class FoldTraining:
 
 @dataclass(frozen=True, eq=False)
 class _FoldRows:
-    """The rows of one fold: what it trains on, what it holds out (None: nothing), and a report of who taught it."""
+    """One fold: the rows it trains on and holds out (None: nothing), a report of who taught it, and where it begins."""
 
     number: int | None
     training: Rows
     held_out: Rows | None
     taught: Mapping[str, Any]
+    start: Start | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Origin:
+    """What a fold's models have seen when they are trained, and how they were chosen, as cards say it."""
+
+    lineage: Lineage
+    ids: SeenIds
+    selected: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,13 +94,13 @@ def train_one(
     models, runs = _train_seeds(training, rows, progress, trackers)
     if not training.team.leads:
         return {}
-    selected = pseudo_labels.selected(plan, runs[0].outcome.selected)
-    unscored = [_card(plan, number, None, selected) for _ in models]
-    _save(plan, models, unscored)  # what comes next may fail
-    scored = _score(training, rows, models, runs[0], selected, trackers)
-    cards = [_card(plan, number, score, selected) for score in scored.scores]
-    _save(plan, models, cards)
-    about = _about(training, rows, runs, scored, selected)
+    origin = _origin(plan, rows, runs[0].outcome.selected)
+    unscored = [_card(plan, number, None, origin) for _ in models]
+    _save(plan, models, unscored, origin.ids)  # what comes next may fail
+    scored = _score(training, rows, models, runs[0], origin, trackers)
+    cards = [_card(plan, number, score, origin) for score in scored.scores]
+    _save(plan, models, cards, origin.ids)
+    about = _about(training, rows, runs, scored, origin)
     sealed.write_json(plan.folder(number) / "config.json", json.loads(json.dumps(about, default=str)), indent=1)
     _export(plan, models, cards, rows)
     for run in runs:
@@ -101,7 +114,27 @@ def _rows(training: FoldTraining, number: int | None, samples: Samples) -> _Fold
     held_out = None if number is None else samples.rows(plan.split.held_out(number))
     with training.team.leading():
         rows, report = pseudo_labels.taught(plan, number, samples.rows(plan.split.training(number)), training.device)
-    return _FoldRows(number, rows, held_out, report)
+    start = warm_start.start_of(plan.competition, plan.split, plan.config, number)
+    return _FoldRows(number, rows, held_out, report, start)
+
+
+def _origin(plan: TrainingPlan, rows: _FoldRows, how: str) -> _Origin:
+    """What the fold's models have seen: their own rows, and what those knew that they began from or were taught by."""
+    fold, start = rows.number, rows.start
+    taught, told = pseudo_labels.inherited(plan, fold)
+    name = str(plan.architecture.get("model_name", ""))
+    local = (name,) if name.startswith("local-dir:") else ()  # timm loads what is there
+    lineage = Lineage((Seen(plan.split.digest, fold),), local) | (start.lineage if start else Lineage()) | taught
+    if fold is None:
+        selected = told
+    elif start and start.seen:
+        selected = "seen"
+    elif told in ("seen", "soft-oof") or how == "last":
+        selected = told if told != "last" or not (start and start.chosen) else "inherited"
+    else:
+        selected = how
+    ids = SeenIds.of(plan.split.ids if selected != "last" else plan.split.training(fold))  # who chose has been seen as well
+    return _Origin(lineage, ids | start.ids if start and start.ids else ids, selected)
 
 
 def _train_seeds(
@@ -115,7 +148,8 @@ def _train_seeds(
         fold = _fold(training, rows, seed, progress)
         random.seed(fold.seed)
         _seed_torch(fold.seed)
-        config = replace(plan.config, seed=plan.config.seed + seed) if seed else plan.config
+        config = warm_start.configured(plan.config, rows.start)
+        config = replace(config, seed=config.seed + seed) if seed else config
         models += [training.train_fold(config, trackers.attach(fold) if team.leads else fold), *fold.outcome.others]
         runs.append(fold)
         if fold.outcome.report.get("processes", 1) != team.size:
@@ -159,7 +193,7 @@ def _score(
     rows: _FoldRows,
     models: Sequence[torch.nn.Module],
     run: Fold,
-    selected: str,
+    origin: _Origin,
     trackers: Trackers,
 ) -> _Scored:
     """Judge the models and their mean on the held-out rows, and write the fold's out-of-fold table."""
@@ -173,7 +207,9 @@ def _score(
     scores = [each.score(plan.competition.score, truth) for each in predictions]
     mean = replace(predictions[0], values=np.mean([np.asarray(each.values) for each in predictions], axis=0))
     score = mean.score(plan.competition.score, truth)
-    meta = plan.table_meta | {"fold": rows.number, "score": score, "selected": selected}
+    meta: dict[str, Any] = plan.table_meta | {"fold": rows.number, "score": score, "selected": origin.selected}
+    if origin.lineage.unknown:
+        meta["unknown"] = list(origin.lineage.unknown)
     prediction_files.write_table(plan.folder(rows.number) / OOF, {plan.target.name: mean}, meta)
     notes.append(_fits(plan, models[0], rows.training, mean, device))
     trackers.confusion(truth, mean)
@@ -207,7 +243,7 @@ def _output(target: Target) -> Output:
     return Output(target.name, target.classes, activation)
 
 
-def _card(plan: TrainingPlan, fold: int | None, score: float | None, selected: str) -> Card:
+def _card(plan: TrainingPlan, fold: int | None, score: float | None, origin: _Origin) -> Card:
     return Card(
         member=plan.member,
         fold=fold,
@@ -218,19 +254,22 @@ def _card(plan: TrainingPlan, fold: int | None, score: float | None, selected: s
         split=plan.split.digest,
         metric=plan.competition.metric,
         score=score,
-        selected=cast("Selected", selected),
+        selected=cast("Selected", origin.selected),
         recipe=plan.recipe,
         labels_fix=label_fixes.digest(plan.competition),
+        lineage=origin.lineage,
     )
 
 
-def _about(training: FoldTraining, rows: _FoldRows, runs: Sequence[Fold], scored: _Scored, selected: str) -> dict[str, Any]:
+def _about(training: FoldTraining, rows: _FoldRows, runs: Sequence[Fold], scored: _Scored, origin: _Origin) -> dict[str, Any]:
     """What config.json says of the fold."""
     plan = training.plan
     return {
         "fold": rows.number,
         "score": scored.mean,
-        "selected": selected,
+        "selected": origin.selected,
+        "lineage": asdict(origin.lineage),
+        "began": str(rows.start.path) if rows.start else "",
         "notes": scored.notes,
         "device": training.device,
         "processes": training.team.size,
@@ -244,10 +283,10 @@ def _about(training: FoldTraining, rows: _FoldRows, runs: Sequence[Fold], scored
     }
 
 
-def _save(plan: TrainingPlan, models: Sequence[torch.nn.Module], cards: Sequence[Card]) -> None:
+def _save(plan: TrainingPlan, models: Sequence[torch.nn.Module], cards: Sequence[Card], ids: SeenIds) -> None:
     """Write the checkpoints of a fold's models, each with its card."""
     for number, (model, card) in enumerate(zip(models, cards, strict=True)):
-        checkpoints.save(_checkpoint(plan.folder(card.fold), number), model, card, plan.architecture)
+        checkpoints.save(_checkpoint(plan.folder(card.fold), number), model, card, plan.architecture, ids)
 
 
 def _checkpoint(folder: Path, number: int) -> Path:

@@ -18,6 +18,7 @@ from toolkit.errors import TrainingError
 from toolkit.training import label_fixes
 from toolkit.training.fold.fit import Triple
 from toolkit.training.fold.samples import Fold, Progress
+from toolkit.training.parts import warm_start
 from toolkit.workspace.competition import Competition, Target
 from toolkit.workspace.split import Split
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 OOF = "oof.parquet"
+WEIGHTS_CONTENT = "weights content"  # the setting that changes with what is begun from
 PARTS = ("model.safetensors", "metrics.csv", OOF, "config.json")  # in this order; the export comes last
 
 TrainFold = Callable[[Any, Fold], "torch.nn.Module"]
@@ -111,6 +113,8 @@ class TrainingPlan:
         every |= {f"{name} content": files.sha256(Path(path))[:16] for name, path in user.items() if Path(path).is_file()}
         pixels = {"preprocess": asdict(self.preprocess), "mean": self.mean, "std": self.std}
         taught = self.config.source_digests(self) if isinstance(self.config, Taught) else {}
+        if content := warm_start.content(self.competition, self.config):
+            shared[WEIGHTS_CONTENT] = content
         plain: dict[str, Any] = json.loads(json.dumps(shared | pixels | every | taught))
         return plain
 
@@ -157,8 +161,8 @@ class TrainingPlan:
 class Done:
     """A finished fold: its score on the rows it did not see (None where it saw all); `resumed` if an earlier run finished it.
 
-    `selected` other than "last" says that these rows chose the epoch: the score is optimistic. `notes` are sentences for the
-    reader: how it was fed, how it fits.
+    `selected` other than "last" says that these rows had a say in the model: the score is optimistic. `notes` are sentences for
+    the reader: how it was fed, how it fits.
     """
 
     fold: int | None

@@ -14,6 +14,8 @@ import numpy as np
 
 from toolkit.base.arrays import F64
 from toolkit.core import prediction_files
+from toolkit.core.cards import Card
+from toolkit.core.lineage import Lineage, Seen
 from toolkit.errors import AlignmentError, TrainingError, few
 from toolkit.images import render
 from toolkit.inference.execution import Execution
@@ -53,7 +55,7 @@ class SelfTraining:
         """What decides the targets beside the settings themselves, as plain values: digests of teachers, tables and images."""
         digests: Report = {}
         for name in filter(None, {self.pseudo and self.teacher, self.soft_labels}):
-            if name.endswith(".parquet"):
+            if _table(name):
                 digests[f"sha256 of {name}"] = _sha(_file(plan, name).read_bytes())
             else:
                 digests[f"folds of {name}"] = _sha("".join(sorted(export.digest for export in _exports(plan, name))).encode())
@@ -92,15 +94,58 @@ def taught(plan: TrainingPlan, fold: int | None, rows: Rows, device: str) -> tup
     return rows, report
 
 
-def selected(plan: TrainingPlan, how: str) -> str:
-    """How a model was chosen, as its card says it: `how`, or "soft-oof" where its targets knew the held-out labels."""
-    return "soft-oof" if leaks(plan) else how
+def check(plan: TrainingPlan, folds: Sequence[int | None]) -> None:
+    """Refuse teachers that have seen the rows that score a fold, unless the settings allow it.
+
+    Raises:
+        TrainingError: one has; there is none; see `taught`.
+    """
+    for fold in folds:
+        teachers_of(plan, fold)
+
+
+def teachers_of(plan: TrainingPlan, fold: int | None) -> list[Card]:
+    """The cards of the models that teach a fold; none where nobody does.
+
+    Raises:
+        TrainingError: see `check`.
+    """
+    config = plan.config
+    if not isinstance(config, SelfTraining):
+        return []
+    names = dict.fromkeys([*([config.teacher] if config.pseudo and config.teacher else []), config.soft_labels])
+    every = [export.card for name in names if name and not _table(name) for export in _teachers(plan, name, fold)]
+    seen = [card for card in every if fold is not None and card.exposed]
+    if seen and not getattr(config, "allow_seen", False):
+        raise TrainingError(
+            f"{seen[0].title} has seen the labels that score fold {fold}, and what it teaches would tell of them",
+            hint="Learn from a member whose folds saw none of their held-out rows.",
+            code="seen-teacher",
+        )
+    return every
+
+
+def inherited(plan: TrainingPlan, fold: int | None) -> tuple[Lineage, str]:
+    """What a fold learns of through its teachers, and how that makes its scores optimistic ("last": it does not).
+
+    An out-of-fold table tells of all rows that it holds: each was predicted by a model that saw the others.
+    """
+    every = teachers_of(plan, fold)
+    lineage = Lineage()
+    for card in every:
+        further = (card.title,) if card.known_lineage.elsewhere(plan.split.digest) else ()  # which rows, it cannot say
+        lineage |= card.known_lineage | Lineage(unknown=further)
+    if leaks(plan):
+        return lineage | Lineage((Seen(plan.split.digest),)), "soft-oof"
+    if fold is None or not any(card.selected_on_heldout for card in every):
+        return lineage, "last"
+    return lineage, "seen" if any(card.exposed for card in every) else "inherited"
 
 
 def leaks(plan: TrainingPlan) -> str:
     """Why scores of this plan are too good, in a sentence; empty where nothing leaks."""
     config = plan.config
-    if isinstance(config, SelfTraining) and config.soft_labels.endswith(".parquet"):
+    if isinstance(config, SelfTraining) and _table(config.soft_labels):
         return (
             f"soft labels from {config.soft_labels} come from models that saw the held-out labels: scores are optimistic "
             f"(--soft-labels MEMBER uses each fold's own teacher, which did not)"
@@ -108,12 +153,17 @@ def leaks(plan: TrainingPlan) -> str:
     return ""
 
 
+def _table(name: str) -> bool:
+    """Whether soft labels are a table, and no member."""
+    return name.endswith(".parquet")
+
+
 def _soften(plan: TrainingPlan, fold: int | None, rows: Rows, device: str) -> tuple[Rows, Report]:
     """Targets between the given label and what the teacher says; rows of which it says nothing keep their label."""
     name, weight = plan.config.soft_labels, plan.config.soft_weight
     ids = [rows.samples.ids[place] for place in rows.places]
     targets = _given(plan, rows)
-    if name.endswith(".parquet"):
+    if _table(name):
         table = prediction_files.read_table(_file(plan, name)).predictions
         if plan.target.name not in table:
             raise AlignmentError(f"{name} does not predict {plan.target.name!r}, only {few(table)}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,8 @@ from numpy.typing import NDArray
 from toolkit.base.arrays import F64
 from toolkit.blending.nested import Estimate, compare
 from toolkit.core.activations import probabilities
-from toolkit.core.cards import Card
+from toolkit.core.cards import Card, Selected
+from toolkit.core.lineage import SeenIds
 from toolkit.core.predictions import Predictions
 from toolkit.errors import AlignmentError, ModelError, few
 from toolkit.models import checkpoints, export_checkpoint
@@ -81,7 +84,8 @@ def cook(
     """Average checkpoints of one fold, judge every one and both soups on its held-out rows, and write the soup asked for.
 
     The uniform soup is the mean of all. The greedy one starts with the best checkpoint and takes in the next best where
-    the held-out score does not fall, so that its score is optimistic, and its card says so. Where the network has BatchNorm, a
+    the held-out score does not fall, so that its score is optimistic, and its card says so; it does too where a checkpoint has
+    seen these rows or was chosen by them. Where the network has BatchNorm, a
     soup's statistics are taken anew from training images of the fold. `model` names the checkpoints' network, which it must
     where that is a function of the user's own.
 
@@ -94,7 +98,13 @@ def cook(
     names = _names(paths)
     first = every[0].card
     assert first is not None
-    card = replace(first, member=member or f"{first.member}-{how}", recipe=f"{how} soup of {', '.join(names)}", score=None)
+    card = replace(
+        first,
+        member=member or f"{first.member}-{how}",
+        recipe=f"{how} soup of {', '.join(names)}",
+        score=None,
+        lineage=reduce(or_, (each.lineage for each in every)),
+    )
     path = competition.path("folds", f"{card.title}.onnx")
     if path.exists() and not force:
         raise ModelError(f"{path} exists", hint="Replace it, or name another member.", code="replace-soup")
@@ -107,13 +117,26 @@ def cook(
     truth, groups = kitchen.truth.decided, kitchen.groups
     estimates = compare(truth, competition.score, rows, baseline=best, groups=groups)
     taken = list(range(len(every))) if how == "uniform" else chosen
-    seen = how == "greedy" or any(each.card.selected_on_heldout for each in every if each.card)
-    card = replace(card, score=estimates[how].score, selected="soup" if seen else "last")
+    card = replace(card, score=estimates[how].score, selected=_selected(every, how))
     network = kitchen.network(uniform if how == "uniform" else greedy)
     written = export(network, card, path, samples=kitchen.samples())
     where = competition.path("runs", card.member, f"fold{card.fold}", "model.safetensors")
-    checkpoints.save(where, network, written, every[0].architecture or {})
+    checkpoints.save(where, network, written, every[0].architecture or {}, _ids(every))
     return Soup(written, tuple(paths[i] for i in taken), estimates, best, kitchen.normalised, where, path)
+
+
+def _selected(every: Sequence[Checkpoint], how: str) -> Selected:
+    """How a soup was chosen: its rows' labels may have been seen by a checkpoint, chosen one, or the checkpoints among all."""
+    if any(each.card and each.card.exposed for each in every):
+        return "seen"
+    chosen = how == "greedy" or any(each.card.selected_on_heldout for each in every if each.card)
+    return "soup" if chosen else "last"
+
+
+def _ids(every: Sequence[Checkpoint]) -> SeenIds | None:
+    """The ids that any of the checkpoints has seen; None where one does not say."""
+    ids = [each.seen for each in every if each.seen]
+    return reduce(or_, ids) if len(ids) == len(every) else None
 
 
 def average(states: Sequence[State]) -> dict[str, torch.Tensor]:

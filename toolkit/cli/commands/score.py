@@ -45,6 +45,7 @@ def command(
     """
     from toolkit.analysis import scores
     from toolkit.blending import oof
+    from toolkit.core.lineage import optimistic
 
     record: dict[str, Any] = {}
     every: dict[tuple[str, str], Scored] = {}
@@ -56,9 +57,9 @@ def command(
             rows = oof.read_members(competition, target, {name: path}, reading=reading, labels=labels)
             scored = every[target.name, name] = scores.score(rows, names, calibration=calibration)[0]
             record.setdefault(target.name, {})[name] = scored.record(competition.metric)
-            if (how := oof.chosen_by(path)) != "last":
-                record[target.name][name] |= {"selected": how}
-                notes.append(Mark(f"{name} is optimistic: the rows it is scored on also chose the epochs ({how})", "odd"))
+            how = oof.chosen_by(path)
+            record[target.name][name] |= {"selected": how, "optimistic": bool(optimistic(how))} if how != "last" else {}
+            notes += [Mark(note, "odd") for note in oof.optimistic_notes({name: path})]
     details = [part for what, scored in every.items() for part in _details(", ".join(what), scored, classes=classes)]
     return record, [_scores(every), *notes, *details]
 

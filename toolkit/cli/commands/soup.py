@@ -66,6 +66,7 @@ def _record(done: Soup) -> dict[str, Any]:
 
 def _text(done: Soup, how: str, metric: str) -> list[Part]:
     from toolkit.cli.summaries import shown
+    from toolkit.core.lineage import optimistic
 
     rows = []
     for name, one in done.estimates.items():
@@ -76,7 +77,7 @@ def _text(done: Soup, how: str, metric: str) -> list[Part]:
     if done.normalised:
         said.append(("BatchNorm", f"{done.normalised} layers with statistics of their own"))
     if done.card.selected_on_heldout:
-        said.append(("Note", "the rows that it is scored on also chose what is in it: the score is optimistic"))
+        said.append(("Note", f"the score is optimistic: {optimistic(done.card.chosen)}"))
     if done.estimates[how].gain_low <= 0:
         said.append(("Note", f"it cannot be told from {done.best} on these rows"))
     return [scores, facts([*said, ("Wrote", shown(done.export)), ("Wrote", shown(done.checkpoint))])]

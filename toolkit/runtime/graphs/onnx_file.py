@@ -41,18 +41,27 @@ def read(path: Path) -> Export:
             graph were changed.
     """
     model = load(path)
-    text = {entry.key: entry.value for entry in model.metadata_props}.get(KEY)
-    if text is None:
+    card = card_of(model, path)
+    if card is None:
         raise CardError(
             f"{path} carries no card, so its classes and pixels are unknown",
             hint="Export it with `toolkit export`; a model of others is taken in with `toolkit adopt`.",
         )
-    card = Card.from_json(text, where=str(path))
     _check_shapes(path, model, card)
     trial.check(model, path)
     graph = digest(path, model)
-    Card.from_json(text, where=str(path), content=graph)
+    card_of(model, path, content=graph)
     return Export(path, card, graph, files.sha256(path))
+
+
+def card_of(model: Any, path: Path, *, content: str | None = None) -> Card | None:
+    """The card that a model carries, if it carries one; `content` is the graph's digest where that is to be checked too.
+
+    Raises:
+        CardError: it cannot be read, or says that it or the graph were changed.
+    """
+    text = {entry.key: entry.value for entry in model.metadata_props}.get(KEY)
+    return None if text is None else Card.from_json(text, where=str(path), content=content)
 
 
 def facts(path: Path) -> dict[str, Any]:
