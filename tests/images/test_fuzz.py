@@ -17,6 +17,9 @@ from toolkit.errors import CardError, ModelError
 from toolkit.runtime.graphs import safety
 
 
+pytestmark = pytest.mark.usefixtures("quick_processes")
+
+
 @pytest.fixture(scope="module")
 def fuzz():
     place = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
