@@ -16,7 +16,6 @@ from toolkit.core.cards import Card
 from toolkit.errors import CardError, ModelError
 from toolkit.runtime.graphs import safety
 
-
 pytestmark = pytest.mark.usefixtures("quick_processes")
 
 
