@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -16,6 +19,7 @@ from tests.exporter import keep_the_registry, remember
 from tests.processes import forking
 
 CLASSES = ("ant", "bee", "cat")
+NUMBERS = itertools.count()
 
 # A hundred processes import torch in these tests: 6 s of work where its bytecode is kept, 20 s where none may be written.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -51,6 +55,18 @@ def _one_thread(request, shared):
     torch.set_num_threads(1)
     keep_the_registry()
     remember(shared / "exports")
+    gc.collect()
+    gc.freeze()  # modules and tests stay; looking through them again and again is a fiftieth of the time
+    gc.set_threshold(10_000, 20, 100)
+
+
+@pytest.fixture
+def tmp_path(request, tmp_path_factory) -> Path:
+    """A folder of its own; pytest's looks through those of all tests before it to find a number."""
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    path = tmp_path_factory.getbasetemp() / f"{next(NUMBERS)}_{name}"
+    path.mkdir()
+    return path
 
 
 @pytest.fixture(scope="session")

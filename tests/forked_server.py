@@ -225,6 +225,7 @@ def run(argv: list[bytes]) -> None:
     random.seed()
     np.random.seed(None)  # noqa: NPY002 - as in a process that starts
     torch.seed()
+    torch.set_num_threads(1)  # makes its pool anew, before the threads of autograd race for it ("Invalid thread pool")
     if argv[0] == b"-u":
         argv = argv[1:]
     first, *rest = map(os.fsdecode, argv)
