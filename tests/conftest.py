@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -16,27 +19,54 @@ from tests.exporter import keep_the_registry, remember
 from tests.processes import forking
 
 CLASSES = ("ant", "bee", "cat")
+NUMBERS = itertools.count()
 
 # A hundred processes import torch in these tests: 6 s of work where its bytecode is kept, 20 s where none may be written.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# A deadline per example measures the machine's load, not the code.
-hypothesis.settings.register_profile("toolkit", deadline=None)
+# A deadline per example measures the machine's load, not the code. Every run draws others; `--hypothesis-profile thorough` draws many.
+hypothesis.settings.register_profile("toolkit", deadline=None, max_examples=20)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile("toolkit")
 
 # A shell's background jobs ignore Ctrl-C, and so would every process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config, specs):
+    """Workers of the test runner are forked too: their imports, a third of a minute each, are made once."""
+    command, line = forking(config._tmp_path_factory.getbasetemp())
+    config.add_cleanup(line.close)
+    for spec in specs:
+        spec.python = str(command)
+
+
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread(shared):
-    """Workers of the test runner share the cores, and what they have translated to ONNX."""
+def _one_thread(request, shared):
+    """Workers of the test runner share the cores, and what they have translated to ONNX; their pools of processes are forked too."""
+    import multiprocessing
+
     import torch
 
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        multiprocessing.set_executable(request.getfixturevalue("python"))
     torch.set_num_threads(1)
     keep_the_registry()
     remember(shared / "exports")
+    gc.collect()
+    gc.freeze()  # modules and tests stay; looking through them again and again is a fiftieth of the time
+    gc.set_threshold(10_000, 20, 100)
+
+
+@pytest.fixture
+def tmp_path(request, tmp_path_factory) -> Path:
+    """A folder of its own; pytest's looks through those of all tests before it to find a number."""
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    path = tmp_path_factory.getbasetemp() / f"{next(NUMBERS)}_{name}"
+    path.mkdir()
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -194,10 +224,17 @@ def card(member: str = "tiny", fold: int | None = 0, *, classes=CLASSES, size=(3
     return Card(member=member, fold=fold, **(said | changes))
 
 
+@pytest.fixture(scope="session")
+def workspace_once(tmp_path_factory) -> Path:
+    return make_workspace(tmp_path_factory.mktemp("once") / "work")
+
+
 @pytest.fixture
-def workspace(tmp_path, monkeypatch) -> Path:
+def workspace(workspace_once, tmp_path, monkeypatch) -> Path:
     """A fresh workspace, and the current folder."""
-    root = make_workspace(tmp_path / "work")
+    import shutil
+
+    root = Path(shutil.copytree(workspace_once, tmp_path / "work"))
     monkeypatch.chdir(root)
     return root
 

@@ -37,9 +37,9 @@ def keep_the_registry() -> None:
     from torch.onnx._internal.exporter import _decomp, _registration
 
     registry = _registration.ONNXRegistry
+    if hasattr(registry.from_torchlib, "cache_info"):
+        return  # a process that was forked from one that did it
     make = registry.from_torchlib.__func__
-    if hasattr(make, "cache_info"):
-        return
     kept = cache(lambda **said: make(registry, **said))
     registry.from_torchlib = staticmethod(kept)
 

@@ -36,13 +36,30 @@ HEAVY = (
     "timm",
     "pandas",
     "pyarrow.parquet",
-    "scipy.special",
+    "scipy.stats",
     "sklearn.model_selection",
+    "sklearn.metrics",
+    "matplotlib.figure",
     "pytorch_lightning",
     "PIL.Image",
     "click",
     "rich.table",
 )
+
+
+ASKING = ("getaddrinfo", "gethostbyname", "create_connection")
+
+
+def watch() -> None:
+    """From now on, whoever looks up a host is written down in `socket.asked` and refused; a test reads it in a forked process."""
+    socket.asked = asked = []  # type: ignore[attr-defined]
+
+    def refuse(*given: Any, **_: Any) -> NoReturn:
+        asked.append(repr(given))
+        raise OSError("closed")
+
+    for name in ASKING:
+        setattr(socket, name, refuse)
 
 
 def warm(exports: Path) -> None:
@@ -208,6 +225,9 @@ def run(argv: list[bytes]) -> None:
     random.seed()
     np.random.seed(None)  # noqa: NPY002 - as in a process that starts
     torch.seed()
+    torch.set_num_threads(1)  # makes its pool anew, before the threads of autograd race for it ("Invalid thread pool")
+    if argv[0] == b"-u":
+        argv = argv[1:]
     first, *rest = map(os.fsdecode, argv)
     sys.path[:] = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *sys.path[1:]]
     if first == "-m":
@@ -253,7 +273,11 @@ def end(run: Callable[[list[bytes]], None], argv: list[bytes]) -> NoReturn:
 
 
 if __name__ == "__main__":
+    hosts = {name: getattr(socket, name) for name in ASKING}
+    watch()
     warm(Path(sys.argv[2]))
+    for name, function in hosts.items():
+        setattr(socket, name, function)
     tasks = [path.joinpath("comm").read_text().strip() for path in Path("/proc/self/task").glob("*")]
     others = [name for name in tasks if name != "jemalloc_bg_thd"]  # which knows of forks
     assert len(others) <= 1, f"threads {others}: a fork would carry their locks"

@@ -65,7 +65,7 @@ def test_a_search_is_no_worse_than_where_it_starts(how, metric):
 
 
 @pytest.mark.parametrize("how", WEIGHERS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_rows_and_members_in_another_order_give_the_same_score(how, data):
     stack, truth = make(rows=60, members=4, seed=data.draw(st.integers(0, 50)))
@@ -334,7 +334,7 @@ def test_brier_by_hand():
 
 
 @pytest.mark.parametrize("how", [name for name in WEIGHERS if name != "stacking"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_classes_in_another_order_give_the_same_weights(how, data):
     stack, truth = make(rows=60, members=4, seed=data.draw(st.integers(0, 50)))
@@ -356,7 +356,7 @@ def test_a_member_without_weight_is_as_good_as_absent(how):
 
 
 @pytest.mark.parametrize("how", [name for name in WEIGHERS if name != "stacking"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 1000), members=st.integers(1, 5))
 def test_members_that_agree_are_believed_and_certain_ones_stay_certain(how, seed, members):
     rng = np.random.default_rng(seed)

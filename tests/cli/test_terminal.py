@@ -19,6 +19,7 @@ from rich.cells import cell_len
 from tests.cli.test_blend import table
 from tests.conftest import make_workspace
 
+pytestmark = pytest.mark.usefixtures("quick_processes")
 CLASSES = ("[red]ant[/red]", "고양이 🙂", "bee\x1b[31m")
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

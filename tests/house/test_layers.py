@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,14 @@ def modules():
     return sorted(path for path in PACKAGE.rglob("*.py") if "_recipes" not in path.parts)
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(path: Path, *, typing: bool = False):
     """(module, name) of every import of a file, also inside functions; without those under TYPE_CHECKING unless asked for."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     hidden = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not typing:
@@ -53,7 +59,7 @@ def test_nothing_imports_recipes_and_recipes_do_not_import_each_other():
 
 def test_a_command_body_is_thin():
     for path in (PACKAGE / "cli" / "commands").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef) and node.name == "command":
                 lines = node.end_lineno - node.body[1].lineno + 1
                 assert lines <= 20, f"{path.name}: {lines} lines"

@@ -16,6 +16,8 @@ from toolkit.core.cards import Card
 from toolkit.errors import CardError, ModelError
 from toolkit.runtime.graphs import safety
 
+pytestmark = pytest.mark.usefixtures("quick_processes")
+
 
 @pytest.fixture(scope="module")
 def fuzz():

@@ -337,7 +337,7 @@ def asked(form, ids, classes):
     return pd.DataFrame({"id": ids, **dict.fromkeys(classes[::-1] if form == "probabilities" else ["y"], "")}, dtype="str")
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(world=worlds)
 def test_any_predictions_and_sample_survive_the_trip(world, tmp_path):
     form, ids = world["form"], tuple(world["ids"])

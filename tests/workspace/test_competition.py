@@ -45,7 +45,7 @@ def targets(draw, name):
     return Target(name, task, tuple(classes))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_the_file_is_read_back(tmp_path_factory, data):
     """Quotes, newlines, DEL, emoji in any name survive; `tomllib` is the judge of the syntax."""

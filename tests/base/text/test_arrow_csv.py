@@ -12,6 +12,8 @@ from toolkit.base import files
 from toolkit.base.text import arrow_csv
 from toolkit.errors import StoreError
 
+pytestmark = pytest.mark.usefixtures("quick_processes")
+
 
 def test_the_file_is_byte_for_byte_what_pythons_csv_module_writes(tmp_path):
     import csv

@@ -112,7 +112,7 @@ def tables(draw):
     return Table(heads, draw(st.lists(row, min_size=1, max_size=5)), "".join(kinds))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(table=tables(), cells=st.integers(24, 120))
 def test_nothing_is_lost_and_nothing_is_too_wide(table, cells):
     with pytest.MonkeyPatch.context() as monkeypatch:

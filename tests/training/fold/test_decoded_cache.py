@@ -147,7 +147,7 @@ print(total, path.stat().st_size)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on a process's data is Linux's")
-def test_more_images_than_the_memory_may_hold_are_fed(tmp_path):
+def test_more_images_than_the_memory_may_hold_are_fed(tmp_path, quick_processes):
     done = subprocess.run(
         [sys.executable, "-c", LARGE, str(tmp_path / "large.npy")],
         capture_output=True,
