@@ -34,15 +34,6 @@ hypothesis.settings.load_profile("toolkit")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_setupnodes(config, specs):
-    """Workers of the test runner are forked too: their imports, a third of a minute each, are made once."""
-    command, line = forking(config._tmp_path_factory.getbasetemp())
-    config.add_cleanup(line.close)
-    for spec in specs:
-        spec.python = str(command)
-
-
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread(request, shared):
     """Workers of the test runner share the cores, and what they have translated to ONNX; their pools of processes are forked too."""

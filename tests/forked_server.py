@@ -226,8 +226,6 @@ def run(argv: list[bytes]) -> None:
     np.random.seed(None)  # noqa: NPY002 - as in a process that starts
     torch.seed()
     torch.set_num_threads(1)  # makes its pool anew, before the threads of autograd race for it ("Invalid thread pool")
-    if argv[0] == b"-u":
-        argv = argv[1:]
     first, *rest = map(os.fsdecode, argv)
     sys.path[:] = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *sys.path[1:]]
     if first == "-m":
