@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import os
 import re
@@ -46,9 +45,6 @@ def _one_thread(request, shared):
     torch.set_num_threads(1)
     keep_the_registry()
     remember(shared / "exports")
-    gc.collect()
-    gc.freeze()  # modules and tests stay; looking through them again and again is a fiftieth of the time
-    gc.set_threshold(10_000, 20, 100)
 
 
 @pytest.fixture
