@@ -74,6 +74,20 @@ def test_nothing_runs_that_a_repository_names(repository, tmp_path, what, monkey
     assert not marker.exists(), marker.read_text()
 
 
+def test_a_change_in_the_second_of_the_index_is_one(repository):
+    """git compares whole seconds; the same size in the same second is told by the content alone."""
+    path, index = repository / "a.txt", repository / ".git" / "index"
+    commit = git_commit(repository)
+    for _ in range(5):  # git compares ctime as well, which nobody can set: the second must not end in between
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+        git(repository, "update-index", "--refresh")
+        path.write_text("2")
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+        os.utime(index, (1_000_000_000, 1_000_000_000))
+        assert git_commit(repository) == f"{commit}-dirty"
+        path.write_text("1")
+
+
 def test_a_git_that_lies_in_the_folder_is_not_run(repository, tmp_path, monkeypatch):
     own = repository / "git"
     own.write_text(f"#!/bin/sh\ntouch {tmp_path / 'marker'}\n")

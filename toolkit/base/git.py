@@ -87,7 +87,7 @@ def _mark(top: Path, own: Path, common: Path, commit: str) -> str:
         (repository / "HEAD").write_text(f"{commit}\n")
         for name in ("refs", "objects"):
             (repository / name).mkdir()
-        shutil.copyfile(index, repository / "index")
+        shutil.copy2(index, repository / "index")  # with its time: what changed in that second is compared by its content
         environment = _environment(repository, top, common)
 
         def asked(*words: str) -> int:
