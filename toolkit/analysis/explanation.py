@@ -164,7 +164,7 @@ class _Committee:
 
     def pixels(self, data: bytes, where: str, preprocess: Preprocess, view: str) -> U8:
         """uint8 (3, H, W) of a view before it is turned."""
-        decoded = render.decode(data, where, exif=preprocess.orientation == "exif")
+        decoded = render.decode(data, where, exif=preprocess.orientation == "exif", alpha=preprocess.alpha)
         return render.cuts(decoded, preprocess, [parse(view)[0]], box=self.boxes[preprocess.box], where=where)[0]
 
     def answers(self, data: bytes, where: str) -> list[Answer]:

@@ -23,6 +23,7 @@ Activation = Literal["softmax", "sigmoid", "identity"]
 # how the epoch was chosen; all but "last" owe something to the held-out rows ("soft-oof": through the targets)
 Selected = Literal["last", "best", "soup", "stopped", "soft-oof"]
 Task = Literal["multiclass", "binary", "multilabel"]
+Alpha = Literal["white", "black", "drop"]
 Region = tuple[float, float, float, float]
 
 SIDE = 16_384  # pixels of an input; beyond, one image fills the memory
@@ -30,6 +31,7 @@ CLASSES = 100_000
 FOLDS = 10_000
 MARGIN = 100.0  # times a box's sides
 
+ALPHAS: tuple[Alpha, ...] = ("white", "black", "drop")
 WHOLE: Region = (0.0, 0.0, 1.0, 1.0)
 _NAMED = re.compile(r"(\w*)([+-]\d*\.?\d+)?")  # a box, and its margin
 
@@ -44,6 +46,8 @@ class Preprocess:
     Before that, `box` names the bounding box (of `[boxes]` in competition.toml) that is cut out of each image, and `region` the
     part of it, or of the whole image, that counts: left, top, right and bottom as shares of its sides, below 0 or above 1 for a
     margin around it. What lies outside of the image is cut off.
+
+    `alpha` says what lies behind transparent pixels: "white" or "black" is blended in, "drop" leaves colours as stored.
     """
 
     size: tuple[int, int]
@@ -55,6 +59,7 @@ class Preprocess:
     colour: Literal["RGB"] = "RGB"
     box: str = ""
     region: Region = WHOLE
+    alpha: Alpha = "drop"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", _sides(self.size))
@@ -69,6 +74,8 @@ class Preprocess:
             raise CardError("resize 'crop' needs 'shorter' (pixels of the shorter side), 'squash' must not have it")
         if self.shorter is not None and self.shorter < max(self.size):
             raise CardError(f"shorter={self.shorter} leaves no room for a centre crop of {self.size}")
+        if self.alpha not in ALPHAS:
+            raise CardError(f"alpha is one of {', '.join(ALPHAS)}, not {self.alpha!r}")
         if len(self.region) != 4 or not all(isfinite(edge) and abs(edge) <= MARGIN for edge in self.region):
             raise CardError(f"a region is four numbers (left, top, right, bottom), not {self.region}")
         if self.region[0] >= self.region[2] or self.region[1] >= self.region[3]:
@@ -77,11 +84,19 @@ class Preprocess:
     @property
     def digest(self) -> str:
         """Sixteen hex digits that change whenever any pixel could."""
-        fields = asdict(self)
+        fields = self.fields
         for name, plain in (("box", ""), ("region", WHOLE)):  # as before there were boxes: stored rows stay valid
             if fields[name] == plain:
                 del fields[name]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields as plain values; those that came later only where they say something, as keys of before have it."""
+        values = asdict(self)
+        if self.alpha == "drop":
+            del values["alpha"]
+        return values
 
     @property
     def framed(self) -> str:

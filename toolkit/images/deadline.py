@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.core.cards import Alpha
 from toolkit.errors import ImageError
 
 SECONDS = 10.0  # of processor time
@@ -21,13 +22,14 @@ _HINT = "Save it again as JPEG or PNG, or leave it out."
 _ROOT = str(Path(__file__).parents[2])
 _CODE = """
 import sys
+from functools import partial
 sys.path.insert(0, sys.argv[1])
 from toolkit.images import deadline, decode
-deadline.serve(decode.stored, sys.argv[2])
+deadline.serve(partial(decode.stored, alpha=sys.argv[3]), sys.argv[2])
 """
 
 
-def decode(data: bytes, where: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def decode(data: bytes, where: str, alpha: Alpha = "drop") -> np.ndarray[Any, np.dtype[np.uint8]]:
     """RGB pixels as stored, uint8 (height, width, 3), of a file's bytes, by Pillow.
 
     Raises:
@@ -35,7 +37,7 @@ def decode(data: bytes, where: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
         MemoryError: the process ran out of memory.
     """
     late = ImageError(f"{where} takes longer than {SECONDS:g} s to decode", hint=_HINT)
-    command = [sys.executable, "-c", _CODE, _ROOT, str(SECONDS)]
+    command = [sys.executable, "-c", _CODE, _ROOT, str(SECONDS), alpha]
     try:
         done = subprocess.run(  # noqa: S603 - our own code
             command,

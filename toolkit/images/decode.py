@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.core.cards import Alpha
 from toolkit.errors import ImageError
 from toolkit.images import budget, complete
 from toolkit.images.budget import APP1
@@ -116,14 +117,15 @@ def digest(data: bytes) -> bytes:
 Decoder = Callable[[bytearray, Any], "Pixels | None"]  # (the file, its PIL.ImageFile) → RGB, None to leave it to Pillow
 
 
-def decode(data: bytes, where: str, *, exif: bool = True, first: Decoder | None = None) -> Pixels:
+def decode(data: bytes, where: str, *, exif: bool = True, alpha: Alpha = "drop", first: Decoder | None = None) -> Pixels:
     """Decode the bytes of an image file to RGB, by `first` where it can, else by Pillow; both give the same pixels.
 
     Returns uint8 (height, width, 3), C-contiguous, owned by the caller. `exif=False` keeps the stored orientation.
 
     =========================  ==========================================================================
     grey, 1 bit                repeated in three channels; 1, 2 and 4 bits stretched to 0..255
-    palette, alpha             colours as stored; alpha and transparent colours are dropped, nothing is blended
+    palette                    its colours
+    alpha, transparent colours as `alpha` says: "drop" leaves colours as stored, "white" and "black" are blended in
     16 bits per channel        round(value / 257): 65535 becomes 255; 12 bits and 32 bits (integer, float) are refused
     CMYK, YCCK                 Pillow's plain conversion (Adobe's inverted values are turned round first)
     colour profiles, gamma     ignored
@@ -144,13 +146,14 @@ def decode(data: bytes, where: str, *, exif: bool = True, first: Decoder | None 
         header = _header(own, where)
         size = header.size
         if own.rfind(_ENDS.get(header.format or "", b""), scan) < 0:  # from the end, where it usually is: 26 µs less
-            raise ImageError(f"{where} is cut short: its end marker is missing", hint=DAMAGED)
+            own = _ended(own, header, where, scan)
+            header = _header(own, where)
         if header.format == "JPEG":
             budget.check_scans(own, scan, size, where)
         upright = _upright(header)
-        pixels = first(own, header) if first else None
+        pixels = first(own, header) if first and (alpha == "drop" or not _see_through(header)) else None
         if pixels is None:
-            pixels = _by_pillow(own, header, where)
+            pixels = _by_pillow(own, header, where, alpha)
         if complete.lacks_rows(own, header, pixels, partial(_header, where=where), scan):
             raise ImageError(f"{where} is cut short: its last rows are missing", hint=DAMAGED)
         if exif:
@@ -166,14 +169,16 @@ def decode(data: bytes, where: str, *, exif: bool = True, first: Decoder | None 
 
 
 def describe(data: bytes, where: str) -> tuple[str, str, tuple[int, int]]:
-    """Format, Pillow's mode, and (width, height) as stored, from the header alone; no pixel is decoded.
+    """Format, Pillow's mode, and (width, height) as stored, from the header alone; pixels only of a JPEG without an end marker.
 
     Raises:
         ImageError: not an image of a known kind, a damaged header, above LIMIT_PIXELS, or cut short.
     """
     header = _header(bytearray(data), where)
     if data.rfind(_ENDS.get(header.format or "", b"")) < 0:
-        raise ImageError(f"{where} is cut short: its end marker is missing", hint=DAMAGED)
+        own = bytearray(data)
+        scan = _conceal_exif(own, where)[1] if header.format == "JPEG" else 0
+        _ended(own, header, where, scan)
     return header.format or "", header.mode, header.size
 
 
@@ -234,22 +239,41 @@ def _conceal_exif(jpeg: bytearray, where: str) -> tuple[bytes, int]:
     return block, len(jpeg)
 
 
-def _by_pillow(data: bytearray, header: ImageFile, where: str) -> Pixels:
+def _ended(data: bytearray, header: ImageFile, where: str, scan: int) -> bytearray:
+    """A file with its end marker: added to a JPEG that lacks nothing else.
+
+    Raises:
+        ImageError: more than the marker is missing.
+    """
+    if header.format == "JPEG":
+        budget.check_scans(data, scan, header.size, where)
+        ended = complete.ended(data, scan, partial(_header, where=where))
+        if ended is not None:
+            return ended
+    raise ImageError(f"{where} is cut short: its end marker is missing", hint=DAMAGED)
+
+
+def _see_through(header: ImageFile) -> bool:
+    """Whether a picture may have transparent pixels, by its header."""
+    return header.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in header.info
+
+
+def _by_pillow(data: bytearray, header: ImageFile, where: str, alpha: Alpha) -> Pixels:
     """Decode with Pillow: here, or in a process with a deadline where it may take long."""
     if not budget.needs_deadline(header, len(data)):
-        return _pillow(data, header, where)
+        return _pillow(data, header, where, alpha)
     from toolkit.images import deadline
 
-    return deadline.decode(bytes(data), where)
+    return deadline.decode(bytes(data), where, alpha)
 
 
-def stored(data: bytearray) -> Pixels:
-    """RGB pixels as stored, uint8 (height, width, 3), by Pillow, whatever it takes.
+def stored(data: bytearray, alpha: Alpha = "drop") -> Pixels:
+    """RGB pixels in their stored orientation, uint8 (height, width, 3), by Pillow, whatever it takes.
 
     Raises:
         ImageError: a colour depth without a settled meaning.
     """
-    return _pillow(data, _header(data, "the image"), "the image")
+    return _pillow(data, _header(data, "the image"), "the image", alpha)
 
 
 def _judge(error: Exception, where: str, size: tuple[int, int]) -> None:
@@ -266,15 +290,38 @@ def _judge(error: Exception, where: str, size: tuple[int, int]) -> None:
         raise MemoryError(f"not enough memory to decode {where}") from error
 
 
-def _pillow(data: bytearray, header: ImageFile, where: str) -> Pixels:
+def _pillow(data: bytearray, header: ImageFile, where: str, alpha: Alpha) -> Pixels:
     """Decode with Pillow; values of 16 bits are scaled, where Pillow itself would cut or clip them."""
     wide = _wide(data, header, where)
+    key = header.info.get("transparency")
     if wide is None:
         header.load()
+        if alpha != "drop" and _see_through(header):
+            return _narrow(_blended(np.array(header.convert("RGBA")).astype(np.uint16) * np.uint16(257), alpha))
         header.info.pop("transparency", None)  # alpha is dropped whatever it says, and Pillow warns about some kinds
         return np.array(header if header.mode == "RGB" else header.convert("RGB"))
-    narrowed = ((wide.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return np.repeat(narrowed[:, :, None], 3, axis=2) if narrowed.ndim == 2 else narrowed
+    wide = wide[:, :, None] if wide.ndim == 2 else wide
+    bands = wide.shape[2]
+    if bands in (1, 3) and key is not None and not isinstance(key, bytes):
+        clear = (wide == np.array(key, dtype=np.uint16)).all(axis=2, keepdims=True)
+        wide = np.concatenate([wide, np.where(clear, 0, 65535).astype(np.uint16)], axis=2)
+    colours = 1 if bands < 3 else 3
+    opaque = _blended(wide, alpha) if alpha != "drop" and wide.shape[2] > colours else wide[:, :, :colours]
+    narrowed = _narrow(opaque)
+    return np.repeat(narrowed, 3, axis=2) if colours == 1 else narrowed
+
+
+def _blended(wide: NDArray[np.uint16], alpha: Alpha) -> NDArray[np.uint16]:
+    """Colours over white or black, uint16 (height, width, 1 or 3), of those with alpha as their last channel; rounded."""
+    share = wide[:, :, -1:].astype(np.uint64)
+    behind = np.uint64(65535 if alpha == "white" else 0)
+    over = wide[:, :, :-1] * share + behind * (65535 - share)
+    return ((over + 32767) // 65535).astype(np.uint16)
+
+
+def _narrow(wide: NDArray[np.uint16]) -> Pixels:
+    """Values of 16 bits as 8 bits: round(value / 257)."""
+    return ((wide.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _wide(data: bytearray, header: ImageFile, where: str) -> NDArray[np.uint16] | None:
@@ -297,15 +344,16 @@ def _wide(data: bytearray, header: ImageFile, where: str) -> NDArray[np.uint16] 
 
 
 def _both_bytes(high: ImageFile, low: ImageFile) -> NDArray[np.uint16]:
-    """All 16 bits of a colour image: Pillow keeps one byte of each value, so read once with each byte order."""
+    """All 16 bits of a colour image, with its alpha: Pillow keeps one byte of each value, so read once with each byte order."""
     raw = _rawmode(low.tile[0].args)
     # Grey with alpha has four bytes per pixel, as RGBA has: grey high, grey low, alpha high, alpha low.
     other = "RGBA" if raw == "LA;16B" else raw[:-1] + _OTHER_BYTE[raw[-1]]
     low.tile = [tile._replace(args=_with_rawmode(tile.args, other)) for tile in low.tile]
     second = np.asarray(low)
-    first = second[:, :, 0] if other == "RGBA" else np.asarray(high)[:, :, :3]
-    wide: NDArray[np.uint16] = first * np.uint16(256) + (second[:, :, 1] if other == "RGBA" else second[:, :, :3])
-    return wide
+    if raw == "LA;16B":
+        return second[:, :, ::2] * np.uint16(256) + second[:, :, 1::2]
+    wide: NDArray[np.uint16] = np.asarray(high) * np.uint16(256) + second
+    return wide if high.mode == "RGBA" else wide[:, :, :3]
 
 
 def _rawmode(args: Any) -> str:

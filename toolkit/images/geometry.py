@@ -35,19 +35,20 @@ def cut_all(
     decoder: Callable[..., Pixels] = decode.decode,
     resize: Resize = resize_by_pillow,
 ) -> dict[tuple[Preprocess, Cut], Pixels]:
-    """One image file's bytes as every model wants them under every view, decoded once per orientation.
+    """One image file's bytes as every model wants them under every view, decoded once per orientation and treatment of alpha.
 
     `boxes` has the image's own, by the names that the models say. Each value is uint8 (3, height, width).
 
     Raises:
         ImageError: names the file and what is wrong with it.
     """
-    orientations = {preprocess.orientation for preprocess in wanted}
-    decoded = {orientation: decoder(data, where, exif=orientation == "exif") for orientation in orientations}
+    ways = {(preprocess.orientation, preprocess.alpha) for preprocess in wanted}
+    decoded = {way: decoder(data, where, exif=way[0] == "exif", alpha=way[1]) for way in ways}
     pixels = {}
     for preprocess, views in wanted.items():
         box = boxes[preprocess.box] if preprocess.box else None
-        parts = cuts(decoded[preprocess.orientation], preprocess, views, box=box, where=where, resize=resize)
+        image = decoded[preprocess.orientation, preprocess.alpha]
+        parts = cuts(image, preprocess, views, box=box, where=where, resize=resize)
         pixels.update({(preprocess, cut): part for cut, part in zip(views, parts, strict=True)})
     return pixels
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from toolkit.core.cards import Preprocess
+from toolkit.core.cards import Alpha, Preprocess
 from toolkit.images import decode as decoding
 from toolkit.images import geometry, torch_pixels
 from toolkit.images.boxes import Box
@@ -57,7 +57,7 @@ def implementation_tag(implementation: str = "fast") -> str:
     return f"{implementation}:{'+'.join(versions)}"
 
 
-def decode(data: bytes, where: str, *, implementation: str = "fast", exif: bool = True) -> Pixels:
+def decode(data: bytes, where: str, *, implementation: str = "fast", exif: bool = True, alpha: Alpha = "drop") -> Pixels:
     """Decode the bytes of an image file to RGB; both implementations give the same pixels.
 
     Returns uint8 (height, width, 3), C-contiguous, owned by the caller; see `toolkit.images.decode` for what becomes of depths,
@@ -68,7 +68,7 @@ def decode(data: bytes, where: str, *, implementation: str = "fast", exif: bool 
         ImageError: not an image, cut short, damaged, above LIMIT_PIXELS, or a colour depth without a settled meaning.
     """
     known(implementation)
-    return decoding.decode(data, where, exif=exif, first=_WAYS[implementation][0])
+    return decoding.decode(data, where, exif=exif, alpha=alpha, first=_WAYS[implementation][0])
 
 
 def load(path: Path, preprocess: Preprocess, *, box: Box | None = None, implementation: str = "fast") -> Pixels:
@@ -80,7 +80,7 @@ def load(path: Path, preprocess: Preprocess, *, box: Box | None = None, implemen
         ImageError: names the file and what is wrong with it.
     """
     exif = preprocess.orientation == "exif"
-    pixels = decode(read(path), str(path), implementation=implementation, exif=exif)
+    pixels = decode(read(path), str(path), implementation=implementation, exif=exif, alpha=preprocess.alpha)
     return render(pixels, preprocess, box=box, implementation=implementation, where=str(path))
 
 
