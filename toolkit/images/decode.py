@@ -351,7 +351,8 @@ def _both_bytes(high: ImageFile, low: ImageFile) -> NDArray[np.uint16]:
     low.tile = [tile._replace(args=_with_rawmode(tile.args, other)) for tile in low.tile]
     second = np.asarray(low)
     if raw == "LA;16B":
-        return second[:, :, ::2] * np.uint16(256) + second[:, :, 1::2]
+        both: NDArray[np.uint16] = second[:, :, ::2] * np.uint16(256) + second[:, :, 1::2]
+        return both
     wide: NDArray[np.uint16] = np.asarray(high) * np.uint16(256) + second
     return wide if high.mode == "RGBA" else wide[:, :, :3]
 
