@@ -1,6 +1,6 @@
 """Damaged and hostile files of every kind that is read: each is read as it was, refused by name, or made again.
 
-    python benchmarks/attack.py                          every kind, 200 seeds each
+    python benchmarks/attack.py                          every kind, 200 seeds each (50 where a trial takes long)
     python benchmarks/attack.py --seeds 20 segment npz   a few of some kinds
     python benchmarks/attack.py --list
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import importlib.util
 import json
 import logging
@@ -25,14 +26,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 SECONDS = 10  # of a trial's own processor time
-WALL = 120.0  # seconds after which a trial that waits for something is ended
+WALL = 60.0  # seconds after which a trial that waits for something is ended
 MEMORY = 6 << 30  # bytes that a trial may add
 OUTCOMES = ("refused", "recomputed", "same", "silently wrong", "traceback", "hang", "code run", "connection")
 BAD = ("silently wrong", "traceback", "hang", "code run", "connection")
@@ -51,7 +52,8 @@ class Kind:
     prepare: Callable[[Path], object]
     trial: Callable[[Path, int], str]
     refusals: tuple[str, ...] = ()
-    ours: bool = True  # whether we write it: then "silently wrong" is never excused
+    ours: bool = True  # whether we write it: then all of it is what it was; else a parser of others reads the same
+    share: float = 1.0  # of the seeds that are asked for: less where a trial takes long
 
 
 KINDS: dict[str, Kind] = {}
@@ -92,8 +94,25 @@ def damaged(data: bytes, seed: int) -> bytes:
     return result if result != data else data[:-1]
 
 
+def replaced(path: Path, seed: int) -> None:
+    """Put something else in a file's place: nothing in it, a pipe, a folder, a device, a link to itself."""
+    path.unlink()
+    what = seed % 6
+    if what == 0:
+        path.touch()
+    elif what == 1:
+        os.mkfifo(path)
+    elif what == 2:
+        path.mkdir()
+    else:
+        path.symlink_to(("/dev/zero", "/dev/null", path)[what - 3])
+
+
 def damage(path: Path, seed: int) -> None:
-    """Damage a file where it lies; its time stays what it was."""
+    """Damage a file where it lies, its time stays what it was; or, one time in twelve, something else stands in its place."""
+    if seed % 12 == 11:
+        replaced(path, seed // 12)
+        return
     stat = path.stat()
     path.write_bytes(damaged(path.read_bytes(), seed))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -117,12 +136,11 @@ def _child(kind: Kind, folder: Path, seed: int, answer: int) -> None:
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
     os.chdir(folder)
-    detail = ""
+    detail, names = "", [path.name for path in folder.rglob("*")]
     try:
         outcome = kind.trial(folder, seed)
     except ToolkitError as error:
         outcome, detail = "refused", f"{error.message} {error.hint}"
-        names = [path.name for path in folder.rglob("*")]
         if not any(name in detail for name in (*names, *kind.refusals)):
             outcome, detail = "traceback", f"a refusal that names nothing: {detail}"
     except BaseException:  # noqa: BLE001 - whatever it is, it is what a person would see
@@ -187,7 +205,14 @@ def trial(kind: Kind, good: Path, seed: int) -> tuple[str, str, float]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run(kind: Kind, seeds: Iterator[int] | range, *, told: Callable[[int, str, str], object] = lambda *_: None) -> Counter[str]:
+def warm(*, light: bool = False) -> None:
+    """Import once what children would import each; not onnxruntime, which starts threads. A `light` process forks faster."""
+    modules = "numpy onnx pandas pyarrow.compute pyarrow.csv pyarrow.parquet scipy.special tomlkit PIL.Image"
+    for module in (modules if light else f"{modules} timm torch.onnx").split():
+        importlib.import_module(module)
+
+
+def run(kind: Kind, seeds: Iterable[int], *, told: Callable[[int, str, str], object] = lambda *_: None) -> Counter[str]:
     """All trials of a kind, counted by outcome; `told` hears of each."""
     with tempfile.TemporaryDirectory(prefix="attack-good-") as folder:
         good = Path(folder) / "work"
@@ -215,6 +240,7 @@ def _inside(folder: Path) -> Iterator[None]:
 def load_siblings() -> None:
     """Take in the kinds of attack_*.py beside this file."""
     sys.modules.setdefault("attack", sys.modules[__name__])
+    sys.path.append(str(Path(__file__).parent))  # they know each other
     for path in sorted(Path(__file__).parent.glob("attack_*.py")):
         if path.stem in sys.modules:
             continue
@@ -233,28 +259,51 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="The first seed.")
     parser.add_argument("--list", action="store_true", help="Name the kinds.")
     parser.add_argument("--say", action="store_true", help="Show what went wrong.")
+    parser.add_argument("--light", action="store_true", help="Import no torch first: for kinds that need none.")
+    parser.add_argument("--results", type=Path, help="A line of JSON per trial; those that are in it are not run again.")
     given = parser.parse_args()
     load_siblings()
     if given.list:
         print("\n".join(KINDS))
         return 0
     logging.getLogger("toolkit").setLevel(logging.CRITICAL)
-    print(f"{'kind':<22}{'tried':>7}" + "".join(f"{name:>16}" for name in OUTCOMES))
+    warm(light=given.light)
+    known = _known(given.results)
+    print(f"{'kind':<24}{'tried':>7}" + "".join(f"{name:>16}" for name in OUTCOMES), flush=True)
     total: Counter[str] = Counter()
     for name in given.kinds or KINDS:
-        wrong: list[str] = []
+        every = range(given.first, given.first + max(1, round(given.seeds * KINDS[name].share)))
+        done = {seed: known[name, seed] for seed in every if (name, seed) in known}
+        wrong = [f"  seed {seed}: {outcome}: {detail}" for seed, (outcome, detail) in done.items() if outcome in BAD]
 
-        def told(seed: int, outcome: str, detail: str, wrong: list[str] = wrong) -> None:
+        def told(seed: int, outcome: str, detail: str, name: str = name, wrong: list[str] = wrong) -> None:
             if outcome in BAD:
                 wrong.append(f"  seed {seed}: {outcome}: {detail}")
+            if given.results:
+                with given.results.open("a") as file:
+                    file.write(json.dumps([name, seed, outcome, detail]) + "\n")
 
-        counts = run(KINDS[name], range(given.first, given.first + given.seeds), told=told)
+        counts = Counter(outcome for outcome, _ in done.values())
+        if todo := [seed for seed in every if seed not in done]:
+            counts += run(KINDS[name], todo, told=told)
         total += counts
-        print(f"{name:<22}{sum(counts.values()):>7}" + "".join(f"{counts[outcome]:>16}" for outcome in OUTCOMES), flush=True)
+        _print(name, counts)
         if given.say and wrong:
-            print("\n".join(wrong[:3]))
-    print(f"{'all':<22}{sum(total.values()):>7}" + "".join(f"{total[outcome]:>16}" for outcome in OUTCOMES))
+            print("\n".join(wrong[:5]), flush=True)
+    _print("all", total)
     return int(any(total[outcome] for outcome in BAD))
+
+
+def _print(name: str, counts: Counter[str]) -> None:
+    print(f"{name:<24}{sum(counts.values()):>7}" + "".join(f"{counts[outcome]:>16}" for outcome in OUTCOMES), flush=True)
+
+
+def _known(results: Path | None) -> dict[tuple[str, int], tuple[str, str]]:
+    """Trials of before: kind and seed → outcome and what was said."""
+    if results is None or not results.exists():
+        return {}
+    rows = map(json.loads, results.read_text().splitlines())
+    return {(name, seed): (outcome, detail) for name, seed, outcome, detail in rows}
 
 
 def digest_of(*values: object) -> str:

@@ -30,6 +30,7 @@ WALL = 120
 Words = list[str]
 Make = Callable[[random.Random, Path], Words]
 HOSTILE: dict[str, Make] = {}
+CHECK = ["submit", "--check-only", "sample_submission.csv"]
 BAD = ("traceback", "hang", "code run", "connection")
 
 
@@ -173,13 +174,31 @@ def toml(rng: random.Random, root: Path) -> Words:
             path.read_text()
             + rng.choice(["x = " + "[" * 30_000, "x = " + "9" * 6000, 'x = "\\u0000"', "a" + ".a" * 5000 + "=1"])
         )
-    return rng.choice([["eda"], ["submit", "--check-only"], ["split", "--folds", "2", "--force"]])
+    return rng.choice([["eda"], CHECK, ["split", "--folds", "2", "--force"]])
 
 
 @hostile
 def card(rng: random.Random, root: Path) -> Words:
     """An export whose card has values of other types and sizes."""
-    (root / "x.onnx").write_bytes(graph(mutated(rng, CARD)))
+    if rng.random() < 0.5:
+        other: object = mutated(rng, CARD)
+    else:  # a card that may be, of somebody who leaves out or adds what need not be there
+        name = rng.choice(["parity", "versions", "recipe", "metric", "score", "member", "split", "labels_fix", "fold"])
+        values = [
+            {},
+            {"x": 1.0},
+            {"logit": float("inf")},
+            {"a\x1b[31m": "b"},
+            "",
+            "\x1b]0;x\x07",
+            "{0}",
+            "%s",
+            None,
+            1e308,
+            "\u202ex",
+        ]
+        other = CARD | {name: rng.choice(values)}
+    (root / "x.onnx").write_bytes(graph(other))
     return rng.choice([["inspect", "x.onnx"], ["ensemble", "x.onnx", "--device", "cpu"]])
 
 
@@ -194,7 +213,7 @@ def shapes(rng: random.Random, root: Path) -> Words:
 def pipes(rng: random.Random, root: Path) -> Words:
     """A pipe or a device where a file should be."""
     name, words = rng.choice(
-        [("train.csv", ["eda"]), ("sample_submission.csv", ["submit", "--check-only"]), ("competition.toml", ["eda"]),
+        [("train.csv", ["eda"]), ("sample_submission.csv", CHECK), ("competition.toml", ["eda"]),
          ("x.onnx", ["inspect", "x.onnx"]), ("x.safetensors", ["export", "x.safetensors"]), ("split.csv", ["split"]),
          ("x.parquet", ["score", "x.parquet"]), ("x.pth", ["export", "x.pth", "--model", "resnet18"])]
     )  # fmt: skip
@@ -255,6 +274,8 @@ def outcome_of(words: Words, root: Path) -> str:
         return "code run"
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
+    if done.exit_code and not done.output.strip():
+        raise RuntimeError("it ends without a word")
     return "refused" if done.exit_code else "same"
 
 
@@ -339,7 +360,7 @@ def _take_part() -> None:
         def one(folder: Path, seed: int, name: str = name) -> str:
             return trial(name, seed, folder)
 
-        register(Kind(f"hostile {name}", workspace_in, one, ours=False))
+        register(Kind(f"hostile {name}", workspace_in, one, ours=False, share=0.25))
 
 
 def workspace_in(folder: Path) -> None:

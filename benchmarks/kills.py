@@ -28,7 +28,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -166,25 +165,15 @@ def quick_exports() -> Any:
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-class Aborted(Exception):  # noqa: N818 - no error of what is tried
-    """The process gave up: torch does where the machine has no thread left for it."""
-
-
-def patient(trial: Callable[[], None]) -> None:
-    """Try a kill again, from a fresh workspace, where torch gave up; it is not what is tried."""
-    for _ in range(2):
-        with contextlib.suppress(Aborted):
-            trial()
-            return
-    trial()
-
-
 def forked(work: Callable[[], object], kill_after: float | None = None) -> tuple[int, Any]:
     """Exit code and result (plain values) of `work` in a forked process, killed after so many seconds if asked."""
     reading, writing = os.pipe()
     if not (pid := os.fork()):
         os.close(reading)
         code = 3
+        import torch
+
+        torch.set_num_threads(1)  # makes its pool anew here, before the threads of autograd race for it ("Invalid thread pool")
         try:
             said: Any = work()
             code = 0
@@ -200,8 +189,6 @@ def forked(work: Callable[[], object], kill_after: float | None = None) -> tuple
         data = pipe.read()
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
-    if code == -signal.SIGABRT:
-        raise Aborted
     return code, json.loads(data or b"null") if code >= 0 else None
 
 
@@ -306,15 +293,15 @@ def attack(
         made.undisturbed()
         places = chosen(made.writes) if chosen else list(range(len(made.writes)))
         for at in places:
-            patient(partial(made.killed, at))
+            made.killed(at)
         print(f"killed before {len(places)} writes: {len(made.wrong)} wrong", file=sys.stderr, flush=True)
         draws = random.Random(seed)
         for _ in range(moments):
-            patient(partial(made.killed_after, draws.random() * made.seconds))
+            made.killed_after(draws.random() * made.seconds)
         print(f"killed at {moments} moments: {len(made.wrong)} wrong in all", file=sys.stderr, flush=True)
         for at in places:
             if made.writes[at].split()[0] in FILLING:
-                patient(partial(made.full, at))
+                made.full(at)
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import struct
 import subprocess
@@ -78,15 +79,31 @@ def make_workspace(root: Path, count: int, models: int) -> None:
         store.table(key).add(every, rng.normal(0, 3, (count, len(CLASSES))).astype(np.float32))
 
 
-def ensemble(root: Path, *more: str) -> float:
-    """Wall-clock seconds of the command, interpreter and all."""
-    started = time.perf_counter()
-    command = [sys.executable, "-c", CODE, "ensemble", "folds", "--device", "cpu", *more]
+def ensemble(root: Path, *more: str, python: Path | str = sys.executable) -> tuple[float, float]:
+    """Wall-clock and processor seconds of the command, interpreter and all."""
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [str(python), "-c", CODE, "ensemble", "folds", "--device", "cpu", *more]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - started
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if done.returncode or "LIGHT" not in done.stdout or "0 computed" not in done.stdout:
         sys.exit(f"not what was to be measured:\n{done.stdout}{done.stderr}")
     return seconds
+
+
+def against(root: Path, other: Path, checkout: Path, repeat: int) -> None:
+    """Ours over that of another checkout, each on the store that it wrote itself, one after the other."""
+    python = checkout / ".venv" / "bin" / "python"
+    for vote in ("soft", "hard"):
+        ratios = []
+        for _ in range(repeat):
+            ours, theirs = ensemble(root, "--vote", vote), ensemble(other, "--vote", vote, python=python)
+            ratios.append([a / b for a, b in zip(ours, theirs, strict=True)])
+        for name, values in zip(("wall", "processor"), np.transpose(ratios), strict=True):
+            spread = f"{values.min():.2f} to {values.max():.2f}"
+            click.echo(
+                f"--vote {vote}, {name} time over that of {checkout.name}: {np.median(values):.3f} ({spread}, {repeat} pairs)"
+            )
 
 
 def scale(rows: int, classes: int, kept_as: str) -> None:
@@ -124,14 +141,23 @@ def scale(rows: int, classes: int, kept_as: str) -> None:
 @click.option("--repeat", default=5, show_default=True)
 @click.option("--million", is_flag=True, help="Also a million rows of a thousand classes in float16 (2 GB of disk).")
 @click.option("--folder", type=click.Path(path_type=Path), help="Make the workspace there, or use the one that is there.")
-def main(images: int, models: int, repeat: int, million: bool, folder: Path | None) -> None:
+@click.option("--against", "checkout", type=click.Path(path_type=Path), help="Another checkout with its .venv: pairs with it.")
+def main(images: int, models: int, repeat: int, million: bool, folder: Path | None, checkout: Path | None) -> None:
     """Print the median seconds of `toolkit ensemble` with every row stored (at most 1.5 is asked); it must not load torch."""
     with tempfile.TemporaryDirectory() as temporary:
         root = folder or Path(temporary) / "work"
         if not root.exists():
             make_workspace(root, images, models)
+        if checkout:
+            other, script = Path(temporary) / "other", checkout / "benchmarks" / "store.py"
+            words = ["--folder", str(other), "--images", str(images), "--models", str(models), "--repeat", "1"]
+            subprocess.run(
+                [str(checkout / ".venv" / "bin" / "python"), str(script), *words], check=True, stdout=subprocess.DEVNULL
+            )
+            against(root, other, checkout, repeat)
+            return
         for vote in ("soft", "hard"):
-            found = [ensemble(root, "--vote", vote) for _ in range(repeat)]
+            found = [ensemble(root, "--vote", vote)[0] for _ in range(repeat)]
             spread = f"{min(found):.2f} to {max(found):.2f}"
             click.echo(f"{images:,} × {len(CLASSES)} × {models}, --vote {vote}: {statistics.median(found):.2f} s ({spread})")
     if million:

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tests.conftest import CLASSES
-from toolkit.analysis import data_audit
+from toolkit.analysis import data_audit, label_doubts, picture_pairs
+from toolkit.analysis.audit_findings import AuditFinding
 from toolkit.analysis.pages import audit as page
 from toolkit.cli import cli
 from toolkit.core.prediction_files import write_table
@@ -51,15 +53,15 @@ def noisy(rng, rows=600, classes=4, flips=40):
 @pytest.mark.parametrize("seed", range(5))
 def test_confident_learning_is_the_papers(seed):
     _, given, p, _ = noisy(np.random.default_rng(seed), rows=200)
-    likely = data_audit.confident(p, given)
+    likely = label_doubts.confident(p, given)
     assert {int(i): int(likely[i]) for i in np.flatnonzero(likely != given)} == by_hand(p, given)
     fewer = np.where(given == 3, 0, given)  # a class without rows is never suggested
-    assert 3 not in data_audit.confident(p, fewer)
+    assert 3 not in label_doubts.confident(p, fewer)
 
 
 def test_planted_label_noise_is_found():
     true, given, p, wrong = noisy(np.random.default_rng(0))
-    likely = data_audit.confident(p, given)
+    likely = label_doubts.confident(p, given)
     found = np.flatnonzero(likely != given)
     hits = set(found.tolist()) & set(wrong.tolist())
     assert len(hits) >= 0.6 * len(wrong)
@@ -122,7 +124,7 @@ def test_planted_duplicates_are_named_where_they_lie(workspace):
         (frozenset({one[3], "9003"}), "train and test", False),
     }
     said = codes(found)
-    assert (said["two_folds"], said["train_and_test"]) == ("leak", "leak")
+    assert (said["two_folds"], said["turned"]) == ("leak", "warning")
     rows = Competition.find().rows
     labels = dict(zip(rows["id"], rows["label"], strict=True))
     clash = [p for p in ((zero[0], one[0]), (zero[1], zero[2])) if labels[p[0]] != labels[p[1]]]
@@ -191,11 +193,85 @@ def test_multilabel_doubts_are_one_row_each():
     given[5, 1] ^= True
     given[9] ^= np.array([True, False, True])
     truth = Predictions("tags", "labels", tuple(map(str, range(300))), CLASSES, labels=given, multilabel=True)
-    found = {issue.id: issue for issue in data_audit.doubts(Target("tags", "multilabel", CLASSES), truth, p, {})}
+    found = {issue.id: issue for issue in label_doubts.doubts(Target("tags", "multilabel", CLASSES), truth, p, {})}
     assert {"5", "9"} <= set(found)
     assert len(found) < 10
     wanted = " ".join(name for name, yes in zip(CLASSES, true[9], strict=True) if yes)
     assert found["9"].suggested == wanted
+
+
+def pair(turn="id", labels=("ant", "ant"), homes=("train 0", "train 1"), relation="one picture", name="a"):
+    return picture_pairs.Pair(
+        (name, f"{name}2"), (Path("a"), Path("b")), homes, labels, turn, 1.0, exact=False, relation=relation
+    )
+
+
+def test_a_mirrored_b_is_a_d_and_a_mirrored_shoe_is_a_shoe():
+    shoes = [pair("hflip", name=f"shoe{i}") for i in range(9)]
+    assert picture_pairs.turns([pair(), *shoes, pair("hflip", ("ant", "bee"))]) == {"hflip": "same class"}
+    letters = [pair("hflip", ("b", "d")), pair("hflip", ("b", "")), pair("rot180", ("b", ""))]
+    assert picture_pairs.turns(letters) == {"hflip": "other class", "rot180": "unknown"}
+    turned = [replace(one, relation="turned") for one in letters]
+    (other, unknown) = picture_pairs.findings_of(turned)
+    assert (other.code, other.severity, other.count) == ("turned", "note", 2)
+    assert "their labels differ" in other.what
+    assert (unknown.severity, unknown.count) == ("warning", 1)
+    assert "1 of them lie in two folds or in train and test" in unknown.what
+
+
+def test_what_is_alike_is_a_note_that_says_why_it_is_not_proved():
+    pairs = [replace(pair(relation="alike"), differs="colour"), replace(pair(relation="alike", name="b"), differs="too small")]
+    (finding,) = picture_pairs.findings_of(pairs)
+    assert (finding.code, finding.severity, finding.count) == ("alike", "note", 2)
+    assert "(1 apart in colour, 1 too small to tell): 'a ~ a2', 'b ~ b2'" in finding.what
+    (template,) = picture_pairs.of_templates(["a", "b"])
+    assert (template.code, template.count) == ("template", 2)
+
+
+def test_mirrored_letters_are_no_leak_and_no_contradiction(workspace):
+    """Letters that are each other's mirror, in two folds and in the test set: labels tell that this makes another class."""
+    unlike(workspace)
+    shuffle_labels(workspace)
+    competition, split = Competition.find(), Split.read(workspace / "split.csv")
+    truth = competition.truth()["label"]
+    labels = {row: CLASSES[label] for row, label in zip(truth.ids, truth.decided.tolist(), strict=True)}
+    first = split.held_out(0)[0]
+    other = next(row for row in split.held_out(1) if labels[row] != labels[first])
+    train, test = workspace / "train", workspace / "test"
+    mirrored = Image.open(train / f"{first}.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    mirrored.save(train / f"{other}.png")
+    Image.open(train / f"{split.held_out(0)[1]}.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(test / "9003.png")
+    found = data_audit.audit(competition)
+    said = codes(found)
+    assert said["turned"] == "note"
+    assert not {"two_folds", "train_and_test", "contradiction"} & set(said)
+    assert {p.relation for p in found.pairs if p.turn != "id"} == {"turned"}
+
+
+def test_a_weak_judge_names_no_label_and_says_how_weak_it_is(workspace):
+    unlike(workspace)
+    shuffle_labels(workspace)
+    oof(workspace)
+    competition = Competition.find()
+    issues, (judge,), findings = label_doubts.judged(competition, {})
+    assert (issues, findings, judge.weak, judge.score) == ([], [], "", 1.0)
+    assert judge.log_loss < 0.4 < judge.shares == pytest.approx(np.log(3))
+    truth = competition.truth()["label"]
+    rng = np.random.default_rng(0)
+    values = rng.dirichlet(np.ones(3) * 5, len(truth)) * 0.6 + np.eye(3)[truth.decided] * 0.4
+    values[:4] = np.roll(np.eye(3)[truth.decided[:4]], 1, axis=1) * 0.5 + 1 / 6
+    weak = {"label": Predictions("label", "probabilities", truth.ids, CLASSES, values)}
+    write_table(workspace / "oof" / "m.parquet", weak, {})
+    issues, (judge,), (finding,) = label_doubts.judged(competition, {})
+    assert judge.doubted > 0
+    assert (issues, finding.severity) == ([], "note")
+    assert f"log-loss {judge.log_loss:.3f} (class shares alone: 1.099) is too weak for it" in finding.what
+
+
+def test_a_judge_against_very_many_labels_names_none():
+    judge = label_doubts.LabelJudge("label", 1, "accuracy", 0.8, 0.2, 1.1, doubted=20, rows=100)
+    assert "20 of 100 labels, which cannot all be slips" in judge.weak
+    assert not replace(judge, doubted=15).weak
 
 
 def corrected(workspace, rows, name="labels_fix.csv"):
@@ -255,6 +331,8 @@ def test_the_command_its_page_and_its_table(workspace):
     done = CliRunner().invoke(cli, ["audit"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert f"{one}: {given} → {other}" in done.output
+    assert "one table out of fold, " in done.output
+    assert "(class shares alone: 1.099)" in done.output
     with (workspace / "reports" / "labels_fix.csv").open() as file:
         assert list(csv.DictReader(file)) == [{"id": one, "given": given, "suggested": other}]
     html = (workspace / "reports" / "audit.html").read_text()
@@ -272,8 +350,8 @@ def test_the_command_its_page_and_its_table(workspace):
 
 def test_hostile_names_are_text_on_the_page(workspace):
     name = "<script>alert(1)</script>&\"'"
-    issue = data_audit.Issue(name, "label", "<b>ant", "bee", 0.1, 0.9, workspace / "train" / "0001.png")
-    finding = data_audit.AuditFinding("x", "leak", name, 1, "<img src=x onerror=alert(1)>")
+    issue = label_doubts.Issue(name, "label", "<b>ant", "bee", 0.1, 0.9, workspace / "train" / "0001.png")
+    finding = AuditFinding("x", "leak", name, 1, "<img src=x onerror=alert(1)>")
     html = page.page(Competition.find(), data_audit.Audit((finding,), (), (issue,), 1, 5, {name: name})).html()
     assert "<script>alert" not in html
     assert "<img src=x" not in html

@@ -160,3 +160,20 @@ def test_comparisons_show_themselves_in_notebooks(workspace):
     assert reading.column(head, "accuracy") == html.column([one.score for one in found.estimates.values()])
     assert reading.column(head, "gain over base") == ["", html.shown(found.estimates["<u>"].gain)]
     assert reading.column(("setting", "base", "<u>"), "<u>") == ["focal"]
+
+
+def test_a_config_that_was_changed_or_leads_nowhere_is_no_fold_left_out(workspace):
+    from toolkit.base import sealed
+
+    run(workspace, "m", lr=1)
+    path = workspace / "runs" / "m" / "fold1" / "config.json"
+    sealed.write_json(path, json.loads(path.read_text()))
+    competition = Competition.read(workspace)
+    assert len(run_comparison.read_run(competition, "m").folds) == 2
+    path.write_text(path.read_text().replace('"score": 0.5', '"score": 0.6'))
+    with pytest.raises(DataError, match=r"config\.json cannot be read"):
+        run_comparison.read_run(competition, "m")
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(DataError, match=r"config\.json cannot be read"):
+        run_comparison.read_run(competition, "m")

@@ -162,3 +162,40 @@ files.write(Path({str(tmp_path)!r}, sys.argv[1]), fill)
         child.wait()
         child.stdout.close()
     assert parts == ["alive", "other"]
+
+
+def test_every_cell_of_a_table_comes_back(tmp_path):
+    from toolkit.base.text import csv_text
+
+    cells = ["a\rb", "a\nb", "a\r\nb", 'a"b', '"a', "a,b", " a ", "", "a;b", "\u2028", "\x0b"]
+    path = csv_text.write(tmp_path / "t.csv", ["id", "c"], list(enumerate(cells)))
+    assert csv_text.read(path)["c"].tolist() == cells
+
+
+def test_tables_with_a_nul_are_neither_written_nor_read(tmp_path):
+    from toolkit.base.text import csv_text
+    from toolkit.errors import CompetitionError
+
+    path = tmp_path / "t.csv"
+    with pytest.raises(DataError, match="NUL"):
+        files.write_rows(path, [["id"], ["a\0b"]])
+    assert not path.exists()
+    path.write_bytes(b"id,c\n" + b"1,a\n" * 2000 + b"2,\0\n")  # beyond what is looked at to tell the encoding
+    with pytest.raises(CompetitionError, match=r"t\.csv is not a text file"):
+        csv_text.read(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="no plain file"):
+        files.read(tmp_path / "pipe")
+
+
+def test_a_seal_that_lost_its_name_is_no_document_of_before():
+    from toolkit.base import sealed
+
+    stamped = sealed.stamp({"a": 1})
+    assert sealed.unstamped(stamped) == sealed.unstamped({"a": 1}) == {"a": 1}
+    for damaged in ({"a": 1, "sdal": stamped["seal"]}, stamped | {"a": 2}):
+        with pytest.raises(sealed.DamagedError, match="its digest"):
+            sealed.unstamped(damaged)

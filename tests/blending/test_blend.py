@@ -198,6 +198,9 @@ def test_what_blend_json_cannot_say_is_refused(workspace, folds):
         with pytest.raises(DataError, match=r"blend\.json") as caught:
             read_blends(Competition.read(workspace))
         assert "toolkit blend" in caught.value.hint
+    (workspace / "blend.json").write_text('{"schema": 2, "targets": {"label": {"members": {"m": 1}, "vote": "snft"}}}')
+    with pytest.raises(DataError, match=r"blend\.json, target 'label': unknown vote"):
+        read_blends(Competition.read(workspace))
     written(workspace)
     for more in (["--weights", "tiny=1"], ["--vote", "hard"]):
         assert run("ensemble", "folds", "--blend", *more).exit_code == 2

@@ -1,6 +1,7 @@
 """`toolkit split` and what it composes: groups, extra rows, rare classes, several targets."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +53,21 @@ def test_it_writes_the_split_and_prints_what_was_made(tmp_path):
     assert ["fold", "rows", "cat", "dog", "fox"] in lines
     assert ["2", "12", "4", "4", "4"] in lines
     assert "\x1b" not in result.stdout
+
+
+def test_rows_of_several_images_split_and_recipes_are_said_not_to_take_them(tmp_path):
+    competition = plain(tmp_path, rows=30, per_id="mean")
+    competition = replace(competition, train=replace(competition.train, pattern="{id}/*"))
+    (tmp_path / "competition.toml").write_text(competition.to_toml())
+    assert "several images" not in run("-C", tmp_path, "split").stdout  # no files are there to tell
+    for i in range(30):
+        (tmp_path / "images" / f"{i:03d}").mkdir(parents=True)
+        for name in "ab":
+            (tmp_path / "images" / f"{i:03d}" / f"{name}.png").write_bytes(b"")
+    result = run("-C", tmp_path, "split", "--force")
+    assert result.exit_code == 0
+    assert "Warning: rows have several images" in result.stdout
+    assert "recipes train on one image per row" in result.stdout
 
 
 def test_an_existing_split_stays_unless_forced(tmp_path):

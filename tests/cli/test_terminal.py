@@ -254,3 +254,11 @@ def test_the_line_of_the_readme_works_in_bash(zoo, tmp_path):
         ["bash", "-c", script], cwd=zoo, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=True
     )
     assert done.stdout == "log_loss\n", done.stderr
+
+
+def test_a_card_shows_the_gaps_that_it_has():
+    from tests.conftest import card
+    from toolkit.cli import summaries
+
+    shown = [dict(summaries.card(card(parity=gaps))).get("Gap") for gaps in ({"logit": 1e-7}, {"x": 1.0}, {})]
+    assert shown == ["1.0e-07 in logits", "-", None]

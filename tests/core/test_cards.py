@@ -74,3 +74,26 @@ def test_the_pixel_digest_changes_with_every_field():
     ]
     assert len({variant.digest for variant in variants}) == len(variants)
     assert Preprocess((32, 32)).digest == Preprocess([32, 32]).digest
+
+
+def test_a_sealed_card_knows_what_it_stands_beside():
+    said = card()
+    text = said.sealed("weights")
+    assert Card.from_json(text, where="x", content="weights") == said
+    assert Card.from_json(text, where="x") == said  # where nobody knows the weights
+    assert Card.from_json(said.to_json(), where="x", content="others") == said  # of before
+    for changed, content in ((text, "others"), (text.replace('"fold": 0', '"fold": 1'), "weights")):
+        with pytest.raises(CardError, match=r"m\.onnx is damaged") as caught:
+            Card.from_json(changed, where="m.onnx", content=content)
+        assert "adopt" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800"])
+def test_names_that_no_file_holds_are_refused_at_birth(name):
+    for what in ({"member": name}, {"recipe": name}):
+        with pytest.raises(CardError, match="cannot be written"):
+            card(**what)
+    with pytest.raises(CardError, match="cannot be written"):
+        Output(name, ("a", "b"))
+    with pytest.raises(CardError, match="cannot be written"):
+        Output("label", ("a", name))

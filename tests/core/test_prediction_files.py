@@ -150,3 +150,31 @@ def test_a_table_that_parquet_reads_but_nobody_wrote_is_refused(tmp_path):
             read_table(path)
     pq.write_table(table, path, compression="snappy")  # the same table however it is kept
     assert read_table(path).meta == {"score": 0.5}
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800"])
+@pytest.mark.parametrize("what", ["target", "classes", "ids", "meta"])
+@pytest.mark.parametrize("kind", ["probabilities", "labels"])
+def test_what_could_not_be_read_again_is_not_written(tmp_path, name, what, kind):
+    said = {"target": "t", "classes": ("a", "b"), "ids": ("1", "2")} | (
+        {what: (name, "z")} if what in ("classes", "ids") else {}
+    )
+    said |= {"target": name} if what == "target" else {}
+    filled = {"labels": np.array([0, 1])} if kind == "labels" else {"values": np.full((2, 2), 0.5)}
+    with pytest.raises(DataError, match="NUL or half a character"):
+        write_table(
+            tmp_path / "t.parquet",
+            {said["target"]: Predictions(kind=kind, **said, **filled)},
+            {"k": name} if what == "meta" else {},
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name", ["a\nb", "a\rb", "\u202eab", "\ufeffa", "", 'a"b', "x" * 100_000, "a\u2028b", "\x1b[31m", "e\u0301"]
+)
+def test_odd_names_come_back(tmp_path, name):
+    table = Predictions(name or "t", "labels", (name, "z"), (name, "k"), labels=np.array([0, 1]))
+    again = read_table(write_table(tmp_path / "t.parquet", {table.target: table}, {"k": name}))
+    read = again.predictions[table.target]
+    assert (read.ids, read.classes, again.meta["k"]) == (table.ids, table.classes, name)

@@ -18,11 +18,13 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 from tests.conftest import CLASSES, card, network
+from toolkit.base.text import printing
 from toolkit.blending import oof
 from toolkit.blending.adjustment import Adjustment
 from toolkit.blending.blend import Blend
 from toolkit.blending.combination import Combination
 from toolkit.cli import cli
+from toolkit.cli.commands.fuse import _text
 from toolkit.core.cards import Output, Preprocess
 from toolkit.core.prediction_files import read_table
 from toolkit.core.targets import Target
@@ -248,7 +250,11 @@ def test_what_cannot_be_fused_is_refused(workspace, two):
     (workspace / "all.onnx").write_bytes(b"mine")
     with pytest.raises(ModelError, match="exists"):
         fuse(workspace)
-    assert fuse(workspace, force=True).path.stat().st_size > 100
+    made = fuse(workspace, force=True)
+    assert made.path.stat().st_size > 100
+    for rate, warned in ((50.0, True), (100.0, False), (150.0, False)):
+        said = "\n".join(printing.lines(_text(replace(made, rate=rate, parts_rate=100.0))))
+        assert ("the file takes 2.0 times as long as its parts" in said) == warned
     other = card("big", 0, size=(48, 48))
     write(network(0), other, samples(Competition.find(), other.preprocess))
     with pytest.raises(ModelError, match="take different pixels"):

@@ -257,6 +257,17 @@ def test_nothing_tells_people_to_install_a_package_of_our_name():
     assert not [str(path) for path in pages if re.search(r"install [^\n]*\btoolkit\[", path.read_text(encoding="utf-8"))]
 
 
+def test_every_claim_of_the_security_page_names_a_test_that_is_there():
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    claims = [line for line in page.partition("| held by |")[2].partition("\n\n")[0].splitlines() if line.startswith("| ")]
+    assert len(claims) > 10
+    assert not [line for line in claims if "::test_" not in line.rpartition(" | ")[2]]
+    where = ""
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)?::(\w+)`", page):
+        where = path or where
+        assert f"def {name}(" in (ROOT / where).read_text(encoding="utf-8"), (where, name)
+
+
 if __name__ == "__main__":
     for name, make in BLOCKS.items():
         path = PAGES.get(name, README)

@@ -13,7 +13,8 @@ from PIL import Image
 from tests.images.test_render import both, encode, thumb
 from toolkit.core.cards import Preprocess
 from toolkit.errors import ImageError
-from toolkit.images import decode, duplicates, render, statistics, torch_pixels
+from toolkit.images import decode, render, statistics, torch_pixels
+from toolkit.images.duplicates.prints import prints
 
 # the address space is limited to what there is and a little more, as a machine whose memory is taken
 STARVED = """
@@ -64,7 +65,7 @@ def test_they_pass_every_reader_of_images(
     with pytest.raises(type(error)):
         render.load(tmp_path / "a.bmp", Preprocess((8, 8)), implementation=implementation)
     with pytest.raises(type(error)):
-        duplicates.prints([tmp_path / "a.bmp"])
+        prints([tmp_path / "a.bmp"])
     with pytest.raises(type(error)):
         statistics.measure([("a", tmp_path / "a.bmp")], 1)
     monkeypatch.setattr(decode, "_openers", lambda: {"BMP": (fail, lambda _: True)})

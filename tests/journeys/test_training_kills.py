@@ -25,6 +25,9 @@ def end_of_fold(writes):
     following = next(place for place, what in enumerate(writes) if "runs/tiny/fold1" in what)
     return list(range(state[-1], following + 1))
 
+def before_what_a_fold_leaves(writes):
+    return [place for place in end_of_fold(writes) if writes[place].startswith("rename runs")][1:4]
+
 with kills.quick_exports():
     made = kills.attack({moments}, 0, kills.Config(epochs={epochs}), {logger!r}, {chosen})
 print("said", json.dumps([made.writes, made.refused, made.wrong]))
@@ -41,7 +44,15 @@ def attacked(moments: int, epochs: int, logger: str, chosen: str) -> list[list[s
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("said ")).removeprefix("said "))
 
 
-@pytest.mark.slow  # forks of a process in which torch has run autograd abort now and then ("Invalid thread pool")
+def test_killed_or_out_of_disk_before_what_a_finished_fold_leaves():
+    writes, refused, wrong = attacked(0, 1, "none", "before_what_a_fold_leaves")
+    assert not wrong
+    assert len(refused) == 3
+    assert any("metrics.csv" in what or "oof.parquet" in what for what in refused), refused
+    assert any("oof/tiny.parquet" in what for what in writes)
+
+
+@pytest.mark.slow
 def test_killed_or_out_of_disk_between_the_last_epoch_and_the_next_fold():
     writes, refused, wrong = attacked(0, 1, "none", "end_of_fold")
     assert not wrong

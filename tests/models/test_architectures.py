@@ -117,3 +117,19 @@ def test_what_recipes_write_is_taken(state, written):
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "resnet18.a1_in1k", "torchvision/resnet18"])
 def test_names_of_the_registries_are_known(name):
     assert networks.known(name)
+
+
+def test_a_checkpoint_whose_weights_changed_is_refused(tmp_path):
+    import torch
+
+    from tests.conftest import card
+    from toolkit.errors import CardError
+    from toolkit.models import checkpoints
+
+    path = checkpoints.save(tmp_path / "m.safetensors", torch.nn.Linear(3, 2), card(), {"model_name": "x"})
+    assert checkpoints.read(path).architecture == {"model_name": "x"}
+    whole = path.read_bytes()
+    for place in (len(whole) - 3, whole.index(b'{\\"model_name\\": \\"x') + 19):  # a weight; the architecture's name
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(CardError, match=r"m\.safetensors is damaged"):
+            checkpoints.read(path)

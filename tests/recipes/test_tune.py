@@ -233,6 +233,9 @@ def test_a_space_that_is_wrong_is_explained(place):
         ('recipe = "known"\n[search]\nlr = { low = 1, high = 2 }\n[fixed]\nlr = 1', "both searched and fixed"),
         ('recipe = "known"\n[search]\nspeed = { low = 1, high = 2 }', "known has no flag 'speed'"),
         ('recipe = "nobody"\n[search]\nlr = { low = 1, high = 2 }', "there is no recipe 'nobody'"),
+        ('recipe = "known"\nfolds = 1\n[search]\nlr = { low = 1, high = 2 }', "folds: a list is needed"),
+        ('recipe = "known"\nfixed = [[]]\n[search]\nlr = { low = 1, high = 2 }', "fixed: "),
+        ('recipe = "known"\n[search]\nlr = { low = 1.0, high = 2.0, log = [] }', "log is true or false"),
         ("recipe = ", "cannot be read"),
     ):
         (place / "space.toml").write_text(text)

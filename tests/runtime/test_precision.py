@@ -115,6 +115,14 @@ def test_int8_keeps_the_answers_and_shrinks_the_file(folds, tmp_path):
     assert change == pytest.approx(np.abs(ours - theirs).mean() / theirs.std(), rel=0.2)
     assert 0 < change < 0.1
     assert (ours.argmax(axis=1) == theirs.argmax(axis=1)).mean() > 0.95
+    assert int8.whole(target)
+    whole = target.read_bytes()
+    for damaged in (whole[:-1], whole[:-24], whole[:5000] + b"9" + whole[5001:]):
+        target.write_bytes(damaged)
+        assert not int8.whole(target)
+        assert target.with_name("q.onnx.damaged").read_bytes() == damaged
+        assert not int8.whole(target)
+    target.write_bytes(whole)
     operators = [node.op_type for node in onnx_file.load(target).graph.node]
     assert operators.count("QuantizeLinear") > 2
     first = int8.quantise(path, tmp_path / "again.onnx", PIXELS)

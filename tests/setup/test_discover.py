@@ -81,6 +81,7 @@ def test_kaggle_labels(tmp_path, data):
 
 def test_it_says_what_it_concluded(tmp_path):
     text = "\n".join(discover(kaggle(tmp_path), ACCURACY).lines)
+    assert "recipes train on one image" not in text
     for part in (
         "id column: id - in train.csv (12 rows) and sample_submission.csv (6 rows)",
         "3 classes: cat, dog, fox; task multiclass",
@@ -260,6 +261,34 @@ def test_class_names_with_spaces_are_no_lists(tmp_path):
     assert found(tmp_path, ACCURACY).targets[0].classes == ("fox", "golden fish", "golden retriever")
 
 
+@pytest.mark.parametrize(
+    ("values", "metric", "asked"),
+    [
+        ([0.5 + i / 7 for i in range(24)], "mse", True),
+        ([i // 2 / 4 for i in range(24)], "log_loss", True),
+        ([0.25 if i % 2 else 0.75 for i in range(24)], "mae", True),
+        ([i // 2 * 10 for i in range(80)], "mse", True),
+        ([i // 2 * 10 for i in range(80)], "accuracy", False),
+        ([f"{i % 4}.0" for i in range(24)], "mae", False),
+        ([i % 5 for i in range(24)], "mse", False),
+        ([KINDS[i % 3] for i in range(24)], "mse", False),
+    ],
+)
+def test_quantities_are_not_taken_for_classes(tmp_path, values, metric, asked):
+    ids = [f"{i:03d}" for i in range(len(values))]
+    table(tmp_path / "train.csv", "id,y", zip(ids, values, strict=True))
+    table(tmp_path / "sample_submission.csv", "id,y", [(f"9{i}", values[0]) for i in range(5)])
+    pictures(tmp_path / "train", [f"{n}.png" for n in ids])
+    pictures(tmp_path / "test", [f"9{i}.png" for i in range(5)])
+    if asked:
+        text = questions(tmp_path, Wishes(metric=metric))
+        assert "task or target: column 'y' holds quantities" in text
+        assert "(regression) is not supported; cut it into classes" in text
+    if len(set(values)) < len(values):
+        (target,) = discover(tmp_path, Wishes(metric=metric, task="multiclass" if asked else None)).competition.targets
+        assert len(target.classes) == len(set(values))
+
+
 def test_several_rows_per_id(tmp_path):
     rows = [(f"p{p}", f"p{p}_{view}.png", str(p % 2)) for p in range(6) for view in "ab"]
     table(tmp_path / "train.csv", "patient,file,sick", rows)
@@ -268,6 +297,7 @@ def test_several_rows_per_id(tmp_path):
     pictures(tmp_path / "train", [r[1] for r in rows])
     pictures(tmp_path / "test", [f"q{p}_{view}.png" for p in range(4) for view in "ab"])
     auc = Wishes(metric="roc_auc")
+    assert "recipes train on one image per row" in "\n".join(discover(tmp_path, replace(auc, per_id="mean")).lines)
     assert "per_id: an id has several images (up to 2 rows" in questions(tmp_path, auc)
     competition = found(tmp_path, replace(auc, per_id="mean"))
     assert len(competition.images("test")) == 8
@@ -282,6 +312,7 @@ def test_a_folder_of_images_per_id(tmp_path):
     assert "per_id: a folder of images belongs to one id" in questions(tmp_path, ACCURACY)
     competition = found(tmp_path, replace(ACCURACY, per_id="max"))
     assert competition.train.pattern == "{case}/*"
+    assert "recipes train on one image per row" in "\n".join(discover(tmp_path, replace(ACCURACY, per_id="max")).lines)
     assert len(competition.images("train")) == 21
 
 

@@ -493,3 +493,15 @@ def test_a_full_disk_while_a_state_is_written_is_a_sentence(tmp_path, monkeypatc
     with pytest.raises(StoreError, match="No space left") as caught:
         state_file.save(tmp_path, "key", {"weights": torch.zeros(1000)})
     assert "finished work is kept" in caught.value.hint
+
+
+def test_a_state_whose_digest_was_cut_off_or_overwritten_is_not_gone_on_from(tmp_path):
+    from toolkit.training.fold import state_file
+
+    path = state_file.save(tmp_path, "key", {"weights": torch.arange(100.0)}) or tmp_path / state_file.FILE
+    whole = path.read_bytes()
+    place = whole.index(torch.arange(100.0).numpy().tobytes()) + 40
+    path.write_bytes(whole[:place] + b"\1" + whole[place + 1 : -24] + b"9" * 24)  # a weight, and the mark with it
+    assert state_file.load(tmp_path, "key") is None
+    path.write_bytes(whole[:-24])  # of before: no digest
+    assert state_file.load(tmp_path, "key")["weights"][5] == 5

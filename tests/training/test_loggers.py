@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from dataclasses import replace
 
@@ -51,6 +52,28 @@ def read(folder):
     events = EventAccumulator(str(folder))
     events.Reload()
     return events
+
+
+def test_a_disk_that_takes_no_events_is_an_error_of_the_run_and_no_traceback_of_a_thread(tmp_path, python):
+    code = """
+import builtins, errno, io, sys
+from pathlib import Path
+from toolkit.training.loggers import Run, start
+tracker = start("tensorboard", Run(Path(sys.argv[1]), "c", "m", 0, {}, ""))
+real = io.open
+def full(path, *rest, **more):
+    if "tfevents" in str(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return real(path, *rest, **more)
+io.open = full
+try:
+    tracker.scalars(1, {"loss": 1.0})
+except OSError as error:
+    print("said", error.errno == errno.ENOSPC)
+"""
+    done = subprocess.run([python, "-c", code, str(tmp_path / "run")], capture_output=True, text=True, check=False)
+    assert done.stdout == "said True\n", done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def picture(events, tag):

@@ -8,77 +8,34 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from toolkit.analysis import label_doubts, picture_pairs
+from toolkit.analysis.audit_findings import AuditFinding
+from toolkit.analysis.label_doubts import FIXES, Issue, LabelJudge
+from toolkit.analysis.picture_pairs import Pair
 from toolkit.base import provenance
-from toolkit.base.arrays import F64, Labels
 from toolkit.base.text import csv_text
-from toolkit.blending import oof
-from toolkit.core.predictions import Predictions
-from toolkit.errors import DataError, SplitError, few
-from toolkit.images import duplicates
-from toolkit.images.duplicates import Report, Twin
+from toolkit.errors import SplitError, few
+from toolkit.images.duplicates import twins
+from toolkit.images.duplicates.hashes import BITS
+from toolkit.images.duplicates.prints import Report, prints
 from toolkit.workspace import path_patterns
-from toolkit.workspace.competition import Competition, Target
+from toolkit.workspace.competition import Competition
 from toolkit.workspace.split import SPLIT_FILE, Split
 
-Severity = Literal["leak", "warning", "note"]
-
-FIXES = "labels_fix.csv"
 PEOPLE = 20  # a column with fewer different values is a property, not an identity
 TELLING = 6.0  # standard deviations above chance at which neighbours in id order share their class
-EPS = 1e-9
-
-
-@dataclass(frozen=True)
-class AuditFinding:
-    """Something wrong, or worth knowing: a leak lets held-out rows be known in training. `count` is of rows or pairs."""
-
-    code: str
-    severity: Severity
-    what: str
-    count: int = 0
-    hint: str = ""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two pictures of one sight: ids, files, parts ("train 3" is fold 3, "test"), labels where known; see `duplicates.Twin`."""
-
-    ids: tuple[str, str]
-    paths: tuple[Path, Path]
-    homes: tuple[str, str]
-    labels: tuple[str, str]
-    turn: str
-    similarity: float
-    exact: bool
-
-    @property
-    def kind(self) -> str:
-        """Where they lie: "train and test", "two folds", "one place"."""
-        if "test" in self.homes:
-            return "one place" if self.homes[0] == self.homes[1] else "train and test"
-        return "two folds" if self.homes[0] != self.homes[1] else "one place"
-
-
-@dataclass(frozen=True)
-class Issue:
-    """A label that the out-of-fold predictions speak against: the probability of what is given and of what they suggest."""
-
-    id: str
-    target: str
-    given: str
-    suggested: str
-    p_given: float
-    p_suggested: float
-    path: Path | None = None
 
 
 @dataclass(frozen=True)
 class Audit:
-    """Everything found; `images` pictures were compared, and hashes were let differ in `bits` bits."""
+    """Everything that was seen; `images` pictures were compared, and hashes were let differ in `bits` bits.
+
+    `pairs` are of one picture, turned or merely alike, as each says; `judges` how good the predictions are that judge labels.
+    """
 
     findings: tuple[AuditFinding, ...]
     pairs: tuple[Pair, ...]
@@ -86,6 +43,7 @@ class Audit:
     images: int
     bits: int
     bad: Mapping[str, str] = field(default_factory=dict)
+    judges: tuple[LabelJudge, ...] = ()
 
     @property
     def record(self) -> dict[str, Any]:
@@ -105,32 +63,19 @@ def audit(competition: Competition, *, test: bool = True, progress: Report | Non
     train = competition.images("train")
     every = [("train", *row) for row in train]
     every += [("test", *row) for row in competition.images("test")] if test else []
-    seen = duplicates.prints([path for _, _, path in every], progress=progress)
-    twins, bits = duplicates.find(seen)
-    pairs = _pairs(competition, split, every, twins)
-    issues, notes = _issues(competition, dict(train))
-    findings = [*torn, *_of_pairs(pairs), *groups(competition, split), *ordered_ids(competition), *_of_issues(issues), *notes]
+    seen = prints([path for _, _, path in every], progress=progress)
+    doubles = twins.find(seen)
+    pairs = picture_pairs.pairs_of(competition, split, every, doubles)
+    issues, judges, of_labels = label_doubts.judged(competition, dict(train))
+    of_pairs = [*picture_pairs.findings_of(pairs), *picture_pairs.of_templates([every[i][1] for i in doubles.templates])]
+    findings = [*torn, *of_pairs, *groups(competition, split), *ordered_ids(competition), *of_labels]
     bad = {str(every[place][2]): why for place, why in seen.bad.items()}
     if bad:
         findings.append(AuditFinding("unreadable", "warning", f"{len(bad):,} pictures cannot be read: {few(bad)}", len(bad)))
-    if bits < duplicates.BITS:
-        findings.append(AuditFinding("hashes", "note", f"many pictures look alike: hashes were let differ in {bits} bits only"))
-    return Audit(tuple(findings), tuple(pairs), tuple(issues), len(every), bits, bad)
-
-
-def confident(p: F64, truth: Labels) -> Labels:
-    """The class that each row probably has, where it is not the given one (int64 [N]); else the given one.
-
-    Confident learning (Northcutt, Jiang and Chuang 2021, arXiv:1911.00068): a row counts for the classes whose probability
-    reaches the mean that rows given to that class have, and for the most probable of them. `p` is float64 [N, C].
-    """
-    classes = p.shape[1]
-    mean = np.full(classes, np.inf)  # no row is given to an absent class, and none can be confident in it
-    for c in np.unique(truth):
-        mean[c] = p[truth == c, c].mean()
-    confident_in = np.where(p >= mean - EPS, p, -1.0)
-    likely = confident_in.argmax(axis=1)
-    return np.asarray(np.where(confident_in.max(axis=1) >= 0, likely, truth))
+    if doubles.bits < BITS:
+        what = f"many pictures look alike: hashes were let differ in {doubles.bits} bits only"
+        findings.append(AuditFinding("hashes", "note", what))
+    return Audit(tuple(findings), tuple(pairs), tuple(issues), len(every), doubles.bits, bad, tuple(judges))
 
 
 def groups(competition: Competition, split: Split | None) -> Iterator[AuditFinding]:
@@ -186,48 +131,6 @@ def _split(competition: Competition) -> tuple[Split | None, list[AuditFinding]]:
     return split, []
 
 
-def _pairs(
-    competition: Competition, split: Split | None, every: Sequence[tuple[str, str, Path]], twins: Sequence[Twin]
-) -> list[Pair]:
-    """The twins with what the workspace knows of them; several pictures of one row are no twins."""
-    fold = dict(zip(split.ids, split.folds.tolist(), strict=True)) if split else {}
-    names_of = {name: dict(zip(t.ids, _names(t), strict=True)) for name, t in competition.truth().items()}
-
-    def home(part: str, row_id: str) -> str:
-        return part if part == "test" or row_id not in fold else f"train {fold[row_id]}"
-
-    def label(part: str, row_id: str) -> str:
-        return ", ".join(labels.get(row_id, "") for labels in names_of.values()) if part == "train" else ""
-
-    pairs = []
-    for twin in twins:
-        sides = [every[twin.first], every[twin.second]]
-        if sides[0][:2] == sides[1][:2]:
-            continue
-        (a, b), (pa, pb) = ((side[1] for side in sides), (side[2] for side in sides))
-        homes, labels = ((of(*sides[0][:2]), of(*sides[1][:2])) for of in (home, label))
-        pairs.append(Pair((a, b), (pa, pb), homes, labels, twin.turn, twin.similarity, twin.exact))
-    return pairs
-
-
-def _of_pairs(pairs: Sequence[Pair]) -> Iterator[AuditFinding]:
-    for kind, hint in (
-        ("two folds", "Give such rows one group and split by it: the score out of fold is too good."),
-        ("train and test", "Check whether the rules allow it; scores on such rows say nothing of new ones."),
-    ):
-        if there := [pair for pair in pairs if pair.kind == kind]:
-            exact = sum(pair.exact for pair in there)
-            shown = few(f"{pair.ids[0]} = {pair.ids[1]}" for pair in there)
-            pairs_lie = "pair of one picture lies" if len(there) == 1 else "pairs of one picture lie"
-            what = f"{len(there):,} {pairs_lie} in {kind} ({exact:,} with the same bytes): {shown}"
-            yield AuditFinding(kind.replace(" ", "_"), "leak", what, len(there), hint)
-    if clash := [pair for pair in pairs if all(pair.labels) and pair.labels[0] != pair.labels[1]]:
-        shown = few(f"{p.ids[0]} ({p.labels[0]}) = {p.ids[1]} ({p.labels[1]})" for p in clash)
-        pairs_have = "pair of one picture has" if len(clash) == 1 else "pairs of one picture have"
-        what = f"{len(clash):,} {pairs_have} different labels: {shown}"
-        yield AuditFinding("contradiction", "warning", what, len(clash), "One of the two is wrong.")
-
-
 def ordered_ids(competition: Competition) -> Iterator[AuditFinding]:
     """Whether neighbours in the order of ids share their class more often than chance."""
     for name, truth in competition.truth().items():
@@ -272,55 +175,6 @@ def _looks_like_one(values: Mapping[str, str]) -> bool:
     counts = Counter(value for value in values.values() if value)
     several = sum(count for count in counts.values() if count > 1)
     return len(counts) >= PEOPLE and several >= 0.8 * len(values) and max(counts.values()) <= len(values) / 5
-
-
-def _issues(competition: Competition, paths: Mapping[str, Path]) -> tuple[list[Issue], list[AuditFinding]]:
-    """Labels that the mean of all out-of-fold tables speaks against, the surest first."""
-    try:
-        tables = oof.find_tables(competition)
-    except DataError as error:
-        return [], [AuditFinding("labels", "note", f"labels were not looked at: {error.message}", hint=error.hint)]
-    issues = []
-    for target in competition.targets:
-        rows = oof.read_members(competition, target, tables, common=True)
-        issues += list(doubts(target, rows.truth, rows.stack.mean(axis=0), paths))
-    return sorted(issues, key=lambda issue: issue.p_given - issue.p_suggested), []
-
-
-def doubts(target: Target, truth: Predictions, p: F64, paths: Mapping[str, Path]) -> Iterator[Issue]:
-    """Rows whose label the out-of-fold probabilities [N, C] contradict, by confident learning; a row is one issue."""
-    labels, rows = truth.decided, np.arange(len(truth))
-    if target.multilabel:  # every class is a question of its own; a row's doubts are one issue
-        likely = np.stack([confident(np.stack([1 - q, q], axis=1), y) for q, y in zip(p.T, labels.T.astype(int), strict=True)])
-        likely = likely.T.astype(bool)
-        places = np.flatnonzero((likely != labels).any(axis=1))
-        odds = [(np.where(yes, p, 1 - p).min(axis=1)) for yes in (labels, likely)]
-    else:
-        likely = confident(p, labels)
-        places = np.flatnonzero(likely != labels)
-        odds = [p[rows, labels], p[rows, likely]]
-    corrected = Predictions(truth.target, "labels", truth.ids, truth.classes, labels=likely, multilabel=truth.multilabel)
-    given, suggested = _names(truth, target.separator), _names(corrected, target.separator)
-    for row in places.tolist():
-        row_id = truth.ids[row]
-        yield Issue(
-            row_id, target.name, given[row], suggested[row], float(odds[0][row]), float(odds[1][row]), paths.get(row_id)
-        )
-
-
-def _of_issues(issues: Sequence[Issue]) -> Iterator[AuditFinding]:
-    if issues:
-        shown = few(f"{issue.id}: {issue.given} → {issue.suggested}" for issue in issues)
-        what = f"{len(issues):,} labels are probably wrong, or hard: {shown}"
-        hint = f'Look at them, delete the rows of {FIXES} that are right as given, and set [train] labels_fix = "{FIXES}".'
-        yield AuditFinding("labels", "warning", what, len(issues), hint)
-
-
-def _names(table: Predictions, separator: str = " ") -> list[str]:
-    """The labels of a table as its competition writes them."""
-    if table.multilabel:
-        return [separator.join(name for name, yes in zip(table.classes, row, strict=True) if yes) for row in table.decided]
-    return [table.classes[label] for label in table.decided.tolist()]
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from toolkit.base.arrays import F64
 from toolkit.core import prediction_files
 from toolkit.errors import DataError, SubmissionError, few
-from toolkit.images import duplicates, statistics
+from toolkit.images import statistics
+from toolkit.images.duplicates import twins
+from toolkit.images.duplicates.prints import Prints
 from toolkit.images.statistics import PIXEL, SHAPE, Files, Odd, quantiles
 from toolkit.submissions import submission
 from toolkit.workspace.competition import Competition, Part
@@ -51,6 +53,7 @@ class Double:
     second: tuple[Part, str, Path]
     exact: bool
     similarity: float
+    turn: str = "id"
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,12 +217,18 @@ def _groups(competition: Competition) -> dict[str, Any]:
 
 
 def _doubles(by_part: Mapping[Part, Files]) -> list[Double]:
-    """The same picture twice among the sampled ones, surest first."""
+    """The same picture twice among the sampled ones, proved by bytes or pixels, surest first."""
     here = [(part, files.ids[i], files.paths[i]) for part, files in by_part.items() for i in files.sampled.tolist()]
-    digests = tuple(digest for files in by_part.values() for digest in files.prints.digests)
-    thumbs = np.concatenate([files.prints.thumbs for files in by_part.values()])
-    pairs, _ = duplicates.find(duplicates.Prints(digests, thumbs, {}))
-    return [Double(here[pair.first], here[pair.second], pair.exact, pair.similarity) for pair in pairs]
+    every = [files.prints for files in by_part.values()]
+    together = Prints(
+        tuple(path for prints in every for path in prints.paths),
+        tuple(digest for prints in every for digest in prints.digests),
+        np.concatenate([prints.sides for prints in every]),
+        np.concatenate([prints.thumbs for prints in every]),
+        {},
+    )
+    proved = twins.find(together).twins
+    return [Double(here[twin.first], here[twin.second], twin.exact, twin.similarity, twin.turn) for twin in proved]
 
 
 def _seen(competition: Competition) -> dict[str, F64]:
@@ -289,8 +298,10 @@ def _about_files(survey: Survey) -> Iterator[str]:
             yield f"{len(files.bad):,} {part} images cannot be used (the first: {first}): mend or remove them before training."
     if survey.doubles:
         across = sum(double.first[0] != double.second[0] for double in survey.doubles)
+        turned = sum(double.turn != "id" for double in survey.doubles)
         yield (
             f"{len(survey.doubles):,} pairs of files show one picture"
+            + (f", {turned:,} of them mirrored or turned" if turned else "")
             + (f", {across:,} of them in train and test" if across else "")
             + ": `toolkit audit` says which of them leak."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.base import documents
+from toolkit.base import documents, sealed
 from toolkit.base.text import html
 from toolkit.blending import nested
 from toolkit.blending.nested import Estimate
@@ -76,7 +77,7 @@ def read_run(competition: Competition, word: str) -> Run:
     """
     folder = Path(word) if Path(word).is_dir() else competition.path("runs", word)
     parts = {int(match[1]): path for path in folder.glob("fold*") if (match := re.fullmatch(r"fold(\d+)", path.name))}
-    finished = {fold: parts[fold] for fold in sorted(parts) if all((parts[fold] / name).exists() for name in _FILES)}
+    finished = {fold: parts[fold] for fold in sorted(parts) if all(os.path.lexists(parts[fold] / name) for name in _FILES)}
     if not finished:
         there = sorted(path.name for path in competition.path("runs").glob("*") if path.is_dir())
         hint = f"There are: {', '.join(there)}." if there else "Train first: python recipes/<recipe>.py"
@@ -202,10 +203,10 @@ def _groups(competition: Competition, ids: Sequence[str]) -> tuple[str, ...] | N
 
 def _about(path: Path) -> dict[str, Any]:
     try:
-        about: dict[str, Any] = documents.read_json(path)
+        about: dict[str, Any] = sealed.unstamped(documents.read_json(path))
         if not isinstance(about["settings"], dict):
             raise TypeError("settings are no table")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, sealed.DamagedError) as error:
         raise DataError(f"{path} cannot be read ({type(error).__name__}: {error})", hint="Train the fold again.") from error
     return about
 

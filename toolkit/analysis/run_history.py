@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from toolkit.base import documents
+from toolkit.base import documents, sealed
 from toolkit.inference.store import timings
 from toolkit.inference.store.timings import AROUND
 
@@ -53,8 +54,10 @@ def curves(folder: Path) -> dict[str, dict[str, list[float]]]:
     """The columns of every fold's metrics.csv, by `member.fold<k>`; what cannot be read as numbers is left out."""
     by_run = {}
     for path in sorted(folder.glob("*/fold*/metrics.csv")):
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        try:
+            rows = list(csv.DictReader(io.StringIO(documents.read_text(path), newline="")))
+        except (OSError, ValueError, csv.Error):
+            continue
         columns = {name: _numbers([row.get(name) for row in rows]) for name in (rows[0] if rows else {})}
         by_run[_name(path)] = {name: values for name, values in columns.items() if values}
     return by_run
@@ -93,8 +96,8 @@ def _name(path: Path) -> str:
 def _feeding(path: Path) -> Mapping[str, Any]:
     """What a run measured of its feeding, of its last model; nothing where it did not, or it cannot be understood."""
     try:
-        feeding = documents.read_json(path)["report"][-1]["feeding"]
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        feeding = sealed.unstamped(documents.read_json(path))["report"][-1]["feeding"]
+    except (OSError, ValueError, KeyError, IndexError, TypeError, sealed.DamagedError):
         return {}
     return feeding if isinstance(feeding, dict) else {}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.base import files
+from toolkit.errors import DataError
 
 BYTES = 1 << 26  # of one document; the largest of ours, an index of exports, has some 2 kB for each
 DEPTH = 64  # tables inside tables
@@ -46,6 +47,19 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("tables are nested too deeply") from None
 
 
+def to_json(document: Any, *, indent: int | None = None) -> str:
+    """A document as JSON, so that it can be read again.
+
+    Raises:
+        DataError: it breaks a limit of `bounded`.
+    """
+    try:
+        bounded(document)
+    except ValueError as error:
+        raise DataError(f"it cannot be written as JSON: {error}", hint="Rename what has such a name.") from error
+    return json.dumps(document, indent=indent, ensure_ascii=False)
+
+
 def parse_toml(text: str) -> dict[str, Any]:
     """What a text of TOML says.
 
@@ -74,10 +88,10 @@ def bounded(raw: Any) -> Any:
             if isinstance(value, dict):
                 below.extend(value)
                 below.extend(value.values())
-            elif isinstance(value, list):
+            elif isinstance(value, list | tuple):
                 below.extend(value)
             elif isinstance(value, str):
-                _check_text(value)
+                check_text(value)
             elif isinstance(value, int) and not -NUMBER <= value < NUMBER:
                 raise ValueError("a whole number is too large")
         if not below:
@@ -86,13 +100,20 @@ def bounded(raw: Any) -> Any:
     raise ValueError("tables are nested too deeply")
 
 
-def _check_text(text: str) -> None:
-    if text.isascii():
-        if "\0" in text:
-            raise ValueError(f"text with a NUL: {text[:40]!r}")
-        return
-    if "\0" in text or any("\ud800" <= mark <= "\udfff" for mark in text):
-        raise ValueError(f"text with a NUL or half a character: {text[:40]!r}")
+def check_text(text: str) -> None:
+    """Refuse text that no file of ours may hold.
+
+    Raises:
+        ValueError: a NUL, or half a character (a lone surrogate), with what stands around it.
+    """
+    place = text.find("\0")
+    if place < 0:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            place = error.start
+    if place >= 0:
+        raise ValueError(f"text with a NUL or half a character: {text[max(place - 20, 0) : place + 20]!r}")
 
 
 def read_text(path: Path, *, limit: int = BYTES) -> str:

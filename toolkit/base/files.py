@@ -101,10 +101,27 @@ def write_rows(path: Path, rows: Iterable[Iterable[object]]) -> Path:
 
     Raises:
         StoreError: the folder cannot be written or the disk is full.
+        DataError: a cell holds a NUL, with which no table of text is read again.
     """
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return write_text(path, text.getvalue())
+    text = as_csv(rows)
+    if "\0" in text:
+        raise DataError(f"{path} cannot be written: a name in it holds a NUL", hint="Rename what has such a name.")
+    return write_text(path, text)
+
+
+def as_csv(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as the text of a CSV file: \n ends a line, cells are quoted where they have to be."""
+    lines = _Lines()
+    csv.writer(lines, lineterminator="\r\n").writerows(rows)  # with \n alone, cells that hold \r would not be quoted
+    return "".join(lines)
+
+
+class _Lines(list[str]):
+    """Takes lines from a csv.writer."""
+
+    def write(self, line: str) -> None:
+        """One line, with another end."""
+        self.append(line.removesuffix("\r\n") + "\n")
 
 
 def sweep(folder: Path, *, age: float = 3600) -> int:
@@ -163,6 +180,15 @@ def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
     Raises:
         OSError: it is not there, cannot be read, or is no plain file.
     """
+    return io.BufferedReader(unbuffered(path))
+
+
+def unbuffered(path: str | os.PathLike[str]) -> io.FileIO:
+    """As `opened`, every read being one of the system's.
+
+    Raises:
+        OSError: see `opened`.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except ValueError as error:  # a NUL in its name
@@ -170,10 +196,20 @@ def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "it is no plain file", os.fspath(path))
-        return open(handle, "rb")  # noqa: PTH123 - of a handle; the caller closes it
+        return io.FileIO(handle, "rb")
     except BaseException:
         os.close(handle)
         raise
+
+
+def read(path: str | os.PathLike[str]) -> bytes:
+    """All bytes of a plain file, opened without waiting.
+
+    Raises:
+        OSError: it is not there, cannot be read, or is no plain file.
+    """
+    with opened(path) as file:
+        return file.read()
 
 
 def plain(path: str | os.PathLike[str]) -> None:

@@ -123,9 +123,13 @@ def write(path: Path, data: bytes | memoryview) -> Path:
 
 
 def stamp(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object with its digest as the last key."""
+    """A JSON object with its digest as the last key.
+
+    Raises:
+        DataError: it holds what is not read again (see `documents.bounded`).
+    """
     plain = {key: value for key, value in document.items() if key != KEY}
-    return plain | {KEY: _of(json.loads(json.dumps(plain)))}  # as it is read: keys are text
+    return plain | {KEY: _of(documents.parse_json(documents.to_json(plain)))}  # as it is read: keys are text
 
 
 def unstamped(document: Any) -> dict[str, Any]:
@@ -137,6 +141,9 @@ def unstamped(document: Any) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise DamagedError("it holds no JSON object")
     plain = {key: value for key, value in document.items() if key != KEY}
+    last = next(reversed(document.values()), None)
+    if KEY not in document and isinstance(last, str) and len(last) == 32 and " " not in last:
+        raise DamagedError("its digest has lost its name")
     if KEY in document and document[KEY] != _of(plain):
         raise DamagedError("its digest says that it was changed")
     return plain

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -178,7 +177,7 @@ def fit(
         verdicts[target.name] = replace(verdict, blend=with_prior(blend, rows.truth, prior) if prior else blend)
         records[target.name] = _record(verdicts[target.name], rows, len(every), prior)
     document = {"schema": SCHEMA, "metric": competition.metric, "targets": records}
-    return files.write_text(competition.path(FILE), json.dumps(document, indent=2, ensure_ascii=False) + "\n"), verdicts
+    return files.write_text(competition.path(FILE), documents.to_json(document, indent=2) + "\n"), verdicts
 
 
 def with_prior(blend: Blend, truth: Predictions, prior: str) -> Blend:
@@ -217,11 +216,18 @@ def read_blends(competition: Competition) -> dict[str, Blend]:
         targets = document["targets"]
         if missing := [target.name for target in competition.targets if target.name not in targets]:
             raise DataError(f"{path} says nothing of target {few(missing)}, only of {few(targets)}", hint=_AGAIN)
-        return {target.name: read_blend(targets[target.name], target.classes) for target in competition.targets}
+        return {target.name: _blend_of(path, targets[target.name], target) for target in competition.targets}
     except FileNotFoundError:
         raise DataError(f"{path} does not exist", hint="Run `toolkit blend` first.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{path} cannot be read ({type(error).__name__}: {error})", hint=_AGAIN) from error
+
+
+def _blend_of(path: Path, record: Mapping[str, Any], target: Target) -> Blend:
+    try:
+        return read_blend(record, target.classes)
+    except DataError as error:
+        raise DataError(f"{path}, target {target.name!r}: {error.message}", hint=error.hint, code=error.code) from error
 
 
 def views_of(blends: Mapping[str, Blend]) -> str:

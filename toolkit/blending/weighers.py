@@ -1,4 +1,7 @@
-"""Blend weights learned on out-of-fold tables: WEIGHERS, from the plain mean to stacking, each saying how it ended."""
+"""Blend weights learned on out-of-fold tables: WEIGHERS, from the plain mean to hill climbing, each saying how it ended.
+
+Stacking is here to compare with, for callers of the library: it has no weight per member, and so no place in blend.json.
+"""
 
 from __future__ import annotations
 

@@ -108,7 +108,9 @@ def card(said: Card) -> list[tuple[str, str]]:
     if said.labels_fix:
         rows.append(("Labels", f"corrected by {said.labels_fix} for training; the score is against those given"))
     if said.parity:
-        rows.append(("Gap", f"{said.parity['probability']:.1e} in probability, {said.parity['logit']:.1e} in logits"))
+        words = {"probability": "probability", "logit": "logits"}
+        gaps = [f"{said.parity[key]:.1e} in {word}" for key, word in words.items() if key in said.parity]
+        rows.append(("Gap", ", ".join(gaps) or "-"))
     if said.versions:
         rows.append(("Made by", ", ".join(f"{name} {number}" for name, number in said.versions.items())))
     return rows

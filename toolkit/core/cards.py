@@ -16,6 +16,7 @@ from toolkit.errors import CardError, few
 
 SCHEMA = 1
 KEY = "toolkit.card"  # the metadata_props entry that holds the card
+SEAL = "seal"  # in a card of a file: a digest of the card and of what it stands beside
 
 Resize = Literal["squash", "crop"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
@@ -164,8 +165,7 @@ class Output:
             object.__setattr__(self, "stop", self.start + len(self.classes))
         if len(self.classes) > CLASSES or not 0 <= self.start <= CLASSES:
             raise CardError(f"target {self.target!r}: no model has more than {CLASSES:,} classes")
-        if "\0" in self.target or any("\0" in name for name in self.classes):
-            raise CardError("a name of a target or class holds a NUL")
+        _check_names(self.target, *self.classes)
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise CardError(f"target {self.target!r}: class names must be present and different: {few(self.classes)}")
         if self.activation not in ("softmax", "sigmoid", "identity"):
@@ -217,6 +217,7 @@ class Card:
             raise CardError(f"{self.title}: a card needs outputs, each for a different target")
         if not self.member or any(mark in self.member for mark in "/\\=,"):
             raise CardError(f"a member's name is a word without / \\ = or comma, not {self.member!r}")
+        _check_names(self.member, self.recipe, self.metric, self.split)
         if self.fold is not None and not 0 <= self.fold <= FOLDS:
             raise CardError(f"a fold is a number from 0 to {FOLDS:,}, or none")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(map(isfinite, self.mean + self.std)) or min(self.std) <= 0:
@@ -256,16 +257,23 @@ class Card:
         """The card as JSON with sorted keys."""
         return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
 
+    def sealed(self, content: str) -> str:
+        """As `to_json`, with a digest over the card and over `content`: what the weights beside it come to."""
+        document = json.loads(self.to_json())
+        return json.dumps(document | {SEAL: _seal(document, content)}, sort_keys=True, ensure_ascii=False)
+
     @classmethod
-    def from_json(cls, text: str, *, where: str) -> Card:
-        """Read a card; `where` names the file in messages.
+    def from_json(cls, text: str, *, where: str, content: str | None = None) -> Card:
+        """Read a card; `where` names the file in messages, `content` is what the weights beside it come to.
 
         Raises:
-            CardError: not JSON, fields missing, values that contradict each other, or a newer schema.
+            CardError: not JSON, fields missing, values that contradict each other, a newer schema, or a digest that says that
+                card or content were changed since they were written (files of before have none).
         """
         try:
             raw = documents.parse_json(text)
             schema = checked(raw["schema"], int, "schema")
+            seal = raw.pop(SEAL, None)
         except (ValueError, TypeError, KeyError) as error:
             raise CardError(f"{where}: its card cannot be read ({error})", hint="Export the model again.") from error
         if schema > SCHEMA:
@@ -278,7 +286,25 @@ class Card:
             raise CardError(f"{where}: {error.message}", hint=error.hint, code=error.code) from error
         except ValueError as error:
             raise CardError(f"{where}: its card cannot be read ({error})", hint="Export the model again.") from error
+        if seal is not None and content is not None and seal != _seal(raw, content):
+            raise CardError(
+                f"{where} is damaged: its digest says that it was changed since it was written",
+                hint="Copy or export it again; what another tool changed on purpose is taken in with `toolkit adopt`.",
+            )
         return replace(card, mean=_floats(card.mean), std=_floats(card.std))
+
+
+def _check_names(*names: str) -> None:
+    """Names that a document may hold, and so be read again."""
+    try:
+        documents.bounded(list(names))
+    except ValueError as error:
+        raise CardError(f"a name in a card cannot be written: {error}") from error
+
+
+def _seal(document: Any, content: str) -> str:
+    text = json.dumps(document, sort_keys=True) + "\0" + content
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _sides(size: Any) -> tuple[int, ...]:

@@ -38,7 +38,8 @@ def write_table(path: Path, predictions: Mapping[str, Predictions], meta: Mappin
     Labels are class names (multilabel: bool columns `target/class`).
 
     Raises:
-        DataError: no targets, targets over different ids, or names of targets and classes that make one column name twice.
+        DataError: no targets, targets over different ids, names of targets and classes that make one column name twice, or
+            names that would not be read again (see `check_names`).
         StoreError: the file cannot be written.
     """
     import pyarrow as pa
@@ -49,6 +50,7 @@ def write_table(path: Path, predictions: Mapping[str, Predictions], meta: Mappin
         raise DataError(f"{path}: there are no predictions to write")
     if any(table.ids != tables[0].ids for table in tables):
         raise DataError("the targets of one table must have the same ids in the same order")
+    check_names(path, predictions)
     columns: dict[str, Any] = {"id": _text(tables[0].ids)}
     for table in tables:
         added = _columns(table)
@@ -62,6 +64,20 @@ def write_table(path: Path, predictions: Mapping[str, Predictions], meta: Mappin
     words = [name for name, column in columns.items() if column.type == pa.string()]  # numbers seldom repeat
     options = {"compression": "zstd", "write_page_checksum": True, "use_dictionary": words}
     return files.write(path, lambda file: pq.write_table(table, file, **options))
+
+
+def check_names(path: Path, predictions: Mapping[str, Predictions]) -> None:
+    """Refuse ids, targets and classes that no table holds: with a NUL, or half a character (of a file's name in odd bytes).
+
+    Raises:
+        DataError: names the file that was to be written, and the name.
+    """
+    try:
+        for name, table in predictions.items():
+            for names in (table.ids, (name, table.target, *table.classes)):
+                documents.check_text("\n".join(names))
+    except ValueError as error:
+        raise DataError(f"{path} cannot be written: {error}", hint="Rename the image or class that is called so.") from error
 
 
 def read_table(path: Path) -> PredictionTable:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -306,6 +304,7 @@ def write_csv(path: Path, predictions: Mapping[str, Predictions]) -> Path:
     import pyarrow as pa
     import pyarrow.csv as pc
 
+    prediction_files.check_names(path, predictions)
     columns: dict[str, Any] = {"id": next(iter(predictions.values())).ids}
     for table in predictions.values():
         before = f"{table.target}/" if len(predictions) > 1 else ""
@@ -317,11 +316,9 @@ def write_csv(path: Path, predictions: Mapping[str, Predictions]) -> Path:
         if clash := sorted(set(added) & set(columns)):
             raise DataError(f"{path}: two columns would be called {few(clash)}", hint="Write .parquet instead.")
         columns |= added
-    header = io.StringIO()
-    csv.writer(header, lineterminator="\n").writerow(columns)  # Arrow quotes every name
 
     def fill(file: IO[bytes]) -> None:
-        file.write(header.getvalue().encode())
+        file.write(files.as_csv([columns]).encode())  # Arrow quotes every name
         pc.write_csv(pa.table(columns), file, pc.WriteOptions(include_header=False, quoting_style="needed"))
 
     return files.write(path, fill)

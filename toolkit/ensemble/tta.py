@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import documents, files, provenance
+from toolkit.base import provenance, sealed
 from toolkit.blending.combination import Combination
 from toolkit.core.predictions import Predictions, concat
 from toolkit.ensemble.combine import combine
@@ -102,11 +101,7 @@ def find(
 
 def kept(competition: Competition) -> dict[str, Any]:
     """What was last found of each member, as plain values; nothing where nothing was, or it cannot be understood."""
-    try:
-        record = documents.read_json(competition.path("reports", KEPT))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+    return sealed.notes(competition.path("reports", KEPT), "views are judged again") or {}
 
 
 def _keep(competition: Competition, findings: Mapping[str, ViewFinding]) -> None:
@@ -114,7 +109,7 @@ def _keep(competition: Competition, findings: Mapping[str, ViewFinding]) -> None
     now = provenance.now("seconds")
     record = kept(competition) | {name: {"created": now} | _lines(finding) for name, finding in findings.items()}
     with suppress(StoreError):
-        files.write_text(competition.path("reports", KEPT), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        sealed.write_json(competition.path("reports", KEPT), record, indent=1)
 
 
 def _lines(finding: ViewFinding) -> dict[str, Any]:

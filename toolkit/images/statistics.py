@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from toolkit.base.arrays import F64
 from toolkit.base.runners.threads import spread
 from toolkit.errors import ImageError
-from toolkit.images import decode, duplicates, render
-from toolkit.images.duplicates import FLAT, Prints
+from toolkit.images import decode, render
+from toolkit.images.duplicates.prints import FLAT, SIDE, Prints, thumb
 
 REACH = 3.0  # interquartile ranges beyond the quartiles from which a file is odd (Tukey's "far out")
 RARE = 0.01  # share of the files above which what is odd is a kind of its own
@@ -83,7 +83,7 @@ def measure(named: Sequence[tuple[str, Path]], sample: int, report: Callable[[in
     bad: dict[int, str] = {}
     formats, modes = [""] * rows, [""] * rows
     digests: list[bytes | None] = [None] * len(chosen)
-    thumbs = np.zeros((len(chosen), duplicates.SIDE, duplicates.SIDE), dtype=np.uint8)
+    thumbs = np.zeros((len(chosen), SIDE, SIDE), dtype=np.uint8)
 
     def look(row: int) -> None:
         path = named[row][1]
@@ -94,7 +94,7 @@ def measure(named: Sequence[tuple[str, Path]], sample: int, report: Callable[[in
                 shape[name][row] = value
             if (place := slot.get(row)) is not None:
                 rgb = render.decode(data, str(path), implementation="pillow")
-                thumbs[place] = duplicates.thumb(rgb, str(path))
+                thumbs[place] = thumb(rgb, str(path))
                 square[row], values = _colours(rgb)
                 for name, value in zip(PIXEL, values, strict=True):
                     pixel[name][row] = value
@@ -107,7 +107,9 @@ def measure(named: Sequence[tuple[str, Path]], sample: int, report: Callable[[in
             report(done)
     ids, paths = zip(*named, strict=True) if named else ((), ())
     good = [place for place, digest in enumerate(digests) if digest is not None]
-    prints = Prints(tuple(digests[place] for place in good), thumbs[good], {})
+    rows_of = chosen[good]
+    sides = np.stack([shape["height"][rows_of], shape["width"][rows_of]], axis=1).astype(np.int32)
+    prints = Prints(tuple(named[row][1] for row in rows_of), tuple(digests[place] for place in good), sides, thumbs[good], {})
     return Files(
         tuple(ids), tuple(paths), tuple(formats), tuple(modes), shape, pixel, square, dict(sorted(bad.items())), prints
     )

@@ -237,7 +237,7 @@ class _Bench:
             return [boxes.key(digest, [how.box], *image) for digest, image in zip(digests, images, strict=True)]
 
         files = {e.digest: folder / int8.name(e.digest, seen(e.card.preprocess)) for e in exports}
-        missing = [export for export in exports if not files[export.digest].exists()]
+        missing = [export for export in exports if not int8.whole(files[export.digest])]
         pixels: dict[Preprocess, Any] = {}
         for done, export in enumerate(missing):
             how = export.card.preprocess

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.base import files
+from toolkit.base import files, sealed
 from toolkit.core.cards import KEY, Card
 from toolkit.errors import ModelError, few
 from toolkit.models import architectures, networks
@@ -38,7 +38,8 @@ def save(path: Path, model: torch.nn.Module, card: Card, architecture: Mapping[s
     from safetensors.torch import save as to_bytes
 
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    metadata = {KEY: card.to_json(), _ARCHITECTURE: json.dumps(dict(architecture), sort_keys=True)}
+    named = json.dumps(dict(architecture), sort_keys=True)
+    metadata = {KEY: card.sealed(_content(state, named)), _ARCHITECTURE: named}
     data = to_bytes(state, metadata)
     return files.write(path, lambda file: file.write(data))
 
@@ -48,6 +49,7 @@ def read(path: Path) -> Checkpoint:
 
     Raises:
         ModelError: missing, damaged, or a pickle that would run code.
+        CardError: a card that cannot be read, or whose digest says that it or the weights were changed.
     """
     try:
         files.plain(path)
@@ -98,9 +100,22 @@ def _read_safetensors(path: Path) -> Checkpoint:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path} is not a complete safetensors file: {error}") from error
-    card = Card.from_json(metadata[KEY], where=str(path)) if KEY in metadata else None
-    architecture = architectures.parse(metadata[_ARCHITECTURE], where=str(path)) if _ARCHITECTURE in metadata else None
+    text = metadata.get(_ARCHITECTURE)
+    content = _content(state, text or "")
+    card = Card.from_json(metadata[KEY], where=str(path), content=content) if KEY in metadata else None
+    architecture = None if text is None else architectures.parse(text, where=str(path))
     return Checkpoint(path, state, card, architecture)
+
+
+def _content(state: Mapping[str, torch.Tensor], architecture: str) -> str:
+    """What weights and the text of their architecture come to."""
+    import torch
+
+    seal = sealed.Sealing(architecture)
+    for name, tensor in sorted(state.items()):
+        seal.add(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        seal.add(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return seal.hexdigest()
 
 
 def _read_pickle(path: Path) -> Checkpoint:

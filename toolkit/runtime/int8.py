@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import files
+from toolkit.base import files, sealed
 from toolkit.base.arrays import F32, U8
 from toolkit.base.quiet import quiet
-from toolkit.errors import ModelError, ToolkitError
+from toolkit.errors import DataError, ModelError, ToolkitError
 from toolkit.runtime.graphs.shared_trunks import HEAVY
 
 BATCH = 8
@@ -25,6 +25,7 @@ KEPT = (0, 1, 3, 6, 9, 12)
 # The mean change of a logit, in standard deviations of the logits over the images. Labels of calibration images would say less:
 # models were trained on them and are surer there than elsewhere.
 SMALL = 0.03
+FIELD = b"\xc2\x3e" + bytes([sealed.TAIL])  # of ModelProto, number 1000, for the digest: readers pass over it
 _POOLING = ("ReduceMean", "GlobalAveragePool", "AveragePool", "Flatten", "Reshape", "Squeeze", "Identity")
 
 
@@ -39,6 +40,20 @@ def calibration(images: Sequence[bytes]) -> str:
     for digest in images:
         state.update(digest)
     return state.hexdigest()[:8]
+
+
+def whole(target: Path) -> bool:
+    """Whether `quantise` wrote a file here that is as it was; another, also one of before without a digest, is set aside."""
+    try:
+        carried = sealed.content(files.read(target))[1]
+    except FileNotFoundError:
+        return False
+    except (OSError, DataError) as error:
+        sealed.set_aside(target, error, "quantised again")
+        return False
+    if not carried:
+        sealed.set_aside(target, "it has no digest", "quantised again")
+    return carried
 
 
 def quantise(path: Path, target: Path, samples: U8) -> float:
@@ -57,7 +72,7 @@ def quantise(path: Path, target: Path, samples: U8) -> float:
     try:
         with tempfile.TemporaryDirectory() as folder, quiet("root", "onnxruntime"):
             best = _best(path, Path(folder), samples)
-            files.write(target, lambda file: file.write(best[1]))
+            files.write(target, lambda file: file.write(best[1] + FIELD + sealed.tail(best[1], FIELD)))
     except ToolkitError:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common class of their own
@@ -175,6 +190,8 @@ def _channel_means(model: Any, values: Sequence[str], samples: U8) -> dict[str, 
     import onnx
     from onnx import helper, numpy_helper
 
+    if not values:  # a network without convolutions: onnxruntime would ask for an output
+        return {}
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     del watched.graph.output[:]

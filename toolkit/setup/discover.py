@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import posixpath
 import re
@@ -23,6 +21,7 @@ from toolkit.setup.find_images import Index, Match, Part
 from toolkit.setup.infer_targets import Findings, Tables, Wishes
 from toolkit.workspace import path_patterns, toml_update
 from toolkit.workspace.competition import FILE, Competition, Images
+from toolkit.workspace.make_split import SEVERAL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -224,12 +223,10 @@ def _from_folders(
     ids = stems if len(set(stems)) == len(stems) else paths
     rows = [(name, path.partition("/")[0], path) for name, path in zip(ids, paths, strict=True)]
     frame = pd.DataFrame(rows, columns=[key, label, "path"], dtype=str)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([frame.columns, *rows])
     findings.say(
         f"training labels: the folders in {_written(Path(homes[0]), root)}, listed in a new {MADE} ({len(rows):,} images)"
     )
-    return _Source(root / MADE, frame), text.getvalue()
+    return _Source(root / MADE, frame), files.as_csv([frame.columns, *rows])
 
 
 def _ids(train: _Source, sample: _Source, wishes: Wishes, findings: Findings) -> tuple[str, str]:
@@ -333,6 +330,9 @@ def _several_images(key: str, train: _Source, matches: tuple[Match | None, ...],
             else "a folder of images belongs to one id"
         )
         findings.ask("per_id", f"{why}: how are their predictions merged", ("mean", "max"))
+    train_match = matches[0]
+    if not train.frame[key].is_unique or (train_match is not None and train_match.pattern.endswith("/*")):
+        findings.say(f"train images: {SEVERAL}")
 
 
 def _format(sample: pd.DataFrame, competition: Competition, wishes: Wishes, findings: Findings) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 PerId = Literal["", "mean", "max"]
 SEPARATORS = (" ", ",", "|", ";")
+DISTANCES = ("mae", "mse")
+MANY_LEVELS = 30  # whole numbers that may still be grades
 
 
 @dataclass(frozen=True)
@@ -223,6 +226,16 @@ def _from_column(name: str, tables: Tables, wishes: Wishes, findings: Findings) 
         findings.ask("target", f"column {name!r} is empty in {empty:,} of {len(cells):,} rows: label them, or use", tables.free)
         return None
     classes = class_order(cells)
+    if wishes.task is None and _quantity(classes, wishes.metric):
+        findings.ask(
+            "task",
+            f"column {name!r} holds quantities, {len(classes):,} of them such as {classes[len(classes) // 2]}: to predict a "
+            "quantity (regression) is not supported; cut it into classes in the table and name that column as target, or, if "
+            "each value is a class, say so",
+            ("multiclass",),
+            instead="target",
+        )
+        return None
     if len(classes) < 2 or len(classes) == len(cells) > 2:
         findings.ask("target", f"column {name!r} has {len(classes):,} different values in {len(cells):,} rows", tables.free)
         return None
@@ -234,6 +247,16 @@ def _from_column(name: str, tables: Tables, wishes: Wishes, findings: Findings) 
     sense = f", positive {positive}" if task == "binary" else ""
     findings.say(f"target {name}: {len(classes)} classes: {_some(classes)}; task {task}{sense}")
     return Target(name, task, classes, positive=positive if task == "binary" else "")
+
+
+def _quantity(classes: Sequence[str], metric: str) -> bool:
+    """Whether a column holds measured values, not names: fractions, or very many whole numbers under a metric of distance."""
+    try:
+        values = [float(value) for value in classes]
+    except ValueError:
+        return False
+    whole = all(math.isfinite(value) and value == round(value) for value in values)
+    return not whole or (metric in DISTANCES and len(classes) > MANY_LEVELS)
 
 
 def _task(name: str, classes: Sequence[str], tables: Tables, wishes: Wishes) -> Task:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from toolkit.base.text import arrow_csv, csv_text
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import LONG_FORMS
+from toolkit.errors import CompetitionError
 from toolkit.submissions import checks, csv_problems, plausibility
 from toolkit.submissions.checks import Problem
 from toolkit.submissions.form import layout
@@ -62,7 +63,10 @@ def read_sample(competition: Competition, path: Path | None = None) -> Sample:
     whole = bool(frame[key].is_unique and (frame[key] != "").all())
     if not whole and competition.format not in ("", *LONG_FORMS):
         csv_text.read(path, unique=key, form=competition.text_form)  # says which ids
-    sample = Sample(frame, layout.infer(frame, competition))
+    try:
+        sample = Sample(frame, layout.infer(frame, competition))
+    except CompetitionError as error:
+        raise CompetitionError(f"{path}: {error.message}", hint=error.hint, code=error.code) from error
     if not whole and not sample.layout.format.pairs:
         csv_text.read(path, unique=key, form=competition.text_form)
     return sample

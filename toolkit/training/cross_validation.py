@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-from toolkit.base import documents, files
+from toolkit.base import documents, files, sealed
 from toolkit.base.schema import checked
 from toolkit.core import prediction_files
 from toolkit.core.predictions import concat
@@ -198,12 +198,12 @@ def _same_settings(plan: TrainingPlan, fold: int | None) -> None:
 def _about(plan: TrainingPlan, fold: int | None) -> Mapping[str, Any]:
     path = plan.folder(fold) / "config.json"
     try:
-        about: Mapping[str, Any] = checked(documents.read_json(path), dict)
+        about: Mapping[str, Any] = sealed.unstamped(documents.read_json(path))
         if not {"settings", "score"} <= set(about):
             raise ValueError("settings and score are missing")
         checked(about["settings"], dict, "settings")
         checked(about["score"], float | None, "score")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, sealed.DamagedError) as error:
         raise TrainingError(f"{path} cannot be read: {error}", hint="Train the fold again.", code="train-again") from error
     return about
 

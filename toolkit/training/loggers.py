@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -125,6 +127,18 @@ class Trackers:
                     tracker.picture("confusion", picture)
 
 
+@cache
+def _one_voice() -> None:
+    """A full disk is said once, by us: the thread that writes events keeps its error for the next flush, so no traceback."""
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not type(failed.thread).__module__.startswith("tensorboard."):
+            before(failed)
+
+    threading.excepthook = hook
+
+
 class _TensorBoard:
     """Event files in the fold's own folder: `tensorboard --logdir runs` shows all members and folds side by side."""
 
@@ -132,6 +146,7 @@ class _TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         run.folder.mkdir(parents=True, exist_ok=True)
+        _one_voice()
         self.writer = SummaryWriter(str(run.folder))
         rows = [f"| {name} | {str(value).replace('|', ' ')} |" for name, value in run.settings.items()]
         self.writer.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *rows]))

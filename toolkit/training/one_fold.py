@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from toolkit.base import files, provenance
+from toolkit.base import provenance, sealed
 from toolkit.core import activations, metrics, prediction_files
 from toolkit.core.cards import Activation, Card, Output, Selected
 from toolkit.core.predictions import Predictions
@@ -88,7 +88,7 @@ def train_one(
     cards = [_card(plan, number, score, selected) for score in scored.scores]
     _save(plan, models, cards)
     about = _about(training, rows, runs, scored, selected)
-    files.write_text(plan.folder(number) / "config.json", json.dumps(about, indent=1, ensure_ascii=False, default=str) + "\n")
+    sealed.write_json(plan.folder(number) / "config.json", json.loads(json.dumps(about, default=str)), indent=1)
     _export(plan, models, cards, rows)
     for run in runs:
         state_file.forget(run.folder)

@@ -14,6 +14,7 @@ import numpy as np
 
 from toolkit.base import documents, files
 from toolkit.base.quiet import quiet
+from toolkit.base.schema import checked
 from toolkit.base.text import csv_text
 from toolkit.errors import StoreError, TrainingError, few
 from toolkit.workspace import make_split, toml_update
@@ -61,9 +62,13 @@ class Space:
             raise TrainingError(f"{path} needs a recipe and a table [search]", hint=EXAMPLE)
         for name, asked in raw["search"].items():
             _check_range(f"{path}: {name}", asked)
-        if both := sorted(set(raw["search"]) & set(raw.get("fixed", {}))):
+        try:
+            fixed, folds = checked(raw.get("fixed", {}), dict, "fixed"), checked(raw.get("folds", []), tuple[int, ...], "folds")
+        except ValueError as error:
+            raise TrainingError(f"{path}: {error}", hint=EXAMPLE) from error
+        if both := sorted(set(raw["search"]) & set(fixed)):
             raise TrainingError(f"{path}: {few(both)} is both searched and fixed")
-        return cls(raw["recipe"], raw["search"], raw.get("fixed", {}), tuple(raw.get("folds", ())))
+        return cls(raw["recipe"], raw["search"], fixed, folds)
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         """All flags of one trial, the searched ones as the sampler wants them."""
@@ -101,6 +106,8 @@ def _check_range(where: str, asked: Any) -> None:
     low, high = asked["low"], asked["high"]
     if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in (low, high)) or not low < high:
         raise TrainingError(f"{where}: low must be a number below high, not {low!r} and {high!r}")
+    if not isinstance(asked.get("log", False), bool):
+        raise TrainingError(f"{where}: log is true or false, not {asked['log']!r}")
     if asked.get("log") and low <= 0:
         raise TrainingError(f"{where}: a logarithmic range begins above 0, not at {low!r}")
 

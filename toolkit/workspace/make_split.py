@@ -9,11 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.core.predictions import Predictions
-from toolkit.errors import SplitError, few
+from toolkit.errors import CompetitionError, SplitError, few
 from toolkit.workspace.competition import FILE, Competition
 from toolkit.workspace.split import SPLIT_FILE, Split, count_members, make
 
 Rare = Literal["refuse", "extra"]
+
+SEVERAL = (
+    "rows have several images: predictions are merged per row, but recipes train on one image per row and refuse these; give "
+    "each image a row of its own, or train such models yourself and take them in with `toolkit adopt`"
+)
 
 _YES = {"1", "true", "yes"}
 _NO = {"0", "false", "no", ""}
@@ -65,6 +70,17 @@ def create(
     split = for_competition(competition, count=count, holdout=holdout, seed=seed, rare=rare)
     split.write(path)
     return split
+
+
+def several_images_note(competition: Competition) -> str:
+    """That training rows have several images, where they have: no recipe trains on such rows. "" where files cannot be told."""
+    if not competition.per_id:
+        return ""
+    try:
+        files = competition.images("train")
+    except CompetitionError:
+        return ""
+    return SEVERAL if len({name for name, _ in files}) < len(files) else ""
 
 
 def load(competition: Competition) -> Split:

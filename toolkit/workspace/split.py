@@ -109,14 +109,8 @@ class Split:
 
     def write(self, path: Path) -> Path:
         """Write the split as CSV: id, label, group, fold."""
-        import csv
-        import io
-
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["id", "label", "group", "fold"])
-        writer.writerows(zip(self.ids, self.labels, self.groups, self.folds.tolist(), strict=True))
-        return files.write_text(path, text.getvalue())
+        rows = zip(self.ids, self.labels, self.groups, self.folds.tolist(), strict=True)
+        return files.write_rows(path, [("id", "label", "group", "fold"), *rows])
 
     @classmethod
     def of(cls, competition: Competition) -> Split:

@@ -229,3 +229,12 @@ for i in range(10_000):
         assert held >= 50
         assert held % 50 == 0
         assert np.array_equal(table.gather(digests(held)), rows(held))
+
+
+def test_a_pipe_in_place_of_a_segment_is_not_waited_for(tmp_path):
+    Store(tmp_path).table(KEY).add(digests(5), rows(5))
+    (segment,) = tmp_path.glob("tables/*/*.seg")
+    segment.unlink()
+    os.mkfifo(segment)
+    assert not Store(tmp_path).table(KEY).present(digests(5)).any()
+    assert not segment.exists()

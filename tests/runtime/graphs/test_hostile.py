@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.conftest import card
+from toolkit.core import cards
 from toolkit.errors import ModelError
 from toolkit.runtime.graphs import onnx_file, trial
 from toolkit.runtime.session import open_session
@@ -39,7 +40,7 @@ def model(nodes, initializers=(), functions=(), width=3, said=None, output="logi
         [constant("axes", [2, 3]), *initializers],
     )
     proto = helper.make_model(graph, opset_imports=OPSETS, functions=list(functions), ir_version=9)
-    onnx_file.embed(proto, card(size=(8, 8)))
+    proto.metadata_props.add(key=cards.KEY, value=card(size=(8, 8)).to_json())
     return proto
 
 

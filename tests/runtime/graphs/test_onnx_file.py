@@ -203,3 +203,22 @@ def test_truncations_and_flipped_bytes_never_crash(exported, tmp_path):
         except ModelError:
             refused += 1
     assert refused > 0
+
+
+def test_an_export_whose_weights_or_card_changed_is_refused(exported, tmp_path):
+    """Damage that leaves a readable model: only the digest in the card tells."""
+    path = tmp_path / "m.onnx"
+    for change in (_initializer, lambda model: _rewritten(model, lambda raw: raw | {"score": 0.123})):
+        model = onnx.load(exported / "tiny.fold0.onnx")
+        change(model)
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(CardError, match=r"m\.onnx is damaged"):
+            onnx_file.read(path)
+        _rewritten(model, lambda raw: {key: value for key, value in raw.items() if key != "seal"})  # of before
+        path.write_bytes(model.SerializeToString())
+        onnx_file.read(path)
+
+
+def _rewritten(model, change):
+    entry = next(entry for entry in model.metadata_props if entry.key == "toolkit.card")
+    entry.value = json.dumps(change(json.loads(entry.value)))

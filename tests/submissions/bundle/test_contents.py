@@ -138,3 +138,19 @@ def test_adjusted_blends_give_the_workspaces_bytes(done, workspace, tmp_path, na
     blended = blend(Wanted(ours, competition, tuple(names), np.arange(len(names))), [Part(0, len(names), tmp_path)])
     request.write_submission(tmp_path / "ours.csv", sheet, recipe.form, form.columns, blended.predictions)
     assert (tmp_path / "ours.csv").read_bytes() == (tmp_path / "theirs.csv").read_bytes()
+
+
+def test_a_changed_bundle_json_is_refused(tmp_path):
+    from toolkit.submissions.bundle.contents import Field, Recipe
+
+    recipe = Recipe(
+        "e", "now", "soft", "labels", ("id", "label"), (Field("id", "label"),), (), {"label": (0.5, 0.5)}, {}, "3.11", ""
+    )
+    path = recipe.write(tmp_path)
+    assert repr(Recipe.read(tmp_path)) == repr(recipe)
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps(raw | {"priors": {"label": [0.25, 0.75]}}))
+    with pytest.raises(DataError, match="digest says that it was changed"):
+        Recipe.read(tmp_path)
+    path.write_text(json.dumps({key: value for key, value in raw.items() if key != "seal"}))  # of before
+    assert repr(Recipe.read(tmp_path)) == repr(recipe)

@@ -234,7 +234,9 @@ def _doubles(survey: Survey) -> Section:
     pairs = [
         Gallery(
             [of_file(path, f"image {name} of {part}", name, part) for part, name, path in (double.first, double.second)],
-            "the same bytes" if double.exact else f"alike to {double.similarity:.3f}",
+            "the same bytes"
+            if double.exact
+            else "proved by pixels" + ("" if double.turn == "id" else f", turned: {double.turn}"),
         )
         for double in survey.doubles[:DRAWN]
     ]

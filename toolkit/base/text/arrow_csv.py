@@ -9,6 +9,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.errors import DataError
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -18,7 +20,11 @@ _CHUNK = 100_000  # rows turned into bytes at a time
 
 
 def write(file: IO[bytes], frame: pd.DataFrame) -> None:
-    """Write a table of text as CSV: UTF-8, \\n, quotes only where a cell needs them."""
+    """Write a table of text as CSV: UTF-8, \\n, quotes only where a cell needs them.
+
+    Raises:
+        DataError: a cell with a NUL or half a character, which no reader takes.
+    """
     import pyarrow as pa
 
     head = pa.array([str(name) for name in frame.columns], pa.large_string())
@@ -29,7 +35,10 @@ def write(file: IO[bytes], frame: pd.DataFrame) -> None:
         # joined here, as Arrow's own CSV writer quotes every text cell
         *cells, last = (_quoted(column.slice(start, _CHUNK)) for column in columns)
         ended = join(last, pa.scalar("", pa.large_string()), by="\n")
-        return _bytes(join(*cells, ended, by=","))
+        part = _bytes(join(*cells, ended, by=","))
+        if not np.frombuffer(part, np.uint8).all():
+            raise DataError("a cell of the table holds a NUL", hint="Rename what has such a name.")
+        return part
 
     for part in in_threads(lines, range(0, len(frame), _CHUNK)):
         file.write(part)
@@ -63,10 +72,17 @@ def _quoted(cells: Any) -> Any:
 
 
 def text(series: pd.Series[Any]) -> Any:
-    """A column of text as one Arrow array without nulls, ready for vectorised work."""
+    """A column of text as one Arrow array without nulls, ready for vectorised work.
+
+    Raises:
+        DataError: a cell with half a character.
+    """
     import pyarrow as pa
 
-    cells = pa.array(series.astype("str"), pa.large_string())
+    try:
+        cells = pa.array(series.astype("str"), pa.large_string())
+    except UnicodeEncodeError as error:
+        raise DataError("a cell of the table holds half a character", hint="Rename what has such a name.") from error
     cells = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
     return cells.fill_null("")
 

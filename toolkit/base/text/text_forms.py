@@ -70,6 +70,8 @@ def _encoding(data: bytes) -> str:
             if zeros.count(0) > 0.7 * len(zeros) and head.count(0) == zeros.count(0):
                 return name
         raise CompetitionError("is not a text file")
+    if b"\0" in data:
+        raise CompetitionError("is not a text file: it holds a NUL")
     try:
         data.decode("utf-8")
     except UnicodeDecodeError:

@@ -24,10 +24,12 @@ MARKS = {"leak": Mark("Leak", "bad"), "warning": Mark("Warning", "odd"), "note":
 def command(competition: Competition, *, no_test: bool) -> options.Said:
     """Look for leaks, pictures that are there twice and labels that look wrong; see reports/audit.html.
 
-    Pictures are compared across folds and with the test set, also resized, recompressed, flipped and turned. Labels are judged
-    by the out-of-fold predictions of oof/, and reports/labels_fix.csv says what they suggest.
+    Pictures are compared across folds and with the test set, also resized, recompressed, flipped and turned; pixels, colours
+    included, prove a pair, others are called alike. Labels are judged by the out-of-fold predictions of oof/ where these are
+    good enough, and reports/labels_fix.csv says what they suggest.
     """
     from toolkit.analysis import data_audit
+    from toolkit.analysis.label_doubts import FIXES
     from toolkit.analysis.pages import audit
     from toolkit.cli.summaries import shown
 
@@ -37,7 +39,8 @@ def command(competition: Competition, *, no_test: bool) -> options.Said:
     rows: list[tuple[str, str]] = []
     for finding in report.findings:
         rows += [(MARKS[finding.severity], finding.what), *([("", finding.hint)] if finding.hint else [])]
-    kept = f"{shown(fixes)} ({len(report.issues):,} labels)" if fixes else f"{data_audit.FIXES} is in use and was left as it is"
+    rows += [("Judge", f"{judge.target}: {judge}") for judge in report.judges]
+    kept = f"{shown(fixes)} ({len(report.issues):,} labels)" if fixes else f"{FIXES} is in use and was left as it is"
     rows.append(("Wrote", f"{shown(page)}, {kept}"))
     nothing = [] if report.findings else ["Nothing was found."]
     lines: list[Part] = [f"Looked at {report.images:,} pictures", *nothing, facts(rows)]

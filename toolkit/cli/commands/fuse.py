@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.base.text.printing import Table, Verbatim, facts
+from toolkit.base.text.printing import Mark, Table, Verbatim, facts
 from toolkit.cli import options
 from toolkit.cli.completion import FILES, MEMBERS, VIEWS
 
@@ -49,7 +49,8 @@ def command(
     """Make one self-contained .onnx of fold models, views, weights and mean, proved equal to the ensemble.
 
     It takes what the models take (uint8 images), gives `probabilities` in the competition's order of classes, and needs nothing
-    but onnxruntime. What several models have in common is in it once.
+    but onnxruntime. What several models have in common is in it once. It may be slower than its parts: both are timed, and the
+    answer says so.
 
     \b
     toolkit fuse folds/*.onnx --tta hflip -o ensemble.onnx
@@ -68,6 +69,12 @@ def _text(fused: Fused) -> Table:
     views = sorted({", ".join(names) for names in fused.views.values()})
     flips = fused.card.parity["flips"]
     smaller, faster = fused.bytes / fused.parts_bytes, fused.rate / fused.parts_rate
+    advice = "use the parts where speed matters: toolkit ensemble runs them side by side"
+    slower = (
+        [(Mark("Warning", "odd"), f"the file takes {1 / faster:.1f} times as long as its parts; {advice}")]
+        if faster < 0.95
+        else []
+    )
     size = f"{fused.bytes / 1e6:.2f} MB, the parts {fused.parts_bytes / 1e6:.2f} MB ({smaller:.2f}×)"
     rows = [
         ("Fused", f"{len(fused.models)} models: {', '.join(fused.models)}"),
@@ -76,6 +83,7 @@ def _text(fused: Fused) -> Table:
         ("Labels", f"{flips:.0f} of {fused.checked} changed against the ensemble of the parts"),
         ("Size", f"{size}; {fused.nodes:,} nodes, the parts {fused.parts_nodes:,}"),
         ("Speed", f"{fused.rate:,.0f} images/s on the CPU, the parts {fused.parts_rate:,.0f} ({faster:.2f}×)"),
+        *slower,
         ("Wrote", shown(fused.path)),
         ("Next", Verbatim(f"toolkit ensemble {shown(fused.path)}")),
     ]

@@ -42,7 +42,9 @@ def command(competition: Competition, count: int, holdout: float | None, seed: i
     split = make_split.create(competition, count=count, holdout=holdout, seed=seed, rare=rare, force=force)
     path = competition.path(SPLIT_FILE)
     record = {"ok": True, "path": str(path), "digest": split.digest, "folds": split.count, "balance": split.balance()}
-    return record, [_table(split), *_remarks(split), f"Wrote {path}: digest {split.digest}"]
+    several = make_split.several_images_note(competition)
+    remarks = [*_remarks(split), *([Mark(f"Warning: {several}", "odd")] if several else [])]
+    return record, [_table(split), *remarks, f"Wrote {path}: digest {split.digest}"]
 
 
 def _table(split: Split) -> Table:

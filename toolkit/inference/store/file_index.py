@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.base import sealed
+from toolkit.base import files, sealed
 from toolkit.core.cards import Card
 from toolkit.errors import ToolkitError
 from toolkit.runtime.graphs import onnx_file
@@ -87,7 +87,7 @@ class ImageIndex:
 
     def _load(self) -> None:
         try:
-            data, _ = sealed.content(self.path.read_bytes())
+            data, _ = sealed.content(files.read(self.path))
             with np.load(io.BytesIO(data), allow_pickle=False) as saved:
                 names = saved["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
                 stats, digests = saved["stats"], saved["digests"]

@@ -355,7 +355,7 @@ def read_segment(path: Path) -> Segment:
         DamagedError: it is not what was written, or cannot be read.
     """
     try:
-        with path.open("rb", buffering=0) as file:
+        with files.unbuffered(path) as file:
             stamp = _stamp(file.fileno())
             size = stamp[0]
             carries = sealed.carries(file, size)

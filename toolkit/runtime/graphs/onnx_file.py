@@ -37,7 +37,8 @@ def read(path: Path) -> Export:
     Raises:
         ModelError: the file is missing, no ONNX, truncated, not self-contained, uses operators onnxruntime does not bring, or
             takes time or memory beyond `trial`'s for one image.
-        CardError: it carries no card, an unreadable one, or one that contradicts the graph.
+        CardError: it carries no card, an unreadable one, one that contradicts the graph, or one whose digest says that card or
+            graph were changed.
     """
     model = load(path)
     text = {entry.key: entry.value for entry in model.metadata_props}.get(KEY)
@@ -49,7 +50,9 @@ def read(path: Path) -> Export:
     card = Card.from_json(text, where=str(path))
     _check_shapes(path, model, card)
     trial.check(model, path)
-    return Export(path, card, digest(path, model), files.sha256(path))
+    graph = digest(path, model)
+    Card.from_json(text, where=str(path), content=graph)
+    return Export(path, card, graph, files.sha256(path))
 
 
 def facts(path: Path) -> dict[str, Any]:
@@ -229,10 +232,10 @@ def strip(model: Any) -> None:
 
 
 def embed(model: Any, card: Card) -> None:
-    """Write the card into the model, replacing one that is there. In place; the digest does not change."""
+    """Write the card into the finished model, replacing one that is there. In place; the graph's digest does not change."""
     kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != KEY]
     model.ClearField("metadata_props")
-    for key, value in [*kept, (KEY, card.to_json())]:
+    for key, value in [*kept, (KEY, card.sealed(digest(Path(card.title), model)))]:
         model.metadata_props.add(key=key, value=value)
 
 

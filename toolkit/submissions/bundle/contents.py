@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +26,7 @@ from toolkit.submissions.form.cells import Column
 from toolkit.workspace.competition_toml import CompetitionFile
 
 FILE = "bundle.json"
+SEAL = "seal"  # the digest in it; bundles of before have none
 SCHEMA = 1
 ROWS = 4096  # rows combined at a time
 PRIOR, ONE, WHOLE = range(3)  # what a row's numbers are from: the training labels, a single model, all models
@@ -123,11 +125,17 @@ class Recipe:
     slashes: bool = False
     blend: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    competition: str = ""  # SHA-256 of competition.toml
     schema: int = SCHEMA
 
     def write(self, folder: Path) -> Path:
-        """Write bundle.json."""
-        return files.write_text(folder / FILE, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        """Write bundle.json, with a digest as its last key.
+
+        Raises:
+            DataError: a name has a NUL or half a character.
+        """
+        document = json.loads(documents.to_json(asdict(self)))
+        return files.write_text(folder / FILE, documents.to_json(document | {SEAL: _seal(document)}, indent=1) + "\n")
 
     def blend_of(self, target: Target) -> Blend | None:
         """What is done to a target's probabilities beside the weighted vote; None where that is nothing."""
@@ -148,10 +156,18 @@ class Recipe:
             raw = documents.read_json(folder / FILE)
             if checked(raw["schema"], int, "schema") > SCHEMA:
                 raise DataError(f"{folder / FILE} has schema {raw['schema']}, this version reads up to {SCHEMA}")
+            seal = raw.pop(SEAL, None)
             recipe: Recipe = checked(raw, cls)
+            if seal is not None and seal != _seal(raw):
+                raise ValueError("its digest says that it was changed")
             return recipe
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder / FILE} cannot be read: {error}", hint="Make the bundle again.") from error
+
+
+def _seal(document: Mapping[str, Any]) -> str:
+    """The digest of what bundle.json says, of those that bundles can make."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

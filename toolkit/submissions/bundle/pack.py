@@ -104,6 +104,7 @@ def make(
             slashes=_slashes(competition),
             blend=dict(meta.get("blend") or {}),
             versions=provenance.versions(),
+            competition=files.sha256(part / FILE),
         )
         recipe.write(part)
         files.write_text(part / "README.txt", _readme(recipe, wheels=wheels))

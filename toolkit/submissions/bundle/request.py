@@ -20,7 +20,7 @@ from toolkit.submissions.bundle.sheet import Rows, Sheet, SheetForm, ids_of, of_
 from toolkit.submissions.form import cells
 from toolkit.submissions.form.cells import CELLS, Column
 from toolkit.workspace import path_patterns, row_files
-from toolkit.workspace.competition_toml import CompetitionFile
+from toolkit.workspace.competition_toml import FILE, CompetitionFile
 from toolkit.workspace.row_files import RowFiles
 
 
@@ -102,6 +102,8 @@ def read_request(folder: Path, recipe: Recipe, asked: Asked) -> Request:
     boxes = {name: [rows[number] for _, number, _ in images] for name, rows in by_row.items()}
     paths = tuple(path for _, _, path in images)
     wanted = Wanted(recipe, competition, sheet.once, owner)
+    if recipe.competition and files.sha256(folder / FILE) != recipe.competition:
+        notes.append(f"{FILE} was changed since the bundle was made, and is used as it is")
     said = (*(table.warnings if asked.table and table else ()), *sheet.warnings, *notes)
     return Request(folder, wanted, sheet, columns, paths, boxes, asked.output, said, tuple(faults))
 

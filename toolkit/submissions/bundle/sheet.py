@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from toolkit.base import files
 from toolkit.base.arrays import Ints
 from toolkit.base.text import text_forms
 from toolkit.core.targets import LONG_FORMS, split_pairs
@@ -80,7 +81,7 @@ def read_rows(path: Path) -> Rows:
         DataError: not there, not text, or empty.
     """
     try:
-        data = path.read_bytes()
+        data = files.read(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
     decoded, warnings = _decoded(data, path)

@@ -158,7 +158,7 @@ def _check(path: Path, size: int, shape: tuple[int, ...], dtype: Any) -> None:
     bare = len(header) + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     if size not in (bare, bare + sealed.TAIL):
         raise sealed.DamagedError("it has another size than it should")
-    with path.open("rb", buffering=0) as file:
+    with files.unbuffered(path) as file:
         if file.read(len(header)) != header:
             raise sealed.DamagedError("it holds something else than it should")
         if size > bare:

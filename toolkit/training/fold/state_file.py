@@ -43,14 +43,20 @@ def load(folder: Path, key: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        data, _ = sealed.content(path.read_bytes())
-        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(io.BytesIO(_content(path)), map_location="cpu", weights_only=True)
         return state if state.get("key") == key else None
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - one of before carries no digest, and there is no end to what torch raises
         sealed.set_aside(path, error, "the fold is trained from its start")
         return None
+
+
+def _content(path: Path) -> memoryview:
+    data, carried = sealed.content(files.read(path))
+    if not carried and bytes(data[-22:-18]) != b"PK\x05\x06":  # of before: the archive's end is the file's
+        raise sealed.DamagedError("it has neither a digest nor an end")
+    return data
 
 
 def forget(folder: Path) -> None:

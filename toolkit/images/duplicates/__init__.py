@@ -1,0 +1,1 @@
+"""Pictures that are there twice: hashes bring pairs near each other, their pixels prove them."""
