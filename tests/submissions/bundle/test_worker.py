@@ -69,10 +69,10 @@ def test_no_memory_and_no_package_are_no_bad_image(done, packed, tmp_path, monke
     job.write(tmp_path / "job.json")
     true = decode._pillow
 
-    def fail(data, header, where):
+    def fail(data, header, where, *rest):
         if where == paths[3]:
             raise error
-        return true(data, header, where)
+        return true(data, header, where, *rest)
 
     monkeypatch.setattr(decode, "_pillow", fail)
     assert worker.work_on(tmp_path / "job.json") == 1
