@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toolkit.core.cards import Preprocess
+from tests.conftest import card
+from tests.images.test_render import png
+from toolkit.core.cards import Card, Preprocess
 from toolkit.errors import CardError, ImageError
 from toolkit.images import decode, render
+from toolkit.images.treatments import CutShortError, Treatment
 
 BEHIND = {"white": 255, "black": 0}
 SHADE = np.linspace(0, 255, 12).astype(np.uint8).reshape(3, 4)
@@ -24,7 +27,8 @@ def stored(picture: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def both(data: bytes, **options: object) -> np.ndarray:
-    fast, small = (render.decode(data, "x", implementation=name, **options) for name in render.IMPLEMENTATIONS)
+    treatment = Treatment(**options)
+    fast, small = (render.decode(data, "x", implementation=name, treatment=treatment) for name in render.IMPLEMENTATIONS)
     assert np.array_equal(fast, small)
     return small
 
@@ -76,3 +80,90 @@ def test_a_jpeg_that_lacks_only_its_end_marker_is_whole(progressive) -> None:
     for missing in (5, 12, 60, len(data) // 3):
         with pytest.raises(ImageError, match="cut short"):
             render.decode(data[:-missing], "x")
+
+
+def deep_png(values: np.ndarray, colour: int) -> bytes:
+    """A PNG of 16 bits per channel, rows of big-endian values: PNG's colour type 0, 2, 4 or 6."""
+    height, width = values.shape[:2]
+    return png(width, height, 16, colour, [row.astype(">u2").tobytes() for row in values])
+
+
+@pytest.mark.parametrize(("colour", "bands"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_a_window_stretches_values_of_12_bits(colour, bands) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (6, 9, bands)).astype(np.uint16)
+    values[0, :2] = [[100] * bands, [4000] * bands]
+    colours = values[:, :, : 1 if bands < 3 else 3].astype(float)
+    assert both(deep_png(values, colour)).max() <= 16  # near black, as 16 bits have it
+    for low, high in ((0, 4095), (100, 4000)):
+        expected = (colours.clip(low, high) - low) / (high - low) * 255
+        assert np.abs(both(deep_png(values, colour), window=(low, high)) - expected).max() <= 0.503
+    if bands in (2, 4):
+        values[:, :, -1] = 65535
+        over = both(deep_png(values, colour), window=(0, 4095), alpha="white")
+        assert np.abs(over - colours / 4095 * 255).max() <= 0.503
+
+
+def test_a_window_is_of_16_bit_files_alone(tmp_path) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (6, 9)).astype(np.uint16)
+    tiff = stored(Image.fromarray(values), "TIFF")
+    assert np.abs(both(tiff, window=(0, 4095))[:, :, 0] - values / 4095 * 255).max() <= 0.503
+    eight = Image.fromarray((values // 16).astype(np.uint8))
+    for kind in ("PNG", "TIFF", "JPEG"):
+        assert np.array_equal(both(stored(eight, kind), window=(0, 4095)), both(stored(eight, kind)))
+    (tmp_path / "a.tiff").write_bytes(tiff)
+    shown = [
+        render.load(tmp_path / "a.tiff", Preprocess((6, 9), window=(0, 4095)), implementation=name)
+        for name in render.IMPLEMENTATIONS
+    ]
+    assert all(np.abs(pixels[0] - values / 4095 * 255).max() <= 0.503 for pixels in shown)
+
+
+def test_windows_keep_digests_and_cards_of_before() -> None:
+    plain, twelve = Preprocess((8, 8)), Preprocess((8, 8), window=(0, 4095))
+    assert "window" not in plain.fields
+    assert plain.digest == "e3fc7b9ebb15270d" != twelve.digest
+    for wrong in ((5, 5), (0, 65536), (-1, 5), (0.5, 3), (1,), "ab"):
+        with pytest.raises(CardError, match="window"):
+            Preprocess((8, 8), window=wrong)
+    for preprocess in (plain, twelve):
+        said = card(preprocess=preprocess)
+        assert Card.from_json(said.to_json(), where="x").preprocess == preprocess
+    assert "window" not in card().to_json()
+    assert "alpha" not in card().to_json()
+
+
+@pytest.mark.parametrize(("kind", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("TIFF", {})])
+def test_what_is_there_of_a_picture_cut_short(kind, options) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 48, 3)).astype(np.uint8)
+    data = stored(Image.fromarray(noise), kind, **options)
+    cut = data[: len(data) * 2 // 3]
+    with pytest.raises(CutShortError):
+        both(cut)
+    rescued = both(cut, partial=True)
+    assert rescued.shape == (64, 48, 3)
+    if not options:
+        assert np.array_equal(rescued[:31], both(data)[:31])  # the 32nd looks at colours of the next
+        assert (rescued[-4:] == rescued[-1, -1]).all()
+    for nothing in (data[:60], b"no picture at all", *([data[: data.find(b"IDAT") + 6]] if kind == "PNG" else [])):
+        with pytest.raises(ImageError):
+            both(nothing, partial=True)
+
+
+def test_what_is_there_is_upright() -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    data = stored(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 48, 3)).astype(np.uint8)), "JPEG", exif=exif)
+    half = both(data[: len(data) * 2 // 3], partial=True)
+    assert half.shape == (48, 64, 3)
+    assert np.array_equal(half[:, -31:], both(data)[:, -31:])  # the first rows of the file are on the right
+
+
+def test_a_missing_end_marker_is_seen_without_decoding() -> None:
+    whole = stored(Image.fromarray(np.zeros((16, 16, 3), np.uint8)), "JPEG")
+    thumbnail = b"\xff\xd8\xff\xe1\x00\x0aExif\0\0\xff\xd9" + whole[2:]
+    assert not decode.lacks_end(whole)
+    assert not decode.lacks_end(whole + bytes(500))
+    assert decode.lacks_end(whole[:-2] + bytes(500))
+    assert decode.lacks_end(whole[:-2])
+    assert decode.lacks_end(thumbnail[:-2] + bytes(100))
+    assert not decode.lacks_end(b"no JPEG")

@@ -115,7 +115,9 @@ def test_every_way_to_a_card_says_it(glyphs, tmp_path):
     torch.manual_seed(0)
     state = {key: value.contiguous() for key, value in timm.create_model(**NETWORK).state_dict().items()}
     save_file(state, tmp_path / "theirs.safetensors")
-    path, said = convert(competition, tmp_path / "theirs.safetensors", ExportRequest(model="test_resnet", fold=0, size=SIDE * 2))
+    path, said = convert(
+        competition, tmp_path / "theirs.safetensors", ExportRequest(model="test_resnet", fold=0, size=SIDE * 2)
+    )
     assert said.preprocess.alpha == onnx_file.read(path).card.preprocess.alpha == "white"
     adopted = adopt(torch_legacy(tmp_path / "a.onnx", model=network(0)), asked(classes=CLASSES), competition)
     assert onnx_file.read(adopted.path).card.preprocess.alpha == "white"

@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from toolkit.core.cards import Alpha
 from toolkit.errors import ImageError
+from toolkit.images.treatments import PLAIN, Treatment
 
 SECONDS = 10.0  # of processor time
 WAIT = 6.0  # times as long a busy machine may take for it
@@ -25,11 +26,11 @@ import sys
 from functools import partial
 sys.path.insert(0, sys.argv[1])
 from toolkit.images import deadline, decode
-deadline.serve(partial(decode.stored, alpha=sys.argv[3]), sys.argv[2])
+deadline.serve(partial(decode.stored, treatment=deadline.read(sys.argv[3])), sys.argv[2])
 """
 
 
-def decode(data: bytes, where: str, alpha: Alpha = "drop") -> np.ndarray[Any, np.dtype[np.uint8]]:
+def decode(data: bytes, where: str, treatment: Treatment = PLAIN) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """RGB pixels as stored, uint8 (height, width, 3), of a file's bytes, by Pillow.
 
     Raises:
@@ -37,7 +38,7 @@ def decode(data: bytes, where: str, alpha: Alpha = "drop") -> np.ndarray[Any, np
         MemoryError: the process ran out of memory.
     """
     late = ImageError(f"{where} takes longer than {SECONDS:g} s to decode", hint=_HINT)
-    command = [sys.executable, "-c", _CODE, _ROOT, str(SECONDS), alpha]
+    command = [sys.executable, "-c", _CODE, _ROOT, str(SECONDS), json.dumps(asdict(treatment))]
     try:
         done = subprocess.run(  # noqa: S603 - our own code
             command,
@@ -60,6 +61,12 @@ def decode(data: bytes, where: str, alpha: Alpha = "drop") -> np.ndarray[Any, np
         raise RuntimeError(said["message"])
     pixels: np.ndarray[Any, np.dtype[np.uint8]] = np.load(io.BytesIO(done.stdout), allow_pickle=False)
     return pixels
+
+
+def read(text: str) -> Treatment:
+    """In the process: the treatment that was asked for."""
+    raw = json.loads(text)
+    return Treatment(**raw | {"window": raw["window"] and tuple(raw["window"])})
 
 
 def serve(stored: Callable[[bytearray], np.ndarray[Any, Any]], seconds: str) -> None:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.core.cards import Alpha
 from toolkit.errors import ImageError
 from toolkit.images import budget, complete
 from toolkit.images.budget import APP1
+from toolkit.images.treatments import PLAIN, CutShortError, Treatment, blended, narrowed, of_16_bits
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
@@ -117,7 +117,7 @@ def digest(data: bytes) -> bytes:
 Decoder = Callable[[bytearray, Any], "Pixels | None"]  # (the file, its PIL.ImageFile) → RGB, None to leave it to Pillow
 
 
-def decode(data: bytes, where: str, *, exif: bool = True, alpha: Alpha = "drop", first: Decoder | None = None) -> Pixels:
+def decode(data: bytes, where: str, *, exif: bool = True, treatment: Treatment = PLAIN, first: Decoder | None = None) -> Pixels:
     """Decode the bytes of an image file to RGB, by `first` where it can, else by Pillow; both give the same pixels.
 
     Returns uint8 (height, width, 3), C-contiguous, owned by the caller. `exif=False` keeps the stored orientation.
@@ -125,8 +125,9 @@ def decode(data: bytes, where: str, *, exif: bool = True, alpha: Alpha = "drop",
     =========================  ==========================================================================
     grey, 1 bit                repeated in three channels; 1, 2 and 4 bits stretched to 0..255
     palette                    its colours
-    alpha, transparent colours as `alpha` says: "drop" leaves colours as stored, "white" and "black" are blended in
-    16 bits per channel        round(value / 257): 65535 becomes 255; 12 bits and 32 bits (integer, float) are refused
+    alpha, transparent colours as `treatment` says: "drop" leaves colours as stored, "white" and "black" are blended in
+    16 bits per channel        round(value / 257), or the treatment's window
+    12, 32 bits, floats        refused
     CMYK, YCCK                 Pillow's plain conversion (Adobe's inverted values are turned round first)
     colour profiles, gamma     ignored
     EXIF orientation 1 to 8    applied; anything else counts as 1; TIFF's own orientation tag likewise
@@ -139,6 +140,8 @@ def decode(data: bytes, where: str, *, exif: bool = True, alpha: Alpha = "drop",
         MemoryError: there is not enough memory for it now, which says nothing of the file.
         ImportError: what decodes it is not installed whole.
     """
+    if treatment.partial:
+        return _what_is_there(data, where, treatment, exif=exif)
     size = (0, 0)
     try:
         own = bytearray(data)  # from a bytes object TorchCodec would read under changed warning filters of the process
@@ -151,11 +154,11 @@ def decode(data: bytes, where: str, *, exif: bool = True, alpha: Alpha = "drop",
         if header.format == "JPEG":
             budget.check_scans(own, scan, size, where)
         upright = _upright(header)
-        pixels = first(own, header) if first and (alpha == "drop" or not _see_through(header)) else None
+        pixels = first(own, header) if first and not _treated(own, header, treatment) else None
         if pixels is None:
-            pixels = _by_pillow(own, header, where, alpha)
+            pixels = _by_pillow(own, header, where, treatment)
         if complete.lacks_rows(own, header, pixels, partial(_header, where=where), scan):
-            raise ImageError(f"{where} is cut short: its last rows are missing", hint=DAMAGED)
+            raise CutShortError(f"{where} is cut short: its last rows are missing", hint=DAMAGED)
         if exif:
             turn = 1 if upright else _orientation(block or header.info.get("exif", b""))
         else:
@@ -165,7 +168,31 @@ def decode(data: bytes, where: str, *, exif: bool = True, alpha: Alpha = "drop",
         raise
     except Exception as error:  # decoders raise nearly anything on damaged files, SyntaxError and RuntimeError included
         _judge(error, where, size)
-        raise ImageError(f"{where} cannot be decoded: {_reason(error)}", hint=DAMAGED) from error
+        raise CutShortError(f"{where} cannot be decoded: {_reason(error)}", hint=DAMAGED) from error
+
+
+def _what_is_there(data: bytes, where: str, treatment: Treatment, *, exif: bool) -> Pixels:
+    """A picture cut short: its pixels as far as they go, upright where `exif` says so; both implementations decode it this way.
+
+    Raises:
+        ImageError: as `decode`, or not one pixel is there.
+    """
+    from toolkit.images import deadline
+
+    own = bytearray(data)
+    block, scan = _conceal_exif(own, where) if own.startswith(b"\xff\xd8") else (b"", 0)
+    header = _header(own, where)
+    if header.format == "JPEG":
+        budget.check_scans(own, scan, header.size, where)
+    try:
+        pixels = deadline.decode(bytes(own), where, treatment)
+    except RuntimeError as error:
+        raise ImageError(f"{where} is cut short, and nothing of it can be decoded: {_reason(error)}", hint=DAMAGED) from error
+    if (pixels == pixels[0, 0]).all():
+        raise ImageError(f"{where} is cut short: not one of its rows is there", hint=DAMAGED)
+    upright = _upright(header)
+    turn = 1 if exif and upright else _orientation(block or header.info.get("exif", b"")) if exif else 0
+    return np.ascontiguousarray(_turned(pixels, turn if exif else _INVERSE.get(upright, upright)))
 
 
 def describe(data: bytes, where: str) -> tuple[str, str, tuple[int, int]]:
@@ -250,7 +277,18 @@ def _ended(data: bytearray, header: ImageFile, where: str, scan: int) -> bytearr
         ended = complete.ended(data, scan, partial(_header, where=where))
         if ended is not None:
             return ended
-    raise ImageError(f"{where} is cut short: its end marker is missing", hint=DAMAGED)
+    raise CutShortError(f"{where} is cut short: its end marker is missing", hint=DAMAGED)
+
+
+def lacks_end(data: bytes) -> bool:
+    """Whether a JPEG lacks its end marker; whether anything else is missing, decoding says."""
+    if not data.startswith(b"\xff\xd8") or _ENDS["JPEG"] in data[-64:]:
+        return False
+    try:
+        scan = _conceal_exif(bytearray(data), "the image")[1]
+    except ImageError:
+        return False
+    return data.rfind(_ENDS["JPEG"], scan) < 0
 
 
 def _see_through(header: ImageFile) -> bool:
@@ -258,22 +296,34 @@ def _see_through(header: ImageFile) -> bool:
     return header.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in header.info
 
 
-def _by_pillow(data: bytearray, header: ImageFile, where: str, alpha: Alpha) -> Pixels:
+def _treated(data: bytearray, header: ImageFile, treatment: Treatment) -> bool:
+    """Whether a treatment changes what any decoder gives for this file."""
+    deep = header.format == "PNG" and data[24] == 16
+    return (treatment.alpha != "drop" and _see_through(header)) or (treatment.window is not None and deep)
+
+
+def _by_pillow(data: bytearray, header: ImageFile, where: str, treatment: Treatment) -> Pixels:
     """Decode with Pillow: here, or in a process with a deadline where it may take long."""
     if not budget.needs_deadline(header, len(data)):
-        return _pillow(data, header, where, alpha)
+        return _pillow(data, header, where, treatment)
     from toolkit.images import deadline
 
-    return deadline.decode(bytes(data), where, alpha)
+    return deadline.decode(bytes(data), where, treatment)
 
 
-def stored(data: bytearray, alpha: Alpha = "drop") -> Pixels:
+def stored(data: bytearray, treatment: Treatment = PLAIN) -> Pixels:
     """RGB pixels in their stored orientation, uint8 (height, width, 3), by Pillow, whatever it takes.
+
+    What is there of a picture cut short is taken if `treatment` is partial: for a process of its own, whose Pillow is told so.
 
     Raises:
         ImageError: a colour depth without a settled meaning.
     """
-    return _pillow(data, _header(data, "the image"), "the image", alpha)
+    if treatment.partial:
+        from PIL import ImageFile
+
+        ImageFile.LOAD_TRUNCATED_IMAGES = True
+    return _pillow(data, _header(data, "the image"), "the image", treatment)
 
 
 def _judge(error: Exception, where: str, size: tuple[int, int]) -> None:
@@ -290,14 +340,15 @@ def _judge(error: Exception, where: str, size: tuple[int, int]) -> None:
         raise MemoryError(f"not enough memory to decode {where}") from error
 
 
-def _pillow(data: bytearray, header: ImageFile, where: str, alpha: Alpha) -> Pixels:
+def _pillow(data: bytearray, header: ImageFile, where: str, treatment: Treatment) -> Pixels:
     """Decode with Pillow; values of 16 bits are scaled, where Pillow itself would cut or clip them."""
     wide = _wide(data, header, where)
     key = header.info.get("transparency")
     if wide is None:
         header.load()
-        if alpha != "drop" and _see_through(header):
-            return _narrow(_blended(np.array(header.convert("RGBA")).astype(np.uint16) * np.uint16(257), alpha))
+        if treatment.alpha != "drop" and _see_through(header):
+            wide = np.array(header.convert("RGBA")).astype(np.uint16) * np.uint16(257)
+            return narrowed(blended(wide, treatment.alpha))
         header.info.pop("transparency", None)  # alpha is dropped whatever it says, and Pillow warns about some kinds
         return np.array(header if header.mode == "RGB" else header.convert("RGB"))
     wide = wide[:, :, None] if wide.ndim == 2 else wide
@@ -305,23 +356,7 @@ def _pillow(data: bytearray, header: ImageFile, where: str, alpha: Alpha) -> Pix
     if bands in (1, 3) and key is not None and not isinstance(key, bytes):
         clear = (wide == np.array(key, dtype=np.uint16)).all(axis=2, keepdims=True)
         wide = np.concatenate([wide, np.where(clear, 0, 65535).astype(np.uint16)], axis=2)
-    colours = 1 if bands < 3 else 3
-    opaque = _blended(wide, alpha) if alpha != "drop" and wide.shape[2] > colours else wide[:, :, :colours]
-    narrowed = _narrow(opaque)
-    return np.repeat(narrowed, 3, axis=2) if colours == 1 else narrowed
-
-
-def _blended(wide: NDArray[np.uint16], alpha: Alpha) -> NDArray[np.uint16]:
-    """Colours over white or black, uint16 (height, width, 1 or 3), of those with alpha as their last channel; rounded."""
-    share = wide[:, :, -1:].astype(np.uint64)
-    behind = np.uint64(65535 if alpha == "white" else 0)
-    over = wide[:, :, :-1] * share + behind * (65535 - share)
-    return ((over + 32767) // 65535).astype(np.uint16)
-
-
-def _narrow(wide: NDArray[np.uint16]) -> Pixels:
-    """Values of 16 bits as 8 bits: round(value / 257)."""
-    return ((wide.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return of_16_bits(wide, 1 if bands < 3 else 3, treatment)
 
 
 def _wide(data: bytearray, header: ImageFile, where: str) -> NDArray[np.uint16] | None:
