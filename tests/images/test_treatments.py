@@ -167,3 +167,35 @@ def test_a_missing_end_marker_is_seen_without_decoding() -> None:
     assert decode.lacks_end(whole[:-2])
     assert decode.lacks_end(thumbnail[:-2] + bytes(100))
     assert not decode.lacks_end(b"no JPEG")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_a_colour_profile_changes_nothing(kind) -> None:
+    """Stored values count, whatever a file says of how they are to be shown: here with red and blue exchanged."""
+    from PIL import ImageCms
+
+    usual = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = usual.replace(b"rXYZ", b"....").replace(b"bXYZ", b"rXYZ").replace(b"....", b"bXYZ")
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 24, 3)).astype(np.uint8))
+    shown = ImageCms.profileToProfile(noise, io.BytesIO(profile), io.BytesIO(usual))
+    assert np.abs(np.asarray(shown).astype(int) - np.asarray(noise)).mean() > 30
+    options = {"lossless": True} if kind == "WEBP" else {}
+    profiled = stored(noise, kind, icc_profile=profile, **options)
+    assert Image.open(io.BytesIO(profiled)).info["icc_profile"] == profile
+    assert np.array_equal(both(profiled), both(stored(noise, kind, **options)))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_the_first_of_several_frames_or_pages_counts(kind) -> None:
+    colours = [(200, 30, 40), (10, 20, 220), (30, 230, 20)]
+    first, *others = (Image.new("RGB", (16, 16), colour) for colour in colours)
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = stored(first, kind, save_all=True, append_images=others, **options)
+    assert decode.frames(data, "x") == 3
+    assert np.abs(both(data).astype(int) - colours[0]).max() <= 4
+
+
+def test_heic_is_named() -> None:
+    with pytest.raises(ImageError, match="HEIC image") as caught:
+        both(b"\0\0\0\x18ftypheic\0\0\0\0" + bytes(64))
+    assert "Convert it" in caught.value.hint

@@ -209,6 +209,35 @@ def describe(data: bytes, where: str) -> tuple[str, str, tuple[int, int]]:
     return header.format or "", header.mode, header.size
 
 
+def deep_values(data: bytes, where: str) -> NDArray[np.uint16] | None:
+    """The colours of a file of 16 bits per channel as stored, uint16 (height, width, 1 or 3); None: it has 8 or fewer.
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    header = _header(own := bytearray(data), where)
+    try:
+        wide = _wide(own, header, where)
+    except OSError as error:
+        raise ImageError(f"{where} cannot be decoded: {_reason(error)}", hint=DAMAGED) from error
+    if wide is None:
+        return None
+    wide = wide[:, :, None] if wide.ndim == 2 else wide
+    return wide[:, :, : 1 if wide.shape[2] < 3 else 3]
+
+
+def frames(data: bytes, where: str) -> int:
+    """How many pictures a file has: frames of an animation, pages of a TIFF.
+
+    Raises:
+        ImageError: as `describe`.
+    """
+    try:
+        return int(getattr(_header(bytearray(data), where), "n_frames", 1))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"{where} has a damaged list of frames: {_reason(error)}", hint=DAMAGED) from error
+
+
 @cache
 def _openers() -> dict[str, tuple[Any, Any]]:
     """Per format: what opens it and what recognises its first bytes."""
