@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import asdict
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from tests.conftest import card
 from tests.images.test_render import png
+from toolkit.cli import advice
 from toolkit.core.cards import Card, Preprocess
 from toolkit.errors import CardError, ImageError
 from toolkit.images import decode, render
@@ -195,7 +197,31 @@ def test_the_first_of_several_frames_or_pages_counts(kind) -> None:
     assert np.abs(both(data).astype(int) - colours[0]).max() <= 4
 
 
-def test_heic_is_named() -> None:
-    with pytest.raises(ImageError, match="HEIC image") as caught:
-        both(b"\0\0\0\x18ftypheic\0\0\0\0" + bytes(64))
-    assert "Convert it" in caught.value.hint
+def test_heic_is_read_by_its_extra() -> None:
+    """What libheif itself gives for the primary picture, turned as the container says; EXIF turns it no second time."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    exif = Image.Exif()
+    exif[274] = 6
+    picture = Image.linear_gradient("L").resize((64, 48)).convert("RGB")
+    file = io.BytesIO()
+    pillow_heif.from_pillow(picture).save(file, quality=95, exif=exif.tobytes())
+    expected = np.asarray(pillow_heif.read_heif(file.getvalue()).to_pillow().convert("RGB"))
+    pixels = both(file.getvalue())
+    assert np.array_equal(pixels, expected)
+    turned = np.asarray(picture.transpose(Image.Transpose.ROTATE_270)).astype(int)
+    assert pixels.shape == turned.shape
+    assert np.abs(pixels - turned).mean() < 3
+    with pytest.raises(ImageError):
+        both(file.getvalue()[: len(file.getvalue()) // 2])
+
+
+@pytest.mark.parametrize("brands", [b"heic\0\0\0\0mif1", b"mif1\0\0\0\0heic"])
+def test_heic_without_the_extra_is_named(monkeypatch, brands) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif.as_plugin", None)
+    decode._openers.cache_clear()
+    try:
+        with pytest.raises(ImageError, match=r"x is a HEIC image, which the extra `heif` \(pillow-heif\) reads") as caught:
+            both(b"\0\0\0\x14ftyp" + brands + bytes(64))
+        assert "--extra heif" in advice.hint(caught.value)
+    finally:
+        decode._openers.cache_clear()

@@ -81,6 +81,7 @@ ADVICE: dict[str, str] = {
     "warmup": "Use --warmup 0.",
     "weights": "Use --weights model.safetensors (or .pth), or --no-pretrained.",
     # predicting and combining
+    "heif": "That is: uv sync --extra heif",
     "bad-images-prior": "Or use --on-bad-image prior (the class prior) or decode (what is there of pictures cut short).",
     "bad-images-skip": "Or use --on-bad-image skip to leave them out, or decode (what is there of pictures cut short).",
     "blend-soft": "Run `toolkit blend --vote soft`.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import io
@@ -30,7 +31,7 @@ Pixels = NDArray[np.uint8]
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif"),
 )
 LIMIT_BYTES = 1 << 30
 DAMAGED = "The file is damaged or was cut short: copy or download it again."
@@ -57,6 +58,7 @@ _STARVED = (
     "decoder error -9",
     "insufficient memory",
 )
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")  # brands of HEVC pictures
 _DEPTH, _PHOTOMETRIC, _ORIENTATION, _PLANES = 258, 262, 274, 284  # tags of TIFF and EXIF
 _ROOM = 64 << 20  # bytes that a decoder may want beside the pixels
 _INVERSE = {6: 8, 8: 6}
@@ -246,6 +248,8 @@ def _openers() -> dict[str, tuple[Any, Any]]:
     for plugin in _PLUGINS.values():
         importlib.import_module(f"PIL.{plugin}ImagePlugin")
     openers = {name: Image.OPEN[name] for name in _PLUGINS if name in Image.OPEN}
+    with contextlib.suppress(ImportError):  # an extra
+        openers["HEIF"] = (importlib.import_module("pillow_heif.as_plugin").HeifImageFile, _heic)
     # The registered opener of JPEG also explores multi-picture files, and warns: the first picture is all we want.
     return openers | {"JPEG": (sys.modules["PIL.JpegImagePlugin"].JpegImageFile, openers["JPEG"][1])}
 
@@ -253,8 +257,12 @@ def _openers() -> dict[str, tuple[Any, Any]]:
 def _header(data: bytearray, where: str) -> ImageFile:
     """Open with Pillow, which reads no pixels yet; `Image.open` itself would warn, process-wide, above its limit."""
     budget.check_bytes(data, where)
-    for opener, recognises in _openers().values():
-        if recognises(bytes(data[:16])) is True:
+    start = bytes(data[:64])
+    known = _openers()
+    if _heic(start):  # which Pillow may take for AVIF, by a brand that both have
+        known = {name: opener for name, opener in known.items() if name == "HEIF"}
+    for opener, recognises in known.values():
+        if recognises(start) is True:
             try:
                 header: ImageFile = opener(io.BytesIO(data), "")
             except (MemoryError, ImportError):
@@ -269,11 +277,21 @@ def _header(data: bytearray, where: str) -> ImageFile:
     raise _unrecognised(data, where)
 
 
+def _heic(start: bytes) -> bool:
+    """Whether a file's first bytes say that it is HEIC: by its own brand, or one that it is compatible with."""
+    brands = start[8 : min(int.from_bytes(start[:4]), 64)]
+    return start[4:8] == b"ftyp" and any(brands[at : at + 4] in _HEIC for at in range(0, len(brands), 4))
+
+
 def _unrecognised(data: bytearray, where: str) -> ImageError:
     """Say what the file is instead of an image, as far as its first bytes tell."""
     start = data[:512].lstrip().lower()
-    if data[4:8] == b"ftyp" and bytes(data[8:12]) in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
-        return ImageError(f"{where} is a HEIC image, which is not supported", hint="Convert it to JPEG or PNG.")
+    if _heic(bytes(data[:64])):
+        return ImageError(
+            f"{where} is a HEIC image, which the extra `heif` (pillow-heif) reads, and it is not installed",
+            hint="Install it, or convert the image to JPEG or PNG.",
+            code="heif",
+        )
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg", b"{")):
         return ImageError(f"{where} is text (a web page?), not an image", hint="Download the image again.")
     return ImageError(f"{where} is not an image of a known kind ({', '.join(_PLUGINS)})", hint=DAMAGED)
