@@ -114,3 +114,23 @@ def test_a_sample_is_said_to_be_one(insects):
     found = data_survey.survey(Competition.read(insects), sample=10)
     assert found.record["sampled"] == {"train": 10, "test": 10}
     assert "random sample: 10 of 48" in data.page(found).html()
+
+
+def test_the_survey_names_what_pictures_hide(tmp_path):
+    """A drawing in alpha alone, 12 bits in 16: named with what shows them, and no longer once competition.toml says so."""
+    root = make_workspace(tmp_path / "work", train=12, test=6)
+    drawing = Image.linear_gradient("L").resize((16, 16))
+    for path in sorted((root / "train").iterdir())[:4]:
+        Image.merge("LA", (Image.new("L", (16, 16), 0), drawing)).save(path)
+    for path in (root / "test").iterdir():
+        Image.fromarray(np.linspace(0, 4095, 256).astype(np.uint16).reshape(16, 16)).save(path)
+    advice = data_survey.survey(Competition.read(root)).advice
+    assert sum("alpha alone" in line or 'alpha = "white" in competition.toml shows it' in line for line in advice) == 1
+    assert sum("window = [0, 4095] in competition.toml stretches them" in line for line in advice) == 1
+    text = (root / "competition.toml").read_text()
+    (root / "competition.toml").write_text(text.replace("[columns]", 'alpha = "white"\nwindow = [0, 4095]\n[columns]', 1))
+    survey = data_survey.survey(Competition.read(root))
+    assert not any("in competition.toml" in line for line in survey.advice)
+    assert not any(odd.what == "blank" for odd in survey.odd["train"])
+    brightness = survey.files["test"].pixel["brightness"]
+    assert np.allclose(brightness, 0.5, atol=0.01)

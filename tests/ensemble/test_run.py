@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from tests.ensemble.torch_reference import run
 from toolkit.cli import advice, cli
@@ -51,6 +52,45 @@ def test_another_split_and_hard_votes_for_numbers_are_noted(workspace, folds):
 def test_limit(workspace, folds):
     made = run(workspace, limit=3)
     assert made.predictions["label"].ids == ("9000", "9001", "9002")
+
+
+def test_jpegs_without_their_end_and_pictures_cut_short(workspace, folds):
+    """Those that lack only the marker count as whole, with one note; of the others what is there is used where that is asked."""
+    (workspace / "competition.toml").write_text((workspace / "competition.toml").read_text().replace('{id}.png"', '{id}.*"'))
+    paths = sorted((workspace / "test").iterdir())
+    for path in paths:
+        Image.open(path).save(path.with_suffix(".jpg"), quality=95)
+        path.unlink()
+    files = [path.with_suffix(".jpg") for path in paths]
+    whole = run(workspace).predictions["label"].values
+    for path in files[:2]:
+        path.write_bytes(path.read_bytes()[:-2])
+    ended = run(workspace)
+    assert [note for note in ended.notes if "end marker" in note] == [
+        "2 JPEGs lack nothing but the end marker: all pixels are there and used"
+    ]
+    np.testing.assert_array_equal(ended.predictions["label"].values, whole)
+    data = files[5].read_bytes()
+    files[5].write_bytes(data[: len(data) // 2])
+    with pytest.raises(ImageError, match=r"1 image cannot be used.*\n.*9005\.jpg is cut short") as caught:
+        run(workspace)
+    assert "decode" in advice.hint(caught.value)
+    partly = run(workspace, on_bad_image="decode")
+    assert [cut["id"] for cut in partly.meta["cut_short"]] == ["9005"]
+    assert not partly.meta["bad_images"]
+    assert any("1 picture is not whole; what is there was used" in note and "9005.jpg" in note for note in partly.notes)
+    again, early = run(workspace, on_bad_image="decode"), run(workspace, on_bad_image="decode", labels_only=True)
+    assert again.outcome.passes == 0
+    assert [cut["id"] for cut in again.meta["cut_short"]] == ["9005"] == [cut["id"] for cut in early.meta["cut_short"]]
+    values = partly.predictions["label"].values
+    assert list(early.predictions["label"].labels) == list(values.argmax(axis=1))
+    np.testing.assert_array_equal(values[:5], whole[:5])
+    assert np.abs(values[5] - whole[5]).max() > 1e-4
+    with pytest.raises(ImageError, match="1 image cannot be used"):  # what was kept of a part is never taken for the whole
+        run(workspace)
+    files[6].write_bytes(b"not an image")
+    with pytest.raises(ImageError, match=r"9006\.jpg is not an image"):
+        run(workspace, on_bad_image="decode")
 
 
 def test_bad_images_stop_the_writing_but_not_the_work(workspace, folds):

@@ -160,7 +160,10 @@ def test_its_time_over_it_is_ended_and_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(budget, "_SLOW", {"JPEG2000": 10})
     whole = deadline._CODE
     for endless, seconds, wait in (("for _ in iter(int, 1): pass", 1.0, 60.0), ("import time; time.sleep(60)", 1.0, 3.0)):
-        code = whole.replace("deadline.serve(decode.stored", f"def hang(_data):\n    {endless}\ndeadline.serve(hang")
+        code = whole.replace(
+            "deadline.serve(partial(decode.stored, treatment=deadline.read(sys.argv[3]))",
+            f"def hang(_data):\n    {endless}\ndeadline.serve(hang",
+        )
         assert code != whole
         monkeypatch.setattr(deadline, "_CODE", code)
         monkeypatch.setattr(deadline, "SECONDS", seconds)

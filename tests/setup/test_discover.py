@@ -8,6 +8,7 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -581,3 +582,54 @@ def test_columns_that_look_like_a_box_are_pointed_out(tmp_path, columns, form, b
         assert f'form = "{form}"' in said[0]
         text = said[0].split("columns = ")[1].split("]")[0] + "]"
         assert BoxTable(tomllib.loads(f"columns = {text}")["columns"], form).columns == tuple(box)
+
+
+@pytest.mark.parametrize(("level", "alpha"), [(0, "white"), (255, "black")])
+def test_glyphs_that_stand_in_alpha_alone_choose_what_is_behind(tmp_path, level, alpha):
+    """Some of the pictures are of one colour with a drawing in their alpha: what shows it is chosen, in one line."""
+    root = kaggle(tmp_path)
+    drawing = Image.linear_gradient("L").resize((8, 8))
+    for path in sorted((root / "train").iterdir())[:5]:
+        Image.merge("LA", (Image.new("L", (8, 8), level), drawing)).save(path)
+    for path in sorted((root / "test").iterdir())[:2]:  # blank is blank, and alpha beside colours is no reason
+        Image.new("LA", (8, 8), (level, 90)).save(path)
+    discovery = discover(root, ACCURACY)
+    lines = [line for line in discovery.lines if "alpha" in line]
+    assert lines == [
+        f'pictures: alpha = "{alpha}": 5 of 18 pictures looked at are of one colour without their alpha, which alone has the drawing'
+    ]
+    assert found(root, ACCURACY).alpha == alpha
+    assert f'alpha = "{alpha}"' in (root / FILE).read_text()
+
+
+def test_colours_with_transparency_are_left_alone(tmp_path):
+    root = kaggle(tmp_path)
+    drawing = Image.linear_gradient("L").resize((8, 8))
+    for path in (root / "train").iterdir():
+        Image.merge("RGBA", (drawing, drawing, drawing, drawing)).save(path)
+    assert found(root, ACCURACY).alpha == "drop"
+    assert "alpha =" not in (root / FILE).read_text() + " ".join(discover(root, ACCURACY).lines)
+
+
+@pytest.mark.parametrize(
+    ("top", "window"), [(4095, "[0, 4095]"), (1000, "[0, 1023]"), (9000, "[0, 16383]"), (65535, ""), (200, "")]
+)
+def test_values_that_fill_fewer_than_16_bits_are_named(tmp_path, top, window):
+    root = kaggle(tmp_path)
+    for path in (root / "train").iterdir():
+        Image.fromarray(np.linspace(0, top, 64).astype(np.uint16).reshape(8, 8)).save(path)
+    lines = [line for line in discover(root, ACCURACY).lines if "16 bits" in line]
+    assert len(lines) == bool(window)
+    assert all(f"no value above {top:,}" in line and f"window = {window}" in line for line in lines)
+
+
+def test_what_else_pictures_are(tmp_path):
+    """JPEGs without an end marker, animations: each is said once, with its count."""
+    root = kaggle(tmp_path, suffix=".jpg")
+    for path in sorted((root / "train").iterdir())[:3]:
+        path.write_bytes(path.read_bytes()[:-2])
+    first, second = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
+    first.save(root / "test" / "900000.jpg", "GIF", save_all=True, append_images=[second])
+    text = "\n".join(discover(root, ACCURACY).lines)
+    assert "3 of 18 pictures looked at are JPEGs that lack nothing but the end marker" in text
+    assert "1 of 18 pictures looked at have several frames or pages: the first is used" in text

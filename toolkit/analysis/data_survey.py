@@ -17,7 +17,8 @@ from toolkit.errors import DataError, SubmissionError, few
 from toolkit.images import statistics
 from toolkit.images.duplicates import twins
 from toolkit.images.duplicates.prints import Prints
-from toolkit.images.statistics import PIXEL, SHAPE, Files, Odd, quantiles
+from toolkit.images.statistics import PIXEL, SHAPE, Files, Odd, Peculiar, quantiles
+from toolkit.images.treatments import Treatment
 from toolkit.submissions import submission
 from toolkit.workspace.competition import Competition, Part
 
@@ -73,6 +74,7 @@ class Survey:
     doubles: tuple[Double, ...]
     odd: Mapping[Part, tuple[Odd, ...]]
     seen: Mapping[str, F64]
+    peculiar: Mapping[Part, Peculiar]
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -133,6 +135,7 @@ class Survey:
                 "across": sum(double.first[0] != double.second[0] for double in self.doubles),
                 "pairs": [[list(map(str, d.first)), list(map(str, d.second)), d.similarity] for d in self.doubles[:LISTED]],
             },
+            "peculiar": {part: vars(kinds) for part, kinds in self.peculiar.items()},
             "advice": self.advice,
         }
 
@@ -151,7 +154,7 @@ def survey(competition: Competition, *, sample: int = SAMPLE, progress: Progress
     before, by_part = 0, {}
     for part, named in listed.items():
         report = (lambda done, start=before: progress(start + done, every)) if progress else None
-        by_part[part] = statistics.measure(named, sample, report)
+        by_part[part] = statistics.measure(named, sample, report, Treatment(competition.alpha, competition.window))
         before += len(named)
     truth = {} if competition.rows.empty else competition.truth()
     classes = {
@@ -168,6 +171,7 @@ def survey(competition: Competition, *, sample: int = SAMPLE, progress: Progress
         doubles=tuple(_doubles(by_part)),
         odd={part: tuple(statistics.odd(files)) for part, files in by_part.items()},
         seen=_seen(competition),
+        peculiar={part: statistics.peculiar([path for _, path in named]) for part, named in listed.items()},
     )
 
 
@@ -296,6 +300,9 @@ def _about_files(survey: Survey) -> Iterator[str]:
         if files.bad:
             first = next(iter(files.bad.values()))
             yield f"{len(files.bad):,} {part} images cannot be used (the first: {first}): mend or remove them before training."
+    for part, peculiar in survey.peculiar.items():
+        for note in peculiar.notes(survey.competition.alpha, survey.competition.window):
+            yield f"{part.capitalize()} images: {note}."
     if survey.doubles:
         across = sum(double.first[0] != double.second[0] for double in survey.doubles)
         turned = sum(double.turn != "id" for double in survey.doubles)

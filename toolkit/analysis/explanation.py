@@ -18,6 +18,7 @@ from toolkit.ensemble.combine import views_for
 from toolkit.errors import DataError
 from toolkit.images import render
 from toolkit.images.boxes import Box
+from toolkit.images.treatments import Treatment
 from toolkit.images.views import parse
 from toolkit.inference.exports import output_of, share
 from toolkit.runtime.graphs.onnx_file import Export
@@ -164,7 +165,7 @@ class _Committee:
 
     def pixels(self, data: bytes, where: str, preprocess: Preprocess, view: str) -> U8:
         """uint8 (3, H, W) of a view before it is turned."""
-        decoded = render.decode(data, where, exif=preprocess.orientation == "exif")
+        decoded = render.decode(data, where, exif=preprocess.orientation == "exif", treatment=Treatment.of(preprocess))
         return render.cuts(decoded, preprocess, [parse(view)[0]], box=self.boxes[preprocess.box], where=where)[0]
 
     def answers(self, data: bytes, where: str) -> list[Answer]:

@@ -86,8 +86,9 @@ ADVICE: dict[str, str] = {
     "warmup": "Use --warmup 0.",
     "weights": "Use --weights model.safetensors (or .pth), or --no-pretrained.",
     # predicting and combining
-    "bad-images-prior": "Or use --on-bad-image prior to give them the class prior.",
-    "bad-images-skip": "Or use --on-bad-image skip to leave them out.",
+    "heif": "That is: uv sync --extra heif",
+    "bad-images-prior": "Or use --on-bad-image prior (the class prior) or decode (what is there of pictures cut short).",
+    "bad-images-skip": "Or use --on-bad-image skip to leave them out, or decode (what is there of pictures cut short).",
     "blend-soft": "Run `toolkit blend --vote soft`.",
     "device": "Or name another --device.",
     "each-member": "Use --each for a table per member.",

@@ -25,6 +25,8 @@ Activation = Literal["softmax", "sigmoid", "identity"]
 # how the model was chosen; all but "last" owe something to the held-out rows: see `lineage.OPTIMISTIC`
 Selected = Literal["last", "best", "soup", "stopped", "soft-oof", "seen", "inherited"]
 Task = Literal["multiclass", "binary", "multilabel"]
+Alpha = Literal["white", "black", "drop"]
+Window = tuple[int, int]
 Region = tuple[float, float, float, float]
 
 SIDE = 16_384  # pixels of an input; beyond, one image fills the memory
@@ -32,6 +34,7 @@ CLASSES = 100_000
 FOLDS = 10_000
 MARGIN = 100.0  # times a box's sides
 
+ALPHAS: tuple[Alpha, ...] = ("white", "black", "drop")
 WHOLE: Region = (0.0, 0.0, 1.0, 1.0)
 _NAMED = re.compile(r"(\w*)([+-]\d*\.?\d+)?")  # a box, and its margin
 
@@ -46,6 +49,9 @@ class Preprocess:
     Before that, `box` names the bounding box (of `[boxes]` in competition.toml) that is cut out of each image, and `region` the
     part of it, or of the whole image, that counts: left, top, right and bottom as shares of its sides, below 0 or above 1 for a
     margin around it. What lies outside of the image is cut off.
+
+    `alpha` says what lies behind transparent pixels: "white" or "black" is blended in, "drop" leaves colours as stored.
+    `window` has the values of 16-bit files that become 0 and 255, such as (0, 4095) of 12 bits; None: 0 and 65535.
     """
 
     size: tuple[int, int]
@@ -57,6 +63,8 @@ class Preprocess:
     colour: Literal["RGB"] = "RGB"
     box: str = ""
     region: Region = WHOLE
+    alpha: Alpha = "drop"
+    window: Window | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", _sides(self.size))
@@ -71,6 +79,10 @@ class Preprocess:
             raise CardError("resize 'crop' needs 'shorter' (pixels of the shorter side), 'squash' must not have it")
         if self.shorter is not None and self.shorter < max(self.size):
             raise CardError(f"shorter={self.shorter} leaves no room for a centre crop of {self.size}")
+        if self.alpha not in ALPHAS:
+            raise CardError(f"alpha is one of {', '.join(ALPHAS)}, not {self.alpha!r}")
+        if self.window is not None:
+            object.__setattr__(self, "window", as_window(self.window))
         if len(self.region) != 4 or not all(isfinite(edge) and abs(edge) <= MARGIN for edge in self.region):
             raise CardError(f"a region is four numbers (left, top, right, bottom), not {self.region}")
         if self.region[0] >= self.region[2] or self.region[1] >= self.region[3]:
@@ -79,11 +91,21 @@ class Preprocess:
     @property
     def digest(self) -> str:
         """Sixteen hex digits that change whenever any pixel could."""
-        fields = asdict(self)
+        fields = self.fields
         for name, plain in (("box", ""), ("region", WHOLE)):  # as before there were boxes: stored rows stay valid
             if fields[name] == plain:
                 del fields[name]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields as plain values; those that came later only where they say something, as keys of before have it."""
+        values = asdict(self)
+        if self.alpha == "drop":
+            del values["alpha"]
+        if self.window is None:
+            del values["window"]
+        return values
 
     @property
     def framed(self) -> str:
@@ -260,7 +282,7 @@ class Card:
 
     def to_json(self) -> str:
         """The card as JSON with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+        return json.dumps(asdict(self) | {"preprocess": self.preprocess.fields}, sort_keys=True, ensure_ascii=False)
 
     def sealed(self, content: str) -> str:
         """As `to_json`, with a digest over the card and over `content`: what the weights beside it come to."""
@@ -310,6 +332,18 @@ def _check_names(*names: str) -> None:
 def _seal(document: Any, content: str) -> str:
     text = json.dumps(document, sort_keys=True) + "\0" + content
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def as_window(window: Any) -> Window:
+    """Two values of 16 bits, the lower first.
+
+    Raises:
+        CardError: anything else.
+    """
+    whole = isinstance(window, (tuple, list)) and all(isinstance(edge, int) and not isinstance(edge, bool) for edge in window)
+    if not whole or len(window) != 2 or not 0 <= window[0] < window[1] <= 65_535:
+        raise CardError(f"a window is two whole numbers from 0 to 65535, the lower first, not {window}")
+    return window[0], window[1]
 
 
 def _sides(size: Any) -> tuple[int, ...]:

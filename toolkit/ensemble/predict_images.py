@@ -97,7 +97,7 @@ def predict_images(
             items = _items(frame, source)[: source.limit]
             if source.on == "train":
                 notes += _seen(frame, exports, {item.id for item in items}, allowed=source.in_sample)
-            tables, bad = _predicted(request, items, kept=competition is not None)
+            tables, bad = _predicted(request, items, notes, kept=competition is not None)
     meta: dict[str, Any] = {
         "created": provenance.now(),
         "on": source.on if source.on in PARTS else Path(source.on).name,
@@ -142,13 +142,14 @@ def _check(competition: Competition | None, source: ImageSource, output: Path) -
         raise DataError("only training rows are held out", hint="Predict the training images.", code="held-out-train")
 
 
-def _predicted(request: _Request, items: Sequence[Item], *, kept: bool) -> tuple[_ByName, Sequence[BadImage]]:
-    """The tables by model, and the images that were left out."""
+def _predicted(request: _Request, items: Sequence[Item], notes: list[str], *, kept: bool) -> tuple[_ByName, Sequence[BadImage]]:
+    """The tables by model, and the images that were left out; what is to be said of the others is added to `notes`."""
     frame, exports, combination = request.competition, request.exports, request.combination
     views = views_for(exports, combination.tta)
     outcome = predict(exports, views, items, Store(frame.path("store")), request.execution, boxes=frame.boxes)
     if outcome.bad and request.execution.on_bad_image != "skip":
         raise bad_images_error(outcome.bad, kept=kept, code="bad-images-skip")
+    notes += outcome.notes
     good = {item.id for item in outcome.items}
     ids = [name for name in dict.fromkeys(item.id for item in items) if name in good]
     if not ids:

@@ -86,7 +86,7 @@ def run_ensemble(
     path = prediction_files.write_table(competition.path("predictions", f"{name}.parquet"), predictions, meta)
     if execution.keeping.what == "none":
         store.forget()
-    notes = (*said, *_notes(competition, scheduled.models.exports))
+    notes = (*said, *scheduled.outcome.notes, *_notes(competition, scheduled.models.exports))
     return EnsembleRun(predictions, path, meta, scheduled.outcome, notes)
 
 
@@ -160,6 +160,7 @@ def _meta(
         "device": outcome.device,
         "split": sorted({export.card.split for export in models.exports} - {""}),
         "bad_images": [{"id": bad.id, "path": _relative(bad.path, competition), "why": bad.why} for bad in outcome.bad],
+        "cut_short": [{"id": cut.id, "path": _relative(cut.path, competition), "why": cut.why} for cut in outcome.partial],
         "competition": {"sha256": files.sha256(competition.path(FILE))},
         "stopping": scheduled.stopping.record if scheduled.stopping else None,
         "late": [_relative(export.path, competition) for export in scheduled.late],

@@ -50,10 +50,11 @@ def measure(
     execution: Execution = Execution(),
     *,
     limit: int | None = None,
+    notes: list[str] | None = None,
 ) -> dict[str, ViewRows]:
     """Every view (`wanted` per member) on held-out rows, through the store; of `limit` rows about, drawn by chance.
 
-    Rows whose images cannot be used are left out.
+    Rows whose images cannot be used are left out; what is to be said of the others is added to `notes`.
 
     Raises:
         DataError, ModelError: no split.csv, or none that these models know.
@@ -63,6 +64,8 @@ def measure(
     each = {export.digest: tuple(wanted[export.card.member]) for export in exports}
     tables: dict[str, dict[tuple[str, str], list[Predictions]]] = {name: {} for name in wanted}
     for group, ids, outcome in unseen(competition, exports, split, each, execution, limit=limit):
+        if notes is not None:
+            notes += outcome.notes
         there = {item.id for item in outcome.items} - {image.id for image in outcome.bad}
         good = [name for name in ids if name in there]
         for member in dict.fromkeys(export.card.member for export in group):
@@ -93,10 +96,12 @@ def find(
     fitting = {name: _fitting(judged, name, sets) for name in dict.fromkeys(export.card.member for export in judged)}
     wanted = {name: tuple(dict.fromkeys(view for own in fit for view in views(own))) for name, fit in fitting.items()}
     width = max(map(len, wanted.values())) * sum(len(target.classes) for target in competition.targets)
-    measured = measure(competition, judged, wanted, execution, limit=min(limit or ROOM, max(ROOM // (8 * width), CHECKED)))
+    at_most = min(limit or ROOM, max(ROOM // (8 * width), CHECKED))
+    seen: list[str] = []
+    measured = measure(competition, judged, wanted, execution, limit=at_most, notes=seen)
     findings = {name: judge(rows, competition.score, fitting[name]) for name, rows in measured.items()}
     _keep(competition, findings)
-    return findings, notes
+    return findings, (*notes, *seen)
 
 
 def kept(competition: Competition) -> dict[str, Any]:

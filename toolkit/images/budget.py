@@ -29,7 +29,11 @@ _NO_FILL = re.compile(rb"[^\xff]")
 _COMMENT = re.compile(rb"#[^\r\n]*(?:[\r\n]|$)")
 _BYTES = (1, 2, 6, 7)  # TIFF's types of one byte each
 _BY_PYTHON = ("bmp_rle", "ppm", "ppm_plain")
-_SLOW = {"JPEG2000": 5_000_000, "AVIF": 15_000_000}  # pixels from which a format is decoded under a deadline
+_SLOW = {
+    "JPEG2000": 5_000_000,
+    "AVIF": 15_000_000,
+    "HEIF": 15_000_000,
+}  # pixels from which a format is decoded under a deadline
 _LARGE = 50_000_000
 _HEAVY = 64_000_000  # bytes from which any is
 

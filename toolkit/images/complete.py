@@ -20,6 +20,9 @@ _BANDS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # x, y, steps
 _PIECE = 1 << 20
 _AHEAD = 8  # bytes that libjpeg looks ahead; they may stand for a few blocks, never for a row
+_END = b"\xff\xd9"
+_MORE = 64  # bytes: more than any block of 64 values can be short of in its first codes
+_BITS = (b"", b"\0", b"\xff\0", b"\x55", b"\xaa")  # usual tables end a block at zeros, and at ones, which are no code
 _LENGTH = 257  # TIFF's tag of the rows as stored
 
 
@@ -43,6 +46,42 @@ def lacks_rows(data: bytearray, header: ImageFile, pixels: Pixels, opened: Open,
     if header.format == "PNG":
         return _short_png(data)
     return header.format == "GIF" and _short_gif(data)
+
+
+def ended(data: bytearray, scan: int, opened: Open) -> bytearray | None:
+    """A JPEG that lacks its end marker, with one: None if it lacks anything else; `scan` is where its first scan begins.
+
+    Bits that are missing are read from what follows: where whatever follows gives the same pixels, none was.
+    """
+    body = bytes(data)
+    kept = body.rstrip(b"\0")
+    if len(body) - len(kept) > _AHEAD:  # room on a disk that was never written
+        body = kept + b"\0"
+    body = body.removesuffix(b"\xff")  # the first half of the marker
+    if not _all_scans(body, scan):
+        return None
+    pictures = [np.asarray(opened(bytearray(body + bits * _MORE + _END))) for bits in _BITS]
+    same = all(np.array_equal(pictures[0], other) for other in pictures[1:])
+    return bytearray(body + _END) if same else None
+
+
+def _all_scans(data: bytes, scan: int) -> bool:
+    """Whether the scans of a JPEG bring every bit of every coefficient of every component."""
+    frame = max(data.rfind(marker, 0, scan) for marker in (b"\xff\xc0", b"\xff\xc1", b"\xff\xc2"))
+    if frame < 0 or len(data) < frame + 10:
+        return False
+    lacking = {data[frame + 10 + 3 * place]: set(range(64)) for place in range(data[frame + 9])}
+    at = scan
+    while at >= 0:
+        count = data[at + 4] if at + 4 < len(data) else 0
+        if not count or at + 8 + 2 * count > len(data):
+            return False
+        first, last, exact = data[at + 5 + 2 * count], data[at + 6 + 2 * count], data[at + 7 + 2 * count] & 15
+        for place in range(count):
+            if exact == 0:
+                lacking.get(data[at + 5 + 2 * place], set()).difference_update(range(first, last + 1))
+        at = data.find(b"\xff\xda", at + 2)
+    return not any(lacking.values())
 
 
 def _short_scan(data: bytearray, opened: Open, scan: int) -> bool:

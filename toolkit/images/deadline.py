@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from toolkit.errors import ImageError
+from toolkit.images.treatments import PLAIN, Treatment
 
 SECONDS = 10.0  # of processor time
 WAIT = 6.0  # times as long a busy machine may take for it
@@ -21,13 +23,14 @@ _HINT = "Save it again as JPEG or PNG, or leave it out."
 _ROOT = str(Path(__file__).parents[2])
 _CODE = """
 import sys
+from functools import partial
 sys.path.insert(0, sys.argv[1])
 from toolkit.images import deadline, decode
-deadline.serve(decode.stored, sys.argv[2])
+deadline.serve(partial(decode.stored, treatment=deadline.read(sys.argv[3])), sys.argv[2])
 """
 
 
-def decode(data: bytes, where: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def decode(data: bytes, where: str, treatment: Treatment = PLAIN) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """RGB pixels as stored, uint8 (height, width, 3), of a file's bytes, by Pillow.
 
     Raises:
@@ -35,7 +38,7 @@ def decode(data: bytes, where: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
         MemoryError: the process ran out of memory.
     """
     late = ImageError(f"{where} takes longer than {SECONDS:g} s to decode", hint=_HINT)
-    command = [sys.executable, "-c", _CODE, _ROOT, str(SECONDS)]
+    command = [sys.executable, "-c", _CODE, _ROOT, str(SECONDS), json.dumps(asdict(treatment))]
     try:
         done = subprocess.run(  # noqa: S603 - our own code
             command,
@@ -58,6 +61,12 @@ def decode(data: bytes, where: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
         raise RuntimeError(said["message"])
     pixels: np.ndarray[Any, np.dtype[np.uint8]] = np.load(io.BytesIO(done.stdout), allow_pickle=False)
     return pixels
+
+
+def read(text: str) -> Treatment:
+    """In the process: the treatment that was asked for."""
+    raw = json.loads(text)
+    return Treatment(**raw | {"window": raw["window"] and tuple(raw["window"])})
 
 
 def serve(stored: Callable[[bytearray], np.ndarray[Any, Any]], seconds: str) -> None:

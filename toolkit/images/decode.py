@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import io
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from toolkit.errors import ImageError
 from toolkit.images import budget, complete
 from toolkit.images.budget import APP1
+from toolkit.images.treatments import PLAIN, CutShortError, Treatment, blended, narrowed, of_16_bits
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
@@ -29,7 +31,7 @@ Pixels = NDArray[np.uint8]
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif"),
 )
 LIMIT_BYTES = 1 << 30
 DAMAGED = "The file is damaged or was cut short: copy or download it again."
@@ -56,6 +58,7 @@ _STARVED = (
     "decoder error -9",
     "insufficient memory",
 )
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")  # brands of HEVC pictures
 _DEPTH, _PHOTOMETRIC, _ORIENTATION, _PLANES = 258, 262, 274, 284  # tags of TIFF and EXIF
 _ROOM = 64 << 20  # bytes that a decoder may want beside the pixels
 _INVERSE = {6: 8, 8: 6}
@@ -116,15 +119,17 @@ def digest(data: bytes) -> bytes:
 Decoder = Callable[[bytearray, Any], "Pixels | None"]  # (the file, its PIL.ImageFile) → RGB, None to leave it to Pillow
 
 
-def decode(data: bytes, where: str, *, exif: bool = True, first: Decoder | None = None) -> Pixels:
+def decode(data: bytes, where: str, *, exif: bool = True, treatment: Treatment = PLAIN, first: Decoder | None = None) -> Pixels:
     """Decode the bytes of an image file to RGB, by `first` where it can, else by Pillow; both give the same pixels.
 
     Returns uint8 (height, width, 3), C-contiguous, owned by the caller. `exif=False` keeps the stored orientation.
 
     =========================  ==========================================================================
     grey, 1 bit                repeated in three channels; 1, 2 and 4 bits stretched to 0..255
-    palette, alpha             colours as stored; alpha and transparent colours are dropped, nothing is blended
-    16 bits per channel        round(value / 257): 65535 becomes 255; 12 bits and 32 bits (integer, float) are refused
+    palette                    its colours
+    alpha, transparent colours as `treatment` says: "drop" leaves colours as stored, "white" and "black" are blended in
+    16 bits per channel        round(value / 257), or the treatment's window
+    12, 32 bits, floats        refused
     CMYK, YCCK                 Pillow's plain conversion (Adobe's inverted values are turned round first)
     colour profiles, gamma     ignored
     EXIF orientation 1 to 8    applied; anything else counts as 1; TIFF's own orientation tag likewise
@@ -137,6 +142,8 @@ def decode(data: bytes, where: str, *, exif: bool = True, first: Decoder | None 
         MemoryError: there is not enough memory for it now, which says nothing of the file.
         ImportError: what decodes it is not installed whole.
     """
+    if treatment.partial:
+        return _what_is_there(data, where, treatment, exif=exif)
     size = (0, 0)
     try:
         own = bytearray(data)  # from a bytes object TorchCodec would read under changed warning filters of the process
@@ -144,15 +151,16 @@ def decode(data: bytes, where: str, *, exif: bool = True, first: Decoder | None 
         header = _header(own, where)
         size = header.size
         if own.rfind(_ENDS.get(header.format or "", b""), scan) < 0:  # from the end, where it usually is: 26 µs less
-            raise ImageError(f"{where} is cut short: its end marker is missing", hint=DAMAGED)
+            own = _ended(own, header, where, scan)
+            header = _header(own, where)
         if header.format == "JPEG":
             budget.check_scans(own, scan, size, where)
         upright = _upright(header)
-        pixels = first(own, header) if first else None
+        pixels = first(own, header) if first and not _treated(own, header, treatment) else None
         if pixels is None:
-            pixels = _by_pillow(own, header, where)
+            pixels = _by_pillow(own, header, where, treatment)
         if complete.lacks_rows(own, header, pixels, partial(_header, where=where), scan):
-            raise ImageError(f"{where} is cut short: its last rows are missing", hint=DAMAGED)
+            raise CutShortError(f"{where} is cut short: its last rows are missing", hint=DAMAGED)
         if exif:
             turn = 1 if upright else _orientation(block or header.info.get("exif", b""))
         else:
@@ -162,19 +170,74 @@ def decode(data: bytes, where: str, *, exif: bool = True, first: Decoder | None 
         raise
     except Exception as error:  # decoders raise nearly anything on damaged files, SyntaxError and RuntimeError included
         _judge(error, where, size)
-        raise ImageError(f"{where} cannot be decoded: {_reason(error)}", hint=DAMAGED) from error
+        raise CutShortError(f"{where} cannot be decoded: {_reason(error)}", hint=DAMAGED) from error
+
+
+def _what_is_there(data: bytes, where: str, treatment: Treatment, *, exif: bool) -> Pixels:
+    """A picture cut short: its pixels as far as they go, upright where `exif` says so; both implementations decode it this way.
+
+    Raises:
+        ImageError: as `decode`, or not one pixel is there.
+    """
+    from toolkit.images import deadline
+
+    own = bytearray(data)
+    block, scan = _conceal_exif(own, where) if own.startswith(b"\xff\xd8") else (b"", 0)
+    header = _header(own, where)
+    if header.format == "JPEG":
+        budget.check_scans(own, scan, header.size, where)
+    try:
+        pixels = deadline.decode(bytes(own), where, treatment)
+    except RuntimeError as error:
+        raise ImageError(f"{where} is cut short, and nothing of it can be decoded: {_reason(error)}", hint=DAMAGED) from error
+    if (pixels == pixels[0, 0]).all():
+        raise ImageError(f"{where} is cut short: not one of its rows is there", hint=DAMAGED)
+    upright = _upright(header)
+    turn = 1 if exif and upright else _orientation(block or header.info.get("exif", b"")) if exif else 0
+    return np.ascontiguousarray(_turned(pixels, turn if exif else _INVERSE.get(upright, upright)))
 
 
 def describe(data: bytes, where: str) -> tuple[str, str, tuple[int, int]]:
-    """Format, Pillow's mode, and (width, height) as stored, from the header alone; no pixel is decoded.
+    """Format, Pillow's mode, and (width, height) as stored, from the header alone; pixels only of a JPEG without an end marker.
 
     Raises:
         ImageError: not an image of a known kind, a damaged header, above LIMIT_PIXELS, or cut short.
     """
     header = _header(bytearray(data), where)
     if data.rfind(_ENDS.get(header.format or "", b"")) < 0:
-        raise ImageError(f"{where} is cut short: its end marker is missing", hint=DAMAGED)
+        own = bytearray(data)
+        scan = _conceal_exif(own, where)[1] if header.format == "JPEG" else 0
+        _ended(own, header, where, scan)
     return header.format or "", header.mode, header.size
+
+
+def deep_values(data: bytes, where: str) -> NDArray[np.uint16] | None:
+    """The colours of a file of 16 bits per channel as stored, uint16 (height, width, 1 or 3); None: it has 8 or fewer.
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    header = _header(own := bytearray(data), where)
+    try:
+        wide = _wide(own, header, where)
+    except OSError as error:
+        raise ImageError(f"{where} cannot be decoded: {_reason(error)}", hint=DAMAGED) from error
+    if wide is None:
+        return None
+    wide = wide[:, :, None] if wide.ndim == 2 else wide
+    return wide[:, :, : 1 if wide.shape[2] < 3 else 3]
+
+
+def frames(data: bytes, where: str) -> int:
+    """How many pictures a file has: frames of an animation, pages of a TIFF.
+
+    Raises:
+        ImageError: as `describe`.
+    """
+    try:
+        return int(getattr(_header(bytearray(data), where), "n_frames", 1))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"{where} has a damaged list of frames: {_reason(error)}", hint=DAMAGED) from error
 
 
 @cache
@@ -185,6 +248,8 @@ def _openers() -> dict[str, tuple[Any, Any]]:
     for plugin in _PLUGINS.values():
         importlib.import_module(f"PIL.{plugin}ImagePlugin")
     openers = {name: Image.OPEN[name] for name in _PLUGINS if name in Image.OPEN}
+    with contextlib.suppress(ImportError):  # an extra
+        openers["HEIF"] = (importlib.import_module("pillow_heif.as_plugin").HeifImageFile, _heic)
     # The registered opener of JPEG also explores multi-picture files, and warns: the first picture is all we want.
     return openers | {"JPEG": (sys.modules["PIL.JpegImagePlugin"].JpegImageFile, openers["JPEG"][1])}
 
@@ -192,8 +257,12 @@ def _openers() -> dict[str, tuple[Any, Any]]:
 def _header(data: bytearray, where: str) -> ImageFile:
     """Open with Pillow, which reads no pixels yet; `Image.open` itself would warn, process-wide, above its limit."""
     budget.check_bytes(data, where)
-    for opener, recognises in _openers().values():
-        if recognises(bytes(data[:16])) is True:
+    start = bytes(data[:64])
+    known = _openers()
+    if _heic(start):  # which Pillow may take for AVIF, by a brand that both have
+        known = {name: opener for name, opener in known.items() if name == "HEIF"}
+    for opener, recognises in known.values():
+        if recognises(start) is True:
             try:
                 header: ImageFile = opener(io.BytesIO(data), "")
             except (MemoryError, ImportError):
@@ -208,11 +277,21 @@ def _header(data: bytearray, where: str) -> ImageFile:
     raise _unrecognised(data, where)
 
 
+def _heic(start: bytes) -> bool:
+    """Whether a file's first bytes say that it is HEIC: by its own brand, or one that it is compatible with."""
+    brands = start[8 : min(int.from_bytes(start[:4]), 64)]
+    return start[4:8] == b"ftyp" and any(brands[at : at + 4] in _HEIC for at in range(0, len(brands), 4))
+
+
 def _unrecognised(data: bytearray, where: str) -> ImageError:
     """Say what the file is instead of an image, as far as its first bytes tell."""
     start = data[:512].lstrip().lower()
-    if data[4:8] == b"ftyp" and bytes(data[8:12]) in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
-        return ImageError(f"{where} is a HEIC image, which is not supported", hint="Convert it to JPEG or PNG.")
+    if _heic(bytes(data[:64])):
+        return ImageError(
+            f"{where} is a HEIC image, which the extra `heif` (pillow-heif) reads, and it is not installed",
+            hint="Install it, or convert the image to JPEG or PNG.",
+            code="heif",
+        )
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg", b"{")):
         return ImageError(f"{where} is text (a web page?), not an image", hint="Download the image again.")
     return ImageError(f"{where} is not an image of a known kind ({', '.join(_PLUGINS)})", hint=DAMAGED)
@@ -234,22 +313,64 @@ def _conceal_exif(jpeg: bytearray, where: str) -> tuple[bytes, int]:
     return block, len(jpeg)
 
 
-def _by_pillow(data: bytearray, header: ImageFile, where: str) -> Pixels:
+def _ended(data: bytearray, header: ImageFile, where: str, scan: int) -> bytearray:
+    """A file with its end marker: added to a JPEG that lacks nothing else.
+
+    Raises:
+        ImageError: more than the marker is missing.
+    """
+    if header.format == "JPEG":
+        budget.check_scans(data, scan, header.size, where)
+        ended = complete.ended(data, scan, partial(_header, where=where))
+        if ended is not None:
+            return ended
+    raise CutShortError(f"{where} is cut short: its end marker is missing", hint=DAMAGED)
+
+
+def lacks_end(data: bytes) -> bool:
+    """Whether a JPEG lacks its end marker; whether anything else is missing, decoding says."""
+    if not data.startswith(b"\xff\xd8") or _ENDS["JPEG"] in data[-64:]:
+        return False
+    try:
+        scan = _conceal_exif(bytearray(data), "the image")[1]
+    except ImageError:
+        return False
+    return data.rfind(_ENDS["JPEG"], scan) < 0
+
+
+def _see_through(header: ImageFile) -> bool:
+    """Whether a picture may have transparent pixels, by its header."""
+    return header.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in header.info
+
+
+def _treated(data: bytearray, header: ImageFile, treatment: Treatment) -> bool:
+    """Whether a treatment changes what any decoder gives for this file."""
+    deep = header.format == "PNG" and data[24] == 16
+    return (treatment.alpha != "drop" and _see_through(header)) or (treatment.window is not None and deep)
+
+
+def _by_pillow(data: bytearray, header: ImageFile, where: str, treatment: Treatment) -> Pixels:
     """Decode with Pillow: here, or in a process with a deadline where it may take long."""
     if not budget.needs_deadline(header, len(data)):
-        return _pillow(data, header, where)
+        return _pillow(data, header, where, treatment)
     from toolkit.images import deadline
 
-    return deadline.decode(bytes(data), where)
+    return deadline.decode(bytes(data), where, treatment)
 
 
-def stored(data: bytearray) -> Pixels:
-    """RGB pixels as stored, uint8 (height, width, 3), by Pillow, whatever it takes.
+def stored(data: bytearray, treatment: Treatment = PLAIN) -> Pixels:
+    """RGB pixels in their stored orientation, uint8 (height, width, 3), by Pillow, whatever it takes.
+
+    What is there of a picture cut short is taken if `treatment` is partial: for a process of its own, whose Pillow is told so.
 
     Raises:
         ImageError: a colour depth without a settled meaning.
     """
-    return _pillow(data, _header(data, "the image"), "the image")
+    if treatment.partial:
+        from PIL import ImageFile
+
+        ImageFile.LOAD_TRUNCATED_IMAGES = True
+    return _pillow(data, _header(data, "the image"), "the image", treatment)
 
 
 def _judge(error: Exception, where: str, size: tuple[int, int]) -> None:
@@ -266,15 +387,23 @@ def _judge(error: Exception, where: str, size: tuple[int, int]) -> None:
         raise MemoryError(f"not enough memory to decode {where}") from error
 
 
-def _pillow(data: bytearray, header: ImageFile, where: str) -> Pixels:
+def _pillow(data: bytearray, header: ImageFile, where: str, treatment: Treatment) -> Pixels:
     """Decode with Pillow; values of 16 bits are scaled, where Pillow itself would cut or clip them."""
     wide = _wide(data, header, where)
+    key = header.info.get("transparency")
     if wide is None:
         header.load()
+        if treatment.alpha != "drop" and _see_through(header):
+            wide = np.array(header.convert("RGBA")).astype(np.uint16) * np.uint16(257)
+            return narrowed(blended(wide, treatment.alpha))
         header.info.pop("transparency", None)  # alpha is dropped whatever it says, and Pillow warns about some kinds
         return np.array(header if header.mode == "RGB" else header.convert("RGB"))
-    narrowed = ((wide.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return np.repeat(narrowed[:, :, None], 3, axis=2) if narrowed.ndim == 2 else narrowed
+    wide = wide[:, :, None] if wide.ndim == 2 else wide
+    bands = wide.shape[2]
+    if bands in (1, 3) and key is not None and not isinstance(key, bytes):
+        clear = (wide == np.array(key, dtype=np.uint16)).all(axis=2, keepdims=True)
+        wide = np.concatenate([wide, np.where(clear, 0, 65535).astype(np.uint16)], axis=2)
+    return of_16_bits(wide, 1 if bands < 3 else 3, treatment)
 
 
 def _wide(data: bytearray, header: ImageFile, where: str) -> NDArray[np.uint16] | None:
@@ -297,15 +426,17 @@ def _wide(data: bytearray, header: ImageFile, where: str) -> NDArray[np.uint16] 
 
 
 def _both_bytes(high: ImageFile, low: ImageFile) -> NDArray[np.uint16]:
-    """All 16 bits of a colour image: Pillow keeps one byte of each value, so read once with each byte order."""
+    """All 16 bits of a colour image, with its alpha: Pillow keeps one byte of each value, so read once with each byte order."""
     raw = _rawmode(low.tile[0].args)
     # Grey with alpha has four bytes per pixel, as RGBA has: grey high, grey low, alpha high, alpha low.
     other = "RGBA" if raw == "LA;16B" else raw[:-1] + _OTHER_BYTE[raw[-1]]
     low.tile = [tile._replace(args=_with_rawmode(tile.args, other)) for tile in low.tile]
     second = np.asarray(low)
-    first = second[:, :, 0] if other == "RGBA" else np.asarray(high)[:, :, :3]
-    wide: NDArray[np.uint16] = first * np.uint16(256) + (second[:, :, 1] if other == "RGBA" else second[:, :, :3])
-    return wide
+    if raw == "LA;16B":
+        both: NDArray[np.uint16] = second[:, :, ::2] * np.uint16(256) + second[:, :, 1::2]
+        return both
+    wide: NDArray[np.uint16] = np.asarray(high) * np.uint16(256) + second
+    return wide if high.mode == "RGBA" else wide[:, :, :3]
 
 
 def _rawmode(args: Any) -> str:

@@ -13,6 +13,7 @@ from toolkit.images import decode
 from toolkit.images.boxes import Box
 from toolkit.images.budget import LIMIT_PIXELS, LIMIT_SIDE
 from toolkit.images.decode import Pixels
+from toolkit.images.treatments import Treatment
 from toolkit.images.views import Cut, needs_square, turn_of
 
 Resize = Callable[[Pixels, tuple[int, int], Preprocess], Pixels]  # (image, (height, width), its filter and antialias) → image
@@ -34,20 +35,23 @@ def cut_all(
     *,
     decoder: Callable[..., Pixels] = decode.decode,
     resize: Resize = resize_by_pillow,
+    partial: bool = False,
 ) -> dict[tuple[Preprocess, Cut], Pixels]:
-    """One image file's bytes as every model wants them under every view, decoded once per orientation.
+    """One image file's bytes as every model wants them under every view, decoded once per orientation and treatment.
 
-    `boxes` has the image's own, by the names that the models say. Each value is uint8 (3, height, width).
+    `boxes` has the image's own, by the names that the models say.
+    With `partial` it is taken as far as it is there. Each value is uint8 (3, height, width).
 
     Raises:
         ImageError: names the file and what is wrong with it.
     """
-    orientations = {preprocess.orientation for preprocess in wanted}
-    decoded = {orientation: decoder(data, where, exif=orientation == "exif") for orientation in orientations}
+    ways = {(preprocess.orientation, Treatment.of(preprocess, partial=partial)) for preprocess in wanted}
+    decoded = {way: decoder(data, where, exif=way[0] == "exif", treatment=way[1]) for way in ways}
     pixels = {}
     for preprocess, views in wanted.items():
         box = boxes[preprocess.box] if preprocess.box else None
-        parts = cuts(decoded[preprocess.orientation], preprocess, views, box=box, where=where, resize=resize)
+        image = decoded[preprocess.orientation, Treatment.of(preprocess, partial=partial)]
+        parts = cuts(image, preprocess, views, box=box, where=where, resize=resize)
         pixels.update({(preprocess, cut): part for cut, part in zip(views, parts, strict=True)})
     return pixels
 

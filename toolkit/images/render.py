@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from toolkit.core.cards import Preprocess
@@ -13,6 +13,7 @@ from toolkit.images import geometry, torch_pixels
 from toolkit.images.boxes import Box
 from toolkit.images.budget import LIMIT_PIXELS
 from toolkit.images.decode import LIMIT_BYTES, SUFFIXES, Pixels, digest, find, read
+from toolkit.images.treatments import PLAIN, Treatment
 from toolkit.images.views import Cut
 
 __all__ = [
@@ -57,7 +58,7 @@ def implementation_tag(implementation: str = "fast") -> str:
     return f"{implementation}:{'+'.join(versions)}"
 
 
-def decode(data: bytes, where: str, *, implementation: str = "fast", exif: bool = True) -> Pixels:
+def decode(data: bytes, where: str, *, implementation: str = "fast", exif: bool = True, treatment: Treatment = PLAIN) -> Pixels:
     """Decode the bytes of an image file to RGB; both implementations give the same pixels.
 
     Returns uint8 (height, width, 3), C-contiguous, owned by the caller; see `toolkit.images.decode` for what becomes of depths,
@@ -68,7 +69,7 @@ def decode(data: bytes, where: str, *, implementation: str = "fast", exif: bool 
         ImageError: not an image, cut short, damaged, above LIMIT_PIXELS, or a colour depth without a settled meaning.
     """
     known(implementation)
-    return decoding.decode(data, where, exif=exif, first=_WAYS[implementation][0])
+    return decoding.decode(data, where, exif=exif, treatment=treatment, first=_WAYS[implementation][0])
 
 
 def load(path: Path, preprocess: Preprocess, *, box: Box | None = None, implementation: str = "fast") -> Pixels:
@@ -80,7 +81,7 @@ def load(path: Path, preprocess: Preprocess, *, box: Box | None = None, implemen
         ImageError: names the file and what is wrong with it.
     """
     exif = preprocess.orientation == "exif"
-    pixels = decode(read(path), str(path), implementation=implementation, exif=exif)
+    pixels = decode(read(path), str(path), implementation=implementation, exif=exif, treatment=Treatment.of(preprocess))
     return render(pixels, preprocess, box=box, implementation=implementation, where=str(path))
 
 
@@ -129,12 +130,16 @@ def cut_all(
     boxes: Mapping[str, Box | None],
     *,
     implementation: str = "fast",
+    partial: bool = False,
 ) -> dict[tuple[Preprocess, Cut], Pixels]:
-    """One image file's bytes as every model wants them under every view, decoded once per orientation.
+    """One image file's bytes as every model wants them under every view, decoded once per orientation and treatment.
+
+    With `partial` it is a picture cut short, taken as far as it is there.
 
     Raises:
         ImageError: see `decode` and `render`.
     """
     known(implementation)
-    decoder = partial(decode, implementation=implementation)
-    return geometry.cut_all(data, where, wanted, boxes, decoder=decoder, resize=_WAYS[implementation][1])
+    decoder = functools.partial(decode, implementation=implementation)
+    resize = _WAYS[implementation][1]
+    return geometry.cut_all(data, where, wanted, boxes, decoder=decoder, resize=resize, partial=partial)

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from toolkit.base.arrays import F64
 from toolkit.base.runners.threads import spread
+from toolkit.core.cards import Alpha, Window
 from toolkit.errors import ImageError
 from toolkit.images import decode, render
 from toolkit.images.duplicates.prints import FLAT, SIDE, Prints, thumb
+from toolkit.images.treatments import PLAIN, Treatment
 
 REACH = 3.0  # interquartile ranges beyond the quartiles from which a file is odd (Tukey's "far out")
 RARE = 0.01  # share of the files above which what is odd is a kind of its own
@@ -70,10 +72,101 @@ class Odd:
     value: float
 
 
-def measure(named: Sequence[tuple[str, Path]], sample: int, report: Callable[[int], None] | None = None) -> Files:
+@dataclass(frozen=True)
+class Peculiar:
+    """Kinds of files in a sample that decode otherwise than a person may expect.
+
+    Of `read` files, `hidden` are of one colour without their alpha, which alone has the drawing, and `behind` is what shows it;
+    `deep` have 16 bits, none of their values above `largest`; `endless` JPEGs lack their end marker, `several` have more than
+    one frame or page.
+    """
+
+    read: int = 0
+    hidden: int = 0
+    behind: Alpha = "drop"
+    deep: int = 0
+    largest: int = 0
+    endless: int = 0
+    several: int = 0
+
+    @property
+    def window(self) -> Window | None:
+        """Black and white of values that fill fewer than 16 bits, as cameras and scanners store them; None: they fill them."""
+        top = next((2**bits - 1 for bits in (10, 12, 14) if self.largest < 2**bits), None)
+        return (0, top) if self.deep and self.largest > 255 and top else None
+
+    def notes(self, alpha: Alpha, window: Window | None) -> Iterator[str]:
+        """A sentence on each kind, as the workspace treats it."""
+        of = f"of {self.read:,} pictures looked at"
+        if self.hidden and alpha == "drop":
+            yield (
+                f"{self.hidden:,} {of} are of one colour without their alpha, which alone has the drawing: "
+                f'alpha = "{self.behind}" in competition.toml shows it'
+            )
+        elif self.hidden:
+            yield f'alpha = "{alpha}": {self.hidden:,} {of} are of one colour without their alpha, which alone has the drawing'
+        if self.window and window is None:
+            yield (
+                f"{self.deep:,} {of} have 16 bits but no value above {self.largest:,}, and come out near black: "
+                f"window = [{self.window[0]}, {self.window[1]}] in competition.toml stretches them"
+            )
+        if self.endless:
+            yield f"{self.endless:,} {of} are JPEGs that lack nothing but the end marker: all pixels are there and used"
+        if self.several:
+            yield f"{self.several:,} {of} have several frames or pages: the first is used"
+
+
+def peculiar(paths: Sequence[Path], sample: int = 200) -> Peculiar:
+    """Look at `sample` of the files, drawn by chance; those that cannot be used are passed over."""
+    chosen = np.sort(np.random.default_rng(0).permutation(len(paths))[:sample])
+    looks = [look for look in spread(lambda row: _look(paths[row]), chosen.tolist(), os.cpu_count() or 1) if look]
+    white = sum(look.behind == "white" for look in looks)
+    hidden = sum(look.hidden for look in looks)
+    return Peculiar(
+        read=len(looks),
+        hidden=hidden,
+        behind="drop" if not hidden else "white" if 2 * white >= hidden else "black",
+        deep=sum(look.deep for look in looks),
+        largest=max((look.largest for look in looks), default=0),
+        endless=sum(look.endless for look in looks),
+        several=sum(look.several for look in looks),
+    )
+
+
+def _look(path: Path) -> Peculiar | None:
+    """One file; None if it cannot be used."""
+    where = str(path)
+    try:
+        data = render.read(path)
+        kind, mode, _ = decode.describe(data, where)
+        behind: Alpha = "drop"
+        if mode in ("RGBA", "LA", "PA", "P", "La", "RGBa"):
+            plain = render.decode(data, where, implementation="pillow")
+            level = plain[0, 0]
+            if (plain == level).all():
+                other: Alpha = "white" if level.mean() < 128 else "black"
+                shown = render.decode(data, where, implementation="pillow", treatment=Treatment(other))
+                behind = "drop" if (shown == shown[0, 0]).all() else other
+        deep = decode.deep_values(data, where) if kind in ("PNG", "TIFF", "PPM", "JPEG2000") else None
+        several = kind in ("GIF", "PNG", "WEBP", "TIFF", "AVIF") and decode.frames(data, where) > 1
+        largest = 0 if deep is None else int(deep.max())
+        return Peculiar(
+            1, int(behind != "drop"), behind, int(deep is not None), largest, int(decode.lacks_end(data)), int(several)
+        )
+    except ImageError:
+        return None
+
+
+def measure(
+    named: Sequence[tuple[str, Path]],
+    sample: int,
+    report: Callable[[int], None] | None = None,
+    treatment: Treatment = PLAIN,
+) -> Files:
     """Read the header of every file, and the pixels of `sample` of them drawn by chance; each file is read once.
 
-    `report` is told how many are done. A file that cannot be used is noted as bad.
+    `report` is told how many are done, `treatment` is how models of the workspace see the pictures. A file that cannot be used
+    is noted as bad.
     """
     rows = len(named)
     chosen = np.sort(np.random.default_rng(0).permutation(rows)[:sample])
@@ -93,7 +186,7 @@ def measure(named: Sequence[tuple[str, Path]], sample: int, report: Callable[[in
             for name, value in zip(SHAPE, (width, height, width / height, len(data) / 1e3), strict=True):
                 shape[name][row] = value
             if (place := slot.get(row)) is not None:
-                rgb = render.decode(data, str(path), implementation="pillow")
+                rgb = render.decode(data, str(path), implementation="pillow", treatment=treatment)
                 thumbs[place] = thumb(rgb, str(path))
                 square[row], values = _colours(rgb)
                 for name, value in zip(PIXEL, values, strict=True):

@@ -12,7 +12,7 @@ from toolkit.runtime.session import Session, open_session
 
 Progress = Callable[[int, int], None]  # images done, images in all
 Opener = Callable[..., Session]  # called as `open_session` is
-OnBadImage = Literal["fail", "prior", "skip"]
+OnBadImage = Literal["fail", "prior", "skip", "decode"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Execution:
     - `keeping`: what the store keeps of it.
     - `deadline`: seconds from the start of the passes; models that are not through by then are left out. None: no end.
     - `on_bad_image`: images that cannot be used are an error ("fail"), their rows get the class prior ("prior", where an
-      ensemble is made) or are left out ("skip", where tables are).
+      ensemble is made) or are left out ("skip", where tables are). "decode" takes what is there of pictures cut short, which
+      are listed; others are an error.
     - `verify_images`: every image is read, also one whose size and time are those of when it was read last.
     - `progress`: called with images done and images in all; `announce`: told before the work how much the store may grow, where
       that is worth a line.

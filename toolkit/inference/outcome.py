@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,8 @@ class PredictOutcome:
 
     `passes` counts image × model × view runs that were made now; everything else was in the store. `seconds` is how long the
     whole took, `pixels` names who made the pixels. `trusted` counts images that were not read, since their size and time were
-    those of when they were read last. `finished` is false where time was up before every item had its rows.
+    those of when they were read last. `finished` is false where time was up before every item had its rows. `partial` are those
+    of which only what is there was taken, and `endless` counts JPEGs that lacked nothing but their end marker, of those read.
     """
 
     items: Items
@@ -46,6 +47,19 @@ class PredictOutcome:
     seconds: float
     finished: bool = True
     trusted: int = 0
+    partial: tuple[BadImage, ...] = ()
+    endless: int = 0
+
+    @property
+    def notes(self) -> Iterator[str]:
+        """What is to be said of the images that were used although something of their files is missing."""
+        if self.endless:
+            few = "JPEG lacks" if self.endless == 1 else "JPEGs lack"
+            yield f"{self.endless:,} {few} nothing but the end marker: all pixels are there and used"
+        if self.partial:
+            shown = "\n  ".join(image.why for image in self.partial)
+            few = "picture is" if len(self.partial) == 1 else "pictures are"
+            yield f"{len(self.partial):,} {few} not whole; what is there was used:\n  {shown}"
 
     def logits(self, export: Export, view: str, digests: Digests) -> F32:
         """Stored logits, float32 (N, width)."""

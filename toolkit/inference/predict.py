@@ -20,6 +20,8 @@ from toolkit.core.cards import Preprocess
 from toolkit.errors import ImageError
 from toolkit.images import render
 from toolkit.images.boxes import NO_BOXES, Boxes
+from toolkit.images.decode import lacks_end
+from toolkit.images.treatments import CutShortError
 from toolkit.images.views import Cut, parse
 from toolkit.inference import passes
 from toolkit.inference.execution import Execution
@@ -76,6 +78,7 @@ def predict(
     work = _begin(exports, views, Items.of(items), store, execution, boxes, plan or Everything(exports, views))
     finished = work.run(until)
     bad = [BadImage(work.items[i].id, work.items[i].path, work.bad[i]) for i in sorted(work.bad)]
+    partial = [BadImage(work.items[i].id, work.items[i].path, work.partial[i]) for i in sorted(work.partial)]
     work.known[list(work.bad)] = False
     usable = np.flatnonzero(work.known)
     return PredictOutcome(
@@ -89,6 +92,8 @@ def predict(
         seconds=time.monotonic() - started,
         finished=finished,
         trusted=work.trusted,
+        partial=tuple(partial),
+        endless=len(work.endless - work.bad.keys() - work.partial.keys()),
     )
 
 
@@ -155,6 +160,8 @@ class _Work:
     known: NDArray[np.bool_]
     trusted: int
     bad: dict[int, str] = field(default_factory=dict)
+    partial: dict[int, str] = field(default_factory=dict)
+    endless: set[int] = field(default_factory=set)
     passes: int = 0
     spent: dict[str, Timing] = field(default_factory=dict)  # per model
     _sessions: dict[Preprocess, Session] = field(default_factory=dict)
@@ -215,6 +222,8 @@ class _Work:
                 self.bad[i] = error.message
                 continue
             self.known[i] = True
+            if lacks_end(data[i]):
+                self.endless.add(i)
         readable = items[self.known[items]]
         wanted = self.plan.wanted(readable, self.digests[readable], self.tables)
         return _Block(items, *self._render(wanted.tolist(), data))
@@ -290,6 +299,8 @@ class _Work:
         def pixels_of(i: int) -> list[list[U8]] | None:
             try:
                 return self._cut(i, data.pop(i, None), names)
+            except CutShortError as error:
+                return self._what_is_there(i, names, error)
             except ImageError as error:
                 self.bad[i] = error.message
                 return None
@@ -304,12 +315,29 @@ class _Work:
         stacked = {(p, cut): np.stack(parts) for p, cuts in wanted.items() for cut, parts in cuts.items() if parts}
         return np.array(good, dtype=np.int64), stacked
 
-    def _cut(self, i: int, data: bytes | None, wanted: Mapping[Preprocess, list[Cut]]) -> list[list[U8]]:
+    def _what_is_there(self, i: int, wanted: Mapping[Preprocess, list[Cut]], cut_short: CutShortError) -> list[list[U8]] | None:
+        """Of a picture cut short, where that is asked for; its rows are kept apart from those of the whole."""
+        try:
+            if self.execution.on_bad_image != "decode":
+                raise cut_short
+            pixels = self._cut(i, None, wanted, partial=True)
+        except ImageError as error:
+            self.bad[i] = error.message
+            return None
+        self.partial[i] = cut_short.message
+        self.digests[i] = self.identities.partial(bytes(self.digests[i]).ljust(DIGEST.itemsize, b"\0"))
+        return pixels
+
+    def _cut(
+        self, i: int, data: bytes | None, wanted: Mapping[Preprocess, list[Cut]], *, partial: bool = False
+    ) -> list[list[U8]]:
         """One item decoded and cut, per Preprocess and in its order of cuts."""
         path, boxes = self.items[i].path, self.identities.boxes
         own = {preprocess.box: boxes.of(preprocess.box, self.items.ids[i], path) for preprocess in wanted}
         implementation = self.execution.implementation
-        pixels = render.cut_all(data or render.read(path), str(path), wanted, own, implementation=implementation)
+        pixels = render.cut_all(
+            data or render.read(path), str(path), wanted, own, implementation=implementation, partial=partial
+        )
         return [[pixels[preprocess, cut] for cut in cuts] for preprocess, cuts in wanted.items()]
 
     def _session(self, preprocess: Preprocess) -> Session:

@@ -129,6 +129,7 @@ def _joined(outcomes: Sequence[PredictOutcome]) -> PredictOutcome:
         passes=sum(outcome.passes for outcome in outcomes),
         seconds=sum(outcome.seconds for outcome in outcomes),
         finished=len(finished) == len(outcomes),
+        endless=max(outcome.endless for outcome in outcomes),
     )
 
 

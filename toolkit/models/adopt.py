@@ -138,12 +138,13 @@ def _card(source: Path, asked: Asked, taken: Input, competition: Competition | N
         raise CardError(f"std is above zero, not {std}")
     front = Front(size, mean, std, layout, taken.element, asked.top if taken.element != "uint8" else 1, asked.colour)
     step = -1 if asked.colour == "bgr" else 1
+    cut = _cut(asked, size, known[0] if known else None)
     in_rgb = [tuple(value / front.top for value in values[::step]) for values in (mean, std)]
     card = Card(
         member=asked.member or source.stem.replace(",", "_").replace("=", "_"),
         fold=asked.fold,
         outputs=(Output("label", ("pending",)),),
-        preprocess=_cut(asked, size, known[0] if known else None),
+        preprocess=competition.treated(cut) if competition else cut,
         mean=in_rgb[0],  # type: ignore[arg-type]
         std=in_rgb[1],  # type: ignore[arg-type]
         split=export_checkpoint.split_of(competition, asked.fold) if competition else "",

@@ -180,7 +180,7 @@ def _card(competition: Competition, network: torch.nn.Module, member: str, fold:
         member=member,
         fold=fold,
         outputs=tuple(outputs),
-        preprocess=pixels,
+        preprocess=competition.treated(pixels),
         mean=mean,
         std=std,
         split=split_of(competition, fold),

@@ -15,7 +15,7 @@ from toolkit.base.text import csv_text
 from toolkit.core.metrics import METRICS
 from toolkit.core.twins import twins_note
 from toolkit.errors import CompetitionError, few
-from toolkit.images import boxes
+from toolkit.images import boxes, statistics
 from toolkit.setup import find_images, infer_targets
 from toolkit.setup.find_images import Index, Match, Part
 from toolkit.setup.infer_targets import Findings, Tables, Wishes
@@ -152,11 +152,23 @@ def _describe(
         delimiter=wishes.delimiter,
         sample=_written(sample.path, root),
     )
-    competition = replace(competition, format=_format(sample.frame, competition, wishes, findings))
+    competition = _pixels(
+        replace(competition, format=_format(sample.frame, competition, wishes, findings)), train_match, test_match, findings
+    )
     findings.check()
     for target in targets:
         target.truth(train.frame, map(str, range(len(train.frame))), str(train.path))
     return competition
+
+
+def _pixels(competition: Competition, train: Match, test: Match, findings: Findings) -> Competition:
+    """The competition with what pictures of its kind need behind their transparent pixels; what is odd about them is said."""
+    files = [path for match in (train, test) for name in match.files if name and (path := Path(match.folder, name)).is_file()]
+    peculiar = statistics.peculiar(files)
+    seen = replace(competition, alpha=peculiar.behind)
+    for note in peculiar.notes(seen.alpha, None):
+        findings.say(f"pictures: {note}")
+    return seen
 
 
 def _places(root: Path, wishes: Wishes) -> list[Path]:

@@ -78,6 +78,9 @@ class TrainingPlan:
     cache: bool = True
     logger: str = "none"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "preprocess", self.competition.treated(self.preprocess))
+
     @property
     def target(self) -> Target:
         """The one target.
@@ -111,7 +114,7 @@ class TrainingPlan:
         shared |= {f"architecture.{name}": value for name, value in self.architecture.items()}
         user = {name: str(value).rpartition(":")[0] for name, value in every.items() if ".py:" in str(value)}
         every |= {f"{name} content": files.sha256(Path(path))[:16] for name, path in user.items() if Path(path).is_file()}
-        pixels = {"preprocess": asdict(self.preprocess), "mean": self.mean, "std": self.std}
+        pixels = {"preprocess": self.preprocess.fields, "mean": self.mean, "std": self.std}
         taught = self.config.source_digests(self) if isinstance(self.config, Taught) else {}
         if content := warm_start.content(self.competition, self.config):
             shared[WEIGHTS_CONTENT] = content

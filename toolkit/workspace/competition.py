@@ -206,6 +206,8 @@ class Competition(CompetitionFile):
     def to_toml(self) -> str:
         """The file's text; reading it back gives an equal competition."""
         lines = [f"schema = {SCHEMA}", f"name = {_quote(self.name)}", f"metric = {_quote(self.metric)}"]
+        lines += [f"alpha = {_quote(self.alpha)}"] if self.alpha != "drop" else []
+        lines += [f"window = [{self.window[0]}, {self.window[1]}]"] if self.window else []
         lines += ["", "[columns]", f"id = {_quote(self.id)}"]
         lines += [f"{key} = {_quote(value)}" for key in _NAMED if (value := getattr(self, key))]
         for part, where in (("train", self.train), ("test", self.test)):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from toolkit.base import documents
 from toolkit.base.schema import shown
 from toolkit.base.text.text_forms import TextForm
+from toolkit.core.cards import ALPHAS, Alpha, Preprocess, Window, as_window
 from toolkit.core.targets import Target
-from toolkit.errors import CompetitionError, few
+from toolkit.errors import CardError, CompetitionError, few
 from toolkit.images.boxes import BoxTable
 
 FILE = "competition.toml"
@@ -40,6 +41,8 @@ class CompetitionFile:
     0: not said);
     `upload` where it goes, as in `kaggle:titanic`; `labels_fix` a table of corrected labels that training uses (see `fixes`).
     `encoding` and `delimiter` are those of the tables, where their bytes do not say them.
+    `alpha` is what lies behind transparent pixels and `window` the values of 16-bit files that become black and white, of every
+    model that is trained or taken in here.
     """
 
     root: Path
@@ -61,6 +64,8 @@ class CompetitionFile:
     boxes_of: Mapping[str, BoxTable] = field(default_factory=dict)
     encoding: str = ""
     delimiter: str = ""
+    alpha: Alpha = "drop"
+    window: Window | None = None
 
     @property
     def text_form(self) -> TextForm:
@@ -76,8 +81,19 @@ class CompetitionFile:
             raise CompetitionError(f"{FILE}: max_mb is a number of megabytes, not {self.max_mb}")
         if strange := [name for name in self.boxes_of if not name.isidentifier()]:
             raise CompetitionError(f"{FILE}: boxes are named by letters, digits and _, not {few(strange)}")
+        if self.alpha not in ALPHAS:
+            raise CompetitionError(f"{FILE}: alpha is one of {', '.join(ALPHAS)}, not {self.alpha!r}")
+        if self.window is not None:
+            try:
+                object.__setattr__(self, "window", as_window(self.window))
+            except CardError as error:
+                raise CompetitionError(f"{FILE}: {error.message}") from error
         if self.per_id not in ("", "mean", "max"):
             raise CompetitionError(f'{FILE}: per_id is "mean" or "max", not {self.per_id!r}')
+
+    def treated(self, preprocess: Preprocess) -> Preprocess:
+        """The same pixels with transparent pictures treated as this competition says."""
+        return replace(preprocess, alpha=self.alpha, window=self.window)
 
     def target(self, name: str) -> Target:
         """The target of that name.
@@ -136,6 +152,7 @@ def _fields(raw: dict[str, Any]) -> dict[str, Any]:
     }
     targets = tuple(Target(name=name, **{"classes": (), **keys}) for name, keys in raw["targets"].items())
     asked = {"sample_id" if key == "id" else key: value for key, value in raw.get("submission", {}).items()}
+    asked |= {"alpha": raw.get("alpha", "drop"), "window": raw.get("window")}
     asked |= {"labels_fix": raw["train"].get("labels_fix", "")}
     for name, keys in raw.get("boxes", {}).items():
         _check_keys(keys, _BOX_KEYS, f" in [boxes.{name}]")
@@ -174,6 +191,8 @@ _KEYS: dict[str, Any] = {
     "schema": int,
     "name": str,
     "metric": str,
+    "alpha": str,
+    "window": list,
     "columns": {"id": str, "group": str, "extra": str, "encoding": str, "delimiter": str},
     "train": _IMAGES | {"labels_fix": str},
     "test": _IMAGES,

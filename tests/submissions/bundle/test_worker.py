@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.requested import ensemble
+from tests.submissions.bundle.helpers import HERE, probabilistic
 from toolkit.images import decode
-from toolkit.submissions.bundle import worker
+from toolkit.inference.exports import find_exports
+from toolkit.submissions.bundle import pack, worker
 
 
 def test_a_model_alone_keeps_no_pixels_and_says_the_same(done, packed, workspace):
@@ -69,10 +72,10 @@ def test_no_memory_and_no_package_are_no_bad_image(done, packed, tmp_path, monke
     job.write(tmp_path / "job.json")
     true = decode._pillow
 
-    def fail(data, header, where):
+    def fail(data, header, where, *rest):
         if where == paths[3]:
             raise error
-        return true(data, header, where)
+        return true(data, header, where, *rest)
 
     monkeypatch.setattr(decode, "_pillow", fail)
     assert worker.work_on(tmp_path / "job.json") == 1
@@ -82,3 +85,25 @@ def test_no_memory_and_no_package_are_no_bad_image(done, packed, tmp_path, monke
     assert worker.work_on(tmp_path / "job.json") == 0
     key = recipe.models[0].key
     np.testing.assert_array_equal(np.load(tmp_path / f"{key}.npy"), np.load(out / f"{key}.npy"))
+
+
+def test_what_is_there_of_pictures_cut_short_where_the_ensemble_took_it(workspace, folds):
+    """A bundle treats them as the predictions that it was packed from did, with the answers that these have."""
+    cut = workspace / "test" / "9003.png"
+    cut.write_bytes(cut.read_bytes()[:2500])
+    competition = probabilistic(workspace)
+    paths = find_exports(["folds/*.onnx"])
+    made = ensemble(competition, paths, device="cpu", implementation="pillow", on_bad_image="decode")
+    bundle = pack.make(competition, workspace.parent / "bundle", python=HERE, cuda="cpu", wheels=False)
+    assert bundle.recipe.partial
+    images = tuple(str(path) for _, path in competition.images("test"))
+    tables = {}
+    for partial in (True, False):
+        out = workspace.parent / str(partial)
+        out.mkdir()
+        worker.work(worker.Job(str(bundle.path), str(out), "cpu", bundle.recipe.models, images, partial=partial))
+        tables[partial] = np.mean([np.load(out / f"{model.key}.npy") for model in bundle.recipe.models], axis=0)
+        assert list(worker.cut_short(out)) == ([3] if partial else [])
+        assert list(worker.bad_images(out)) == ([] if partial else [3])
+    np.testing.assert_allclose(tables[True], made.predictions["label"].values, atol=1e-6)
+    assert np.isnan(tables[False][3]).all()

@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 @click.option("--name", default="ensemble", show_default=True, help="Written to predictions/NAME.parquet.")
 @click.option(
     "--on-bad-image",
-    type=click.Choice(["fail", "prior"]),
+    type=click.Choice(["fail", "prior", "decode"]),
     default="fail",
     show_default=True,
-    help="Stop without predictions, or give such rows the class prior and list them.",
+    help="Stop without predictions, give such rows the class prior, or use what is there of pictures cut short, and list them.",
 )
 @click.option("--verify-images", is_flag=True, help="Read every image, also those whose size and time are as they were.")
 @options.passes

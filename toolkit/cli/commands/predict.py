@@ -36,7 +36,12 @@ if TYPE_CHECKING:
 @click.option("--each", is_flag=True, help="A table per model (with --held-out: per member), as NAME.<model>.<suffix>.")
 @click.option("--held-out", is_flag=True, help="With --on train: every row by the folds that did not see it.")
 @click.option("--in-sample", is_flag=True, help="With --on train: also rows that a model was trained on.")
-@click.option("--on-bad-image", type=click.Choice(["fail", "skip"]), default="fail", help="Fail, or leave the row out.")
+@click.option(
+    "--on-bad-image",
+    type=click.Choice(["fail", "skip", "decode"]),
+    default="fail",
+    help="Fail, leave the row out, or use what is there of pictures cut short.",
+)
 @click.option("--id-column", default="", help="Of the CSV; default `id`, else its first column.")
 @click.option("--path-column", default="", help="Of the CSV; paths are relative to it. Default `path`, `file`, `image`…")
 @click.option("--limit", type=click.IntRange(1), help="Only the first N images, to try things out.")

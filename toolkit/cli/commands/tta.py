@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 @click.option("--views", is_flag=True, help="Show every single view as well as the sets.")
 @click.option("--members", default="", shell_complete=MEMBERS, help="Judge these members only (b4,vit).")
 @click.option("--limit", type=click.IntRange(2), help="About so many held-out rows, drawn by chance, instead of all.")
+@click.option(
+    "--on-bad-image",
+    type=click.Choice(["fail", "decode"]),
+    default="fail",
+    show_default=True,
+    help="Stop, or use what is there of pictures cut short.",
+)
 @click.option("--device", type=click.Choice(["auto", *PROVIDERS]), default="auto", show_default=True)
 @click.option("--batch-size", "batch", type=click.IntRange(1), help="Images a model takes at a time.")
 @options.as_json

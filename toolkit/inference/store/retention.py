@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -14,7 +15,7 @@ from toolkit.base.arrays import F32
 from toolkit.core import voting
 from toolkit.core.cards import Output
 from toolkit.images.boxes import Boxes
-from toolkit.inference.store.file_index import Digests
+from toolkit.inference.store.file_index import DIGEST, Digests
 from toolkit.inference.store.prediction_store import RenamedTable, StoreTable, TableKey, rows_size
 from toolkit.runtime.devices import engine_tag
 from toolkit.runtime.graphs.onnx_file import Export
@@ -58,12 +59,23 @@ class Identities:
             rows[identity.rstrip(b"\0")] = self.boxes.key(content, [box], key, file)  # numpy's bytes end before their zeros
         return identity
 
+    def partial(self, identity: bytes) -> bytes:
+        """What stands for the same image taken as far as it is there: rows of before never pass for those of the whole."""
+        cut = _partial(identity)
+        for rows in self._rows.values():
+            rows[cut.rstrip(b"\0")] = _partial(rows[identity.rstrip(b"\0")])
+        return cut
+
     def table(self, export: Export, table: StoreTable) -> StoreTable | RenamedTable:
         """The model's table, to be asked with what `of` gave."""
         box = export.card.preprocess.box
         if self.names in ([], [box]):
             return table
         return RenamedTable(table, self._rows.setdefault(box, {}))
+
+
+def _partial(identity: bytes) -> bytes:
+    return hashlib.blake2b(identity.ljust(DIGEST.itemsize, b"\0"), digest_size=DIGEST.itemsize, person=b"partial").digest()
 
 
 def table_key(export: Export, view: str, pixels: str, device: str, precision: str, kept_as: str = "float32") -> TableKey:

@@ -106,7 +106,8 @@ class Recipe:
     """What a bundle holds beside its competition.toml: the ensemble, the form of the submission, what to fall back on.
 
     `priors` has the share of each class in the training labels per target, `agreement` how well Pillow's pixels agree with the
-    fast ones. `deadline` is in seconds, 0 for none; `slashes` says that ids may have them, `blend` per target what is done
+    fast ones. `deadline` is in seconds, 0 for none; `slashes` says that ids may have them, `partial` that of
+    pictures cut short what is there is used, `blend` per target what is done
     beside the weighted vote (see `Blend.record`). Models stand in the order in which they run, those of most weight first.
     """
 
@@ -126,6 +127,7 @@ class Recipe:
     blend: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     competition: str = ""  # SHA-256 of competition.toml
+    partial: bool = False
     schema: int = SCHEMA
 
     def write(self, folder: Path) -> Path:

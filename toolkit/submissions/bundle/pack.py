@@ -105,6 +105,7 @@ def make(
             blend=dict(meta.get("blend") or {}),
             versions=provenance.versions(),
             competition=files.sha256(part / FILE),
+            partial=meta.get("on_bad_image") == "decode",
         )
         recipe.write(part)
         files.write_text(part / "README.txt", _readme(recipe, wheels=wheels))

@@ -20,7 +20,7 @@ from toolkit.errors import DeviceError, ToolkitError
 from toolkit.runtime.devices import gpu_count
 from toolkit.submissions.bundle.contents import Blended, Model, Part, Recipe, agreement_line, blend
 from toolkit.submissions.bundle.request import Asked, NoBoxesError, Request, read_request, write_submission
-from toolkit.submissions.bundle.worker import FAILED, Job, bad_images, work_on
+from toolkit.submissions.bundle.worker import FAILED, Job, bad_images, cut_short, work_on
 
 SPARE = 1.0  # seconds of the deadline kept beside the time that writing takes
 POLL = 0.1  # seconds between looks at the workers
@@ -144,7 +144,8 @@ def _start(request: Request, worker: _Worker) -> None:
     part = worker.part
     paths = request.paths[part.start : part.stop]
     boxes = {name: every[part.start : part.stop] for name, every in request.boxes.items()}
-    job = Job(str(request.folder), str(part.out), worker.device, request.wanted.recipe.models, paths, boxes)
+    recipe = request.wanted.recipe
+    job = Job(str(request.folder), str(part.out), worker.device, recipe.models, paths, boxes, recipe.partial)
     path = job.write(part.out / "job.json")
     (part.out / "error").unlink(missing_ok=True)
     env = dict(os.environ)
@@ -217,6 +218,8 @@ def _report(request: Request, workers: Sequence[_Worker], blended: Blended, *, l
         say(f"Not finished{' before the deadline' if late else ''}: {', '.join(rest)}")
     if bad := [why for worker in workers for why in bad_images(worker.part.out).values()]:
         say("\n  ".join([f"{len(bad):,} images cannot be used:", *bad[:10]]))
+    if cut := [why for worker in workers for why in cut_short(worker.part.out).values()]:
+        say("\n  ".join([f"{len(cut):,} images are not whole; what is there was used:", *cut[:10]]))
     if blended.partial:
         say(f"{blended.partial:,} rows have the word of a single model")
     if blended.prior:

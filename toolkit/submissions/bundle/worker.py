@@ -21,13 +21,14 @@ from toolkit.core.cards import Preprocess
 from toolkit.errors import DeviceError, ImageError, ModelError, ToolkitError
 from toolkit.images import decode, geometry
 from toolkit.images.boxes import Box
+from toolkit.images.treatments import CutShortError
 from toolkit.images.views import Cut, parse
 from toolkit.runtime.devices import PROVIDERS
 from toolkit.submissions.bundle.contents import DONE, PART, Model
 
 BLOCK = 64  # images decoded and run together
 SPARE = 1 << 30  # bytes of temporary space that the pixel cache leaves free
-FAILED, BAD = ".failed", "bad.jsonl"
+FAILED, BAD, CUT_SHORT = ".failed", "bad.jsonl", "cut-short.jsonl"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Job:
     models: tuple[Model, ...]
     paths: tuple[str, ...]
     boxes: Mapping[str, Sequence[Box | None]] = field(default_factory=dict)  # by name, one per path
+    partial: bool = False  # of pictures cut short what is there is used
 
     def write(self, path: Path) -> Path:
         """Keep the job for the process that does it."""
@@ -154,7 +156,7 @@ class _Pixels:
 
     def __init__(self, job: Job, folder: Path) -> None:
         self.paths, self.boxes = job.paths, job.boxes
-        self.bad = folder / BAD
+        self.bad, self.cut_short, self.partial = folder / BAD, folder / CUT_SHORT, job.partial
         self._unusable = set(bad_images(folder))
         self._wanted = _cuts(job.models)
         self._kept: dict[tuple[Preprocess, Cut], Any] = {}
@@ -196,21 +198,42 @@ class _Pixels:
 
     def _render(self, row: int, wanted: Mapping[Preprocess, Sequence[Cut]]) -> dict[tuple[Preprocess, Cut], U8] | str:
         """One image in every cut, or why it cannot be used."""
-        path = self.paths[row]
+        path, boxes = self.paths[row], {name: own[row] for name, own in self.boxes.items()}
         try:
-            return geometry.cut_all(decode.read(Path(path)), path, wanted, {name: own[row] for name, own in self.boxes.items()})
+            data = decode.read(Path(path))
+            try:
+                return geometry.cut_all(data, path, wanted, boxes)
+            except CutShortError as error:
+                if not self.partial:
+                    raise
+                pixels = geometry.cut_all(data, path, wanted, boxes, partial=True)
+                _note(self.cut_short, row, error.message)
+                return pixels
         except ImageError as error:
             return error.message
 
     def _refuse(self, row: int, why: str) -> None:
         self._unusable.add(row)
-        with self.bad.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"image": row, "why": why}) + "\n")
+        _note(self.bad, row, why)
+
+
+def _note(path: Path, row: int, why: str) -> None:
+    """Add a line on an image of the shard; lines of several threads do not mix, since each is written at once."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"image": row, "why": why}) + "\n")
 
 
 def bad_images(out: Path) -> dict[int, str]:
     """Places of the images of a shard that could not be used so far, and why."""
-    path = out / BAD
+    return _noted(out / BAD)
+
+
+def cut_short(out: Path) -> dict[int, str]:
+    """Places of those of which only what is there was used so far, and what is missing."""
+    return _noted(out / CUT_SHORT)
+
+
+def _noted(path: Path) -> dict[int, str]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     bad = [json.loads(line) for line in lines if line.endswith("}")]  # the last may be cut short
     return {image["image"]: image["why"] for image in bad}
