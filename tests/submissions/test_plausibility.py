@@ -145,6 +145,12 @@ def test_a_stale_sample_is_seen_on_disk(workspace):
     more = pd.concat([sample, table("id,label\n9999,ant\n")])
     (problem,) = plausibility.on_disk(rules, more)
     assert (problem.code, problem.ids) == ("SUB077", ("9999",))
+    (workspace / "test" / "9000.png").rename(workspace / "test" / "9000.PNG")  # images that rows find are there
+    assert codes(plausibility.on_disk(rules, sample)) == []
+    any_suffix = replace(rules, test=Images("test", "{id}.*"))
+    assert codes(plausibility.on_disk(any_suffix, sample)) == []
+    assert [p.ids for p in plausibility.on_disk(any_suffix, sample[:-2])] == [("9009.png", "9010.png")]
+    assert [p.code for p in plausibility.on_disk(any_suffix, more)] == ["SUB077"]
     (workspace / "test" / "readme.txt").write_text("")
     assert codes(plausibility.on_disk(rules, sample)) == []
     shared = replace(rules, test=Images("train", "{id}.png"))  # one folder for both parts: train images are no surplus

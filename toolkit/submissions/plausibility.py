@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +15,7 @@ from toolkit.submissions import checks
 from toolkit.submissions.answers import Answers
 from toolkit.submissions.checks import Problem
 from toolkit.submissions.form.layout import SubmissionLayout
-from toolkit.workspace import path_patterns
+from toolkit.workspace import path_patterns, row_files
 from toolkit.workspace.competition import Competition
 
 if TYPE_CHECKING:
@@ -113,31 +111,18 @@ def on_disk(competition: Competition, sample: pd.DataFrame) -> Iterator[Problem]
     """Compare the sample's ids with the test images that are there: a stale sample asks for other ones."""
     where, key = competition.test, competition.sample_id
     folder = competition.path(where.folder)
-    if where.table or not folder.is_dir() or "*" in where.pattern:
+    if where.table or not folder.is_dir():
         return  # images of another table were compared when it was read
     if any(name not in sample.columns for name in path_patterns.columns(where.pattern)):
         return
     ids = [str(name) for name in sample[key]]
-    cells = {name: list(sample[name]) for name in path_patterns.columns(where.pattern)}
-    rows = zip(*cells.values(), strict=True)
-    wanted = [os.path.normpath(path_patterns.fill(where.pattern, dict(zip(cells, row, strict=True)))[0]) for row in rows]
-    there = set(_images(folder, deep=any(os.sep in name for name in wanted[:ROWS])))
-    lost = [name for name, file in zip(ids, wanted, strict=True) if file not in there]
+    fill = path_patterns.filler(where.pattern)
+    columns = [[str(cell) for cell in sample[name]] for name in path_patterns.columns(where.pattern)]
+    located = row_files.locate(folder, where.pattern, map(fill, zip(*columns, strict=True)))
+    lost = [name for name, files in zip(ids, located.files, strict=True) if not files]
     if len(lost) < len(ids):
         yield from checks.of_ids("SUB077", lost)
     train = competition.path(competition.train.folder).resolve()
     if train != folder.resolve() and folder.resolve() not in train.parents:
-        surplus = sorted(there - set(wanted))
-        yield from checks.of_ids("SUB076", surplus, seen=f"the sample has {len(ids):,} rows, the folder {len(there):,} images")
-
-
-def _images(folder: Path, *, deep: bool) -> Iterator[str]:
-    """The image files of a folder, as paths below it."""
-    from toolkit.images.render import SUFFIXES
-
-    for parent, below, names in os.walk(folder, followlinks=True):
-        inside = os.path.relpath(parent, folder)
-        for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield os.path.normpath(os.path.join(inside, name))  # noqa: PTH118 - a million of them
-        below[:] = [name for name in below if deep and not name.startswith(".")]
+        seen = f"the sample has {len(ids):,} rows, the folder {located.found + len(located.unused):,} images"
+        yield from checks.of_ids("SUB076", located.unused, seen=seen)
