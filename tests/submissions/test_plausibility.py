@@ -109,12 +109,12 @@ def test_confidence_far_from_that_out_of_fold():
     (problem,) = plausibility.unsure(ours, theirs)
     assert problem.code == "SUB073"
     assert f"mean {unsure.max(axis=1).mean():.3f}" in problem.seen
-    assert codes(plausibility.unsure(theirs, replace(theirs, confidence=theirs.confidence[::-1]))) == []
-    assert codes(plausibility.unsure(replace(ours, confidence=None), theirs)) == []
+    assert codes(plausibility.unsure(theirs, replace(theirs, numbers=theirs.numbers[::-1]))) == []
+    assert codes(plausibility.unsure(replace(ours, numbers=None), theirs)) == []
 
 
 def test_ties_matter_only_where_ranks_do():
-    assert {name for name, metric in METRICS.items() if plausibility.by_rank(metric)} == {"roc_auc"}
+    assert {name for name, metric in METRICS.items() if metric.by_rank} == {"roc_auc"}
     rng = np.random.default_rng(0)
     p = rng.random(200)
     rules = competition(SICK, metric="roc_auc")
@@ -134,6 +134,52 @@ def test_saturated_probabilities_are_ties_once_written():
     rules = competition(SICK, metric="roc_auc")
     written = render({"sick": known}, as_format(sample, rules, "probability"))
     assert "SUB036" in codes(check(written, as_format(sample, rules, "probability"), rules))
+
+
+def test_classes_that_are_never_answered_out_of_fold_either_are_no_news():
+    never, both = labelled((0.5, 0.5, 0.0)), labelled((0.4, 0.3, 0.3))
+    assert codes(plausibility.absent(never, never)) == []
+    (problem,) = plausibility.absent(never, both)
+    assert (problem.code, problem.seen) == ("SUB043", repr(ANIMALS[2]))
+    assert codes(plausibility.absent(both, never)) == []
+
+
+def test_a_rank_vote_under_a_rank_metric_is_judged_by_order_alone(workspace):
+    """Ranks are no probabilities: no threshold of a half, no confidence, and the vote's own ties are no rounding."""
+    rules = Competition.read(workspace)
+    rules = replace(rules, targets=(SICK,), metric="roc_auc", format="probability")
+    rng = np.random.default_rng(0)
+    (workspace / "test").rename(workspace / "away")
+    ids = tuple(f"{i:03d}" for i in range(200))
+    pd.DataFrame({"id": ids, "sick": "0.5"}).to_csv(workspace / "sample_submission.csv", index=False)
+    truth = rng.integers(0, 2, 200)
+    pd.DataFrame({"id": ids, "sick": truth}).to_csv(workspace / "train.csv", index=False)
+    p = np.clip(0.2 * truth + 0.3 + rng.normal(0, 0.05, 200), 0, 1)
+    held_out = Predictions("sick", "probabilities", ids, ("0", "1"), np.stack([1 - p, p], axis=1))
+    prediction_files.write_table(workspace / "oof" / "a.parquet", {"sick": held_out}, {"member": "a"})
+    ranks = np.round(stats.rankdata(p) / 200, 2)  # ties of its own; a half of the rows above a half
+    (workspace / "predictions").mkdir(exist_ok=True)
+
+    def submitted(values, name, created):
+        table = Predictions("sick", "probabilities", ids, ("0", "1"), np.stack([1 - values, values], axis=1))
+        meta = {"name": name, "created": created, "models": [{"member": "a", "weight": 1.0}], "vote": "rank"}
+        prediction_files.write_table(workspace / "predictions" / f"{name}.parquet", {"sick": table}, meta)
+        done = submission.submit(rules, name=name)
+        return {problem.code for problem in done.warnings} & {"SUB036", "SUB043", "SUB072", "SUB073", "SUB074"}, done.changed
+
+    assert submitted(ranks, "rank", "2026-01-01T00:00:00+00:00") == (set(), None)
+    assert submitted(p * 0.1, "small", "2026-01-02T00:00:00+00:00") == (set(), 0.0)  # the same order below the half
+    codes_of, changed = submitted(1 - ranks, "turned", "2026-01-03T00:00:00+00:00")
+    assert codes_of == {"SUB074"}
+    assert changed > 0.8
+    assert "SUB036" in {p.code for p in check(*_rounded(workspace, rules))}
+
+
+def _rounded(root, rules):
+    sample = as_format(table((root / "sample_submission.csv").read_text()), rules, "probability")
+    frame = sample.frame.copy()
+    frame["sick"] = [f"{i / 200:.1f}" for i in range(len(frame))]
+    return frame, sample, rules
 
 
 def test_a_stale_sample_is_seen_on_disk(workspace):

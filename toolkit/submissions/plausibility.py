@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from toolkit.base.arrays import F64
 from toolkit.base.text import arrow_csv
 from toolkit.core.metrics import Metric
+from toolkit.errors import few
 from toolkit.submissions import checks
 from toolkit.submissions.answers import Answers
 from toolkit.submissions.checks import Problem
@@ -43,8 +44,8 @@ def same_as_sample(frame: pd.DataFrame, sample: pd.DataFrame, key: str) -> Itera
 
 
 def ties(frame: pd.DataFrame, layout: SubmissionLayout, metric: Metric) -> Iterator[Problem]:
-    """Find columns of numbers in which rounding made ties, where the metric goes by rank."""
-    if not layout.format.values or layout.format.name == "topk" or len(frame) < ROWS or not by_rank(metric):
+    """Find columns of numbers with ties, which rounding may have made, where the metric goes by rank."""
+    if not layout.format.values or layout.format.name == "topk" or len(frame) < ROWS or not metric.by_rank:
         return
     for column in layout.columns:
         if column.name in frame.columns:
@@ -54,9 +55,23 @@ def ties(frame: pd.DataFrame, layout: SubmissionLayout, metric: Metric) -> Itera
                 yield Problem("SUB036", tied, column.name, seen=different)
 
 
-def by_rank(metric: Metric) -> bool:
-    """Whether a metric sees only the order of the rows within a class."""
-    return metric.accepts == "scores"
+def made_by_writing(tie: Problem, ours: Sequence[Answers], layout: SubmissionLayout, frame: pd.DataFrame) -> bool:
+    """Whether rows that share their number in the file (SUB036) had different ones before: a rank vote has ties of its own."""
+    column = next(column for column in layout.columns if column.name == tie.column)
+    for question in ours:
+        if question.name == column.target.name and question.numbers is not None:
+            own = question.numbers[:, question.classes.index(column.part)] if column.part in question.classes else None
+            return own is None or len(np.unique(own)) > len(arrow_csv.text(frame[column.name]).unique())
+    return True
+
+
+def absent(ours: Answers, expected: Answers) -> Iterator[Problem]:
+    """Find classes that no row is given although rows were out of fold; those that are never answered there are no news."""
+    if ours.classes != expected.classes or len(ours.ids) < 10 * len(ours.classes):
+        return
+    missing = [name for name, here, there in zip(ours.classes, ours.counts, expected.counts, strict=True) if there and not here]
+    if missing:
+        yield Problem("SUB043", len(missing), ours.name, seen=few(sorted(missing)))
 
 
 def shifted(ours: Answers, expected: Answers) -> Iterator[Problem]:
