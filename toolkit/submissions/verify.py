@@ -26,7 +26,7 @@ from toolkit.inference.execution import Execution
 from toolkit.inference.exports import read_exports, share
 from toolkit.inference.store.file_index import ImageIndex
 from toolkit.submissions import csv_problems
-from toolkit.submissions.manifest import path_of, read
+from toolkit.submissions.manifest import path_of, read, writer_of
 from toolkit.submissions.sample import read_sample, render
 from toolkit.workspace.competition import FILE, Competition
 
@@ -167,7 +167,8 @@ def _rebuilt(competition: Competition, manifest: Mapping[str, Any], *, images: b
         else:
             predictions = prediction_files.read_table(competition.path(manifest["predictions"]["path"])).predictions
         sample = competition.path(manifest["sample"]["path"])
-        frame = render(predictions, read_sample(competition, sample if sample.is_file() else None))
+        wanted = read_sample(competition, sample if sample.is_file() else None)
+        frame = render(predictions, wanted.written_by(writer_of(manifest)))
         return files.write(own.path("submission.csv"), lambda file: arrow_csv.write(file, frame)).read_bytes()
 
 
