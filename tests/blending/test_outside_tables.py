@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -37,6 +38,17 @@ def csv(path, table):
 def parquet(path, table):
     table.to_parquet(path)
     return path
+
+
+@pytest.mark.parametrize("suffix", outside_tables.SUFFIXES)
+def test_a_file_may_be_called_in_any_bytes(tmp_path, suffix):
+    plain = tmp_path / f"theirs{suffix}"
+    if suffix == ".npz":
+        np.savez(plain, id=np.array(IDS), values=P, classes=np.array(CLASSES))
+    else:
+        {".csv": csv, ".parquet": parquet}[suffix](plain, frame())
+    odd = plain.rename(tmp_path / os.fsdecode(b"theirs\xff" + suffix.encode()))
+    np.testing.assert_allclose(read(odd, TARGET).align(IDS).values, P)
 
 
 def npz(path, table, **more):
@@ -156,7 +168,7 @@ def test_rounded_probabilities_are_normalised_and_others_refused(tmp_path):
     ("change", "message"),
     [
         (lambda t: t.assign(bee=[0.1, np.nan, 0.2, 0.3]), "1 of 4 rows have NaN or infinite values .ids '10'"),
-        (lambda t: t.assign(bee=["0.1", "many", "0.2", "0.3"]), "column 'bee' has 1 cells that are no numbers: 'many'"),
+        (lambda t: t.assign(bee=["0.1", "many", "0.2", "0.3"]), "column 'bee' has 1 cell that are no numbers: 'many'"),
         (lambda t: t.drop(columns="cat"), "no column for class 'cat'"),
         (lambda t: t.rename(columns=lambda n: n if n == "id" else f"p_{n}").assign(p_dog=0.0), "not known: 'p_dog'"),
         (

@@ -237,7 +237,7 @@ def test_one_hot_columns_are_asked_for_and_read_either_way(tmp_path):
     assert competition.truth()["label"].labels.tolist() == [0, 1, 2] * 3
     with (tmp_path / "train.csv").open("a") as file:
         file.write("two,1,1,0\n")
-    with pytest.raises(CompetitionError, match="1 rows do not have a single 1"):
+    with pytest.raises(CompetitionError, match="1 row does not have a single 1"):
         Competition.read(tmp_path).truth()
 
 

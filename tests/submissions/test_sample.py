@@ -332,7 +332,8 @@ def test_written_rows_sum_to_one_whatever_the_tables_rounding(form, count):
     sample = as_format(rows[form], competition(target, metric="log_loss"), form)
     names = list(target.classes) if form == "probabilities" else ["p"]
     read, before = (
-        render({"kind": p}, sample.written_by(writer))[names].astype("float64").to_numpy().reshape(40, count) for writer in (2, 1)
+        render({"kind": p}, sample.written_by(writer))[names].astype("float64").to_numpy().reshape(40, count)
+        for writer in (2, 1)
     )
     assert np.abs(read.sum(axis=1) - 1).max() < 1e-9 < np.abs(before.sum(axis=1) - 1).max()
     exact = values / values.sum(axis=1, keepdims=True)

@@ -175,7 +175,7 @@ def test_what_cannot_be_made_again_is_said(competition, tmp_path):
     with pytest.raises(SubmissionError, match="made by Mina"):
         verify.verify(competition, path, rebuild=True)
     competition.path("folds/tiny.fold0.onnx").unlink()
-    with pytest.raises(SubmissionError, match=r"1 exports are not there: 'folds/tiny.fold0.onnx'"):
+    with pytest.raises(SubmissionError, match=r"1 export is not there: 'folds/tiny.fold0.onnx'"):
         verify.verify(competition, done.path, rebuild=True)
     with pytest.raises(DataError, match="readable manifest"):
         verify.verify(competition, tmp_path / "theirs.csv")

@@ -18,7 +18,7 @@ from toolkit.core import prediction_files
 from toolkit.core.activations import sigmoid, softmax
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import Target, class_order
-from toolkit.errors import AlignmentError, CompetitionError, DataError, few
+from toolkit.errors import AlignmentError, CompetitionError, DataError, counted, few
 from toolkit.workspace.competition import Competition, Images
 
 if TYPE_CHECKING:
@@ -171,7 +171,8 @@ def _own(path: Path, target: Target) -> Predictions | None:
     if not path.exists():
         raise DataError(f"{path} does not exist")
     try:
-        metadata = pq.read_metadata(path).metadata or {}
+        with files.opened(path) as file:
+            metadata = pq.read_metadata(file).metadata or {}
     except (OSError, ValueError):
         metadata = {prediction_files.KEY: b""}  # read_table says what is wrong with it
     if prediction_files.KEY not in metadata:
@@ -191,7 +192,8 @@ def _columns(path: Path, key: str, *, asked: bool) -> tuple[tuple[str, ...], dic
         import pyarrow.parquet as pq
 
         try:
-            table = pq.read_table(path)
+            with files.opened(path) as file:
+                table = pq.read_table(file)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise DataError(f"{path} cannot be read: {error}") from error
         columns: dict[str, Any] = {name: table.column(name).to_pylist() for name in table.column_names}
@@ -232,11 +234,13 @@ def _arrays(path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
     if not grid:
         columns = {"label": [str(cell) for cell in arrays["labels"]]}
     elif "classes" not in arrays or len(arrays["classes"]) != arrays[grid].shape[1]:
-        raise DataError(f"{path}: {grid!r} has {arrays[grid].shape[1]} columns, and no `classes` name them in order", hint=_NPZ)
+        raise DataError(
+            f"{path}: {grid!r} has {counted(arrays[grid].shape[1], 'columns')}, and no `classes` name them in order", hint=_NPZ
+        )
     else:
         columns = {str(name): arrays[grid][:, i] for i, name in enumerate(arrays["classes"])}
     if ids.ndim != 1 or any(len(cells) != len(ids) for cells in columns.values()):
-        raise DataError(f"{path}: {len(ids):,} ids and {len(next(iter(columns.values()))):,} rows")
+        raise DataError(f"{path}: {counted(len(ids), 'ids')} and {counted(len(next(iter(columns.values()))), 'rows')}")
     return tuple(map(str, ids)), columns
 
 
@@ -346,7 +350,7 @@ def _numbers(cells: Any, name: str, ids: Sequence[str], path: Path) -> F64:
     except (ValueError, TypeError):
         bad = [(i, str(cell)) for i, cell in enumerate(cells) if not _is_number(cell)]
         raise DataError(
-            f"{path}: column {name!r} has {len(bad):,} cells that are no numbers: {few(sorted({c for _, c in bad}))} "
+            f"{path}: column {name!r} has {counted(len(bad), 'cells')} that are no numbers: {few(sorted({c for _, c in bad}))} "
             f"(ids {few(ids[i] for i, _ in bad)})"
         ) from None
 
@@ -369,7 +373,7 @@ def _grid(path: Path, target: Target, ids: tuple[str, ...], values: F64, how: Re
     if bad.any():
         names = few(ids[i] for i in np.flatnonzero(bad))
         raise DataError(
-            f"{path}: {int(bad.sum()):,} of {len(ids):,} rows have NaN or infinite values (ids {names})",
+            f"{path}: {int(bad.sum()):,} of {counted(len(ids), 'rows have')} NaN or infinite values (ids {names})",
             hint="Mend the table; a NaN often comes from a join that found no partner.",
         )
     sums, low, high = values.sum(axis=1), values.min(initial=0.0), values.max(initial=0.0)

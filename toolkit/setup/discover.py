@@ -14,7 +14,7 @@ from toolkit.base import files, provenance
 from toolkit.base.text import csv_text
 from toolkit.core.metrics import METRICS
 from toolkit.core.twins import twins_note
-from toolkit.errors import CompetitionError, few
+from toolkit.errors import CompetitionError, counted, few
 from toolkit.images import boxes, statistics
 from toolkit.setup import find_images, infer_targets
 from toolkit.setup.find_images import Index, Match, Part
@@ -176,6 +176,10 @@ def _places(root: Path, wishes: Wishes) -> list[Path]:
     start = _absolute(root / wishes.data)
     if not start.is_dir():
         raise CompetitionError(f"{start} is not a folder")
+    if any("\ud800" <= letter <= "\udfff" for letter in str(root)):  # half a character: bytes that are no text
+        raise CompetitionError(
+            f"the name of the folder {root} is not UTF-8, and no model is opened in such a one", hint="Rename it."
+        )
     return [start, *([start / "data"] if (start / "data").is_dir() else [])]
 
 
@@ -236,7 +240,8 @@ def _from_folders(
     rows = [(name, path.partition("/")[0], path) for name, path in zip(ids, paths, strict=True)]
     frame = pd.DataFrame(rows, columns=[key, label, "path"], dtype=str)
     findings.say(
-        f"training labels: the folders in {_written(Path(homes[0]), root)}, listed in a new {MADE} ({len(rows):,} images)"
+        f"training labels: the folders in {_written(Path(homes[0]), root)}, "
+        f"listed in a new {MADE} ({counted(len(rows), 'images')})"
     )
     return _Source(root / MADE, frame), files.as_csv([frame.columns, *rows])
 
@@ -265,8 +270,8 @@ def _ids(train: _Source, sample: _Source, wishes: Wishes, findings: Findings) ->
     csv_text.read(sample.path, columns=[sample_key], unique=sample_key, form=wishes.text_form)
     other = f"{sample_key} in " if sample_key != key else ""
     findings.say(
-        f"id column: {key} - in {train.path.name} ({len(train.frame):,} rows) "
-        f"and {other}{sample.path.name} ({len(sample.frame):,} rows)"
+        f"id column: {key} - in {train.path.name} ({counted(len(train.frame), 'rows')}) "
+        f"and {other}{sample.path.name} ({counted(len(sample.frame), 'rows')})"
     )
     return key, sample_key
 
@@ -320,7 +325,7 @@ def _match(
     lost = [i for i, file in enumerate(match.files) if not file]
     names = source.columns[key] if key in source.frame.columns else [str(i) for i in range(len(match.files))]
     missing = f"; {len(lost):,} not there: {few(names[i] for i in lost)}" if lost else ""
-    covered = f"{match.found:,} of {len(match.files):,} rows of {name}{missing}"
+    covered = f"{match.found:,} of {counted(len(match.files), 'rows')} of {name}{missing}"
     findings.say(f"{part} images: {_written(Path(match.folder), root)}/{match.pattern} - {covered}")
     if match.note:
         findings.say(f"{part} images: {match.note}")
@@ -337,7 +342,7 @@ def _several_images(key: str, train: _Source, matches: tuple[Match | None, ...],
     if several and not wishes.per_id:
         most = int(train.frame[key].value_counts().max())
         why = (
-            f"an id has several images (up to {most} rows in {train.path.name})"
+            f"an id has several images (up to {counted(most, 'rows')} in {train.path.name})"
             if most > 1
             else "a folder of images belongs to one id"
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from toolkit.base import offline
-from toolkit.errors import DeviceError, ModelError
+from toolkit.errors import DeviceError, ModelError, counted
 from toolkit.runtime.devices import PROVIDERS, gpu_count
 from toolkit.runtime.session import open_session
 
@@ -54,7 +54,9 @@ def _machine() -> Iterator[HealthCheck]:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
     yield HealthCheck(
-        "machine", "ok", f"{system}, {os.cpu_count()} cores, {pages:.0f} GiB memory, {free:.0f} GiB disk free here"
+        "machine",
+        "ok",
+        f"{system}, {counted(os.cpu_count() or 1, 'cores')}, {pages:.0f} GiB memory, {free:.0f} GiB disk free here",
     )
 
 

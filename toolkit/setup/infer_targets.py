@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from toolkit.base.text.text_forms import TextForm
 from toolkit.core.cards import Task
 from toolkit.core.targets import YES_NO, Target, class_order
-from toolkit.errors import CompetitionError, few
+from toolkit.errors import CompetitionError, counted, few
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,8 +72,7 @@ class OpenQuestionsError(CompetitionError):
     """A folder leaves things open; `questions` has all of them."""
 
     def __init__(self, questions: Sequence[Question], spell: Callable[[str], str] = str, *, hint: str = "") -> None:
-        count = len(questions)
-        lines = [f"{count} thing{'s' if count > 1 else ''} must be said:", *(asked.text(spell) for asked in questions)]
+        lines = [f"{counted(len(questions), 'things')} must be said:", *(asked.text(spell) for asked in questions)]
         super().__init__("\n  ".join(lines), hint=hint)
         self.questions = tuple(questions)
 
@@ -185,7 +184,8 @@ def _joint(tables: Tables, wishes: Wishes, findings: Findings) -> tuple[Target, 
     name = tables.asked[0] if len(tables.asked) == 1 else "label"
     target = Target(name, "multiclass", (), factors=wishes.factor)
     findings.say(
-        f"target {name}: {' × '.join(wishes.factor)}, {len(target.classes)} classes in that order: {_some(target.classes)}"
+        f"target {name}: {' × '.join(wishes.factor)}, {counted(len(target.classes), 'classes')} "
+        f"in that order: {_some(target.classes)}"
     )
     return (target,)
 
@@ -204,7 +204,9 @@ def _class_columns(tables: Tables, columns: Sequence[str], wishes: Wishes, findi
         if name not in taken
     )
     classes = class_order(columns)
-    findings.say(f"target {name}: a column of 0 and 1 for each of {len(classes)} classes: {_some(classes)}; task {task}")
+    findings.say(
+        f"target {name}: a column of 0 and 1 for each of {counted(len(classes), 'classes')}: {_some(classes)}; task {task}"
+    )
     return (Target(name, task, classes),)
 
 
@@ -223,7 +225,9 @@ def _from_column(name: str, tables: Tables, wishes: Wishes, findings: Findings) 
         )
         return None
     if empty := int((cells == "").sum()):
-        findings.ask("target", f"column {name!r} is empty in {empty:,} of {len(cells):,} rows: label them, or use", tables.free)
+        findings.ask(
+            "target", f"column {name!r} is empty in {empty:,} of {counted(len(cells), 'rows')}: label them, or use", tables.free
+        )
         return None
     classes = class_order(cells)
     if wishes.task is None and _quantity(classes, wishes.metric):
@@ -237,7 +241,11 @@ def _from_column(name: str, tables: Tables, wishes: Wishes, findings: Findings) 
         )
         return None
     if len(classes) < 2 or len(classes) == len(cells) > 2:
-        findings.ask("target", f"column {name!r} has {len(classes):,} different values in {len(cells):,} rows", tables.free)
+        findings.ask(
+            "target",
+            f"column {name!r} has {counted(len(classes), 'different values')} in {counted(len(cells), 'rows')}",
+            tables.free,
+        )
         return None
     task = wishes.task or _task(name, classes, tables, wishes)
     positive = wishes.positive if wishes.positive in classes else next((c for c in classes if YES_NO.get(c)), "")
@@ -245,7 +253,7 @@ def _from_column(name: str, tables: Tables, wishes: Wishes, findings: Findings) 
         findings.ask("positive", f"which class of {name!r} is the probability of", classes)
         return None
     sense = f", positive {positive}" if task == "binary" else ""
-    findings.say(f"target {name}: {len(classes)} classes: {_some(classes)}; task {task}{sense}")
+    findings.say(f"target {name}: {counted(len(classes), 'classes')}: {_some(classes)}; task {task}{sense}")
     return Target(name, task, classes, positive=positive if task == "binary" else "")
 
 
@@ -279,7 +287,7 @@ def _multilabel(name: str, cells: Any, marks: Sequence[str], findings: Findings)
     if not classes:
         findings.ask("target", f"column {name!r} is empty in every row")
         return None
-    findings.say(f"target {name}: {len(classes)} classes: {_some(classes)}; task multilabel, separated by {mark!r}")
+    findings.say(f"target {name}: {counted(len(classes), 'classes')}: {_some(classes)}; task multilabel, separated by {mark!r}")
     return Target(name, "multilabel", classes, separator=mark)
 
 

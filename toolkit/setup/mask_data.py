@@ -13,7 +13,7 @@ import numpy as np
 
 from toolkit.base import files
 from toolkit.base.text import csv_text
-from toolkit.errors import CompetitionError, few
+from toolkit.errors import CompetitionError, counted, few
 from toolkit.workspace import toml_update
 from toolkit.workspace.competition import FILE, Competition, Images, Target
 from toolkit.workspace.make_split import load_or_make
@@ -97,7 +97,7 @@ def _pictures(home: Path) -> list[tuple[str, ...]]:
         person = re.split(r"[-_]", name)[0]  # 001498-1 is 001498 photographed again
         rows += [(f"{path}/{f.stem}", person, SHOTS[f.stem], gender, age_class(int(age)), f"{path}/{f.name}") for f in shots]
     if missing:
-        raise CompetitionError(f"{folder}: {len(missing):,} people of {table.name} have no pictures: {few(missing)}")
+        raise CompetitionError(f"{folder} lacks the pictures of {counted(len(missing), 'people')}: {few(missing)}")
     return rows
 
 
@@ -128,7 +128,7 @@ def draw(root: Path, *, people: int = 60, test_people: int = 12, seed: int = 0, 
         StoreError: `root` cannot be written.
     """
     if people < 6 or test_people < 1:
-        raise CompetitionError(f"{people} people cannot show every gender and age", hint="Draw at least 6.")
+        raise CompetitionError(f"{counted(people, 'people')} cannot show every gender and age", hint="Draw at least 6.")
     if taken := [name for name in ("train", "eval") if (root / name).exists()]:
         raise CompetitionError(f"{root / taken[0]} exists, so nothing is drawn there", hint="Choose another folder.")
     with files.aside(root, [TRUTH, "eval", "train"]) as folder:

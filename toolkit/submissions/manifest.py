@@ -12,7 +12,7 @@ from typing import Any
 
 from toolkit.base import files, sealed
 from toolkit.base.provenance import git_commit, now, portable, versions
-from toolkit.errors import DataError, ModelError, few
+from toolkit.errors import DataError, ModelError, counted, few
 from toolkit.submissions.checks import Problem
 from toolkit.submissions.form.cells import WRITER
 from toolkit.workspace.competition import FILE
@@ -170,12 +170,15 @@ def summary(meta: Mapping[str, Any]) -> list[str]:
     """A few lines for people: when, how combined, and per member its folds and views."""
     models = meta.get("models", ())
     created = str(meta.get("created", ""))[:16].replace("T", " ")
-    count = f"{len(models)} models" if models else f"{len(meta.get('sources', ()))} tables made elsewhere"
+    count = (
+        f"{counted(len(models), 'models')}" if models else f"{counted(len(meta.get('sources', ())), 'tables')} made elsewhere"
+    )
     how = f"{count}, vote {meta.get('vote', 'soft')}, views {meta.get('view_set', 'none')}"
     lines = [f"Predictions {meta.get('name', '')!r} of {created}: {how}"]
     if images := meta.get("images"):
         lines.append(
-            f"  {images['count']:,} images, {images['trusted']:,} of them trusted by their size and time and not read again"
+            f"  {counted(images['count'], 'images')}, {images['trusted']:,} of them trusted "
+            f"by their size and time and not read again"
         )
     for member in dict.fromkeys(model["member"] for model in models):
         folds = [model["fold"] for model in models if model["member"] == member]

@@ -13,6 +13,7 @@ import numpy as np
 from toolkit.base.arrays import F64
 from toolkit.base.text import arrow_csv
 from toolkit.core.metrics import Metric
+from toolkit.errors import counted
 from toolkit.submissions import checks
 from toolkit.submissions.answers import Answers
 from toolkit.submissions.checks import Problem
@@ -52,7 +53,7 @@ def ties(frame: pd.DataFrame, layout: SubmissionLayout, metric: Metric) -> Itera
         if column.name in frame.columns:
             tied = len(frame) - len(arrow_csv.text(frame[column.name]).unique())
             if tied > TIED * len(frame):
-                different = f"{len(frame) - tied:,} different numbers in {len(frame):,} rows"
+                different = f"{counted(len(frame) - tied, 'different numbers')} in {counted(len(frame), 'rows')}"
                 yield Problem("SUB036", tied, column.name, seen=different)
 
 
@@ -128,7 +129,9 @@ def on_disk(competition: Competition, sample: pd.DataFrame) -> Iterator[Problem]
     train = competition.path(competition.train.folder).resolve()
     if train != folder.resolve() and folder.resolve() not in train.parents:
         surplus = sorted(there - set(wanted))
-        yield from checks.of_ids("SUB076", surplus, seen=f"the sample has {len(ids):,} rows, the folder {len(there):,} images")
+        yield from checks.of_ids(
+            "SUB076", surplus, seen=f"the sample has {counted(len(ids), 'rows')}, the folder {counted(len(there), 'images')}"
+        )
 
 
 def _images(folder: Path, *, deep: bool) -> Iterator[str]:

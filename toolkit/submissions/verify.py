@@ -19,7 +19,7 @@ from toolkit.blending.blend import read_blend
 from toolkit.blending.combination import Combination
 from toolkit.core import prediction_files
 from toolkit.ensemble.run import EnsembleRun, run_ensemble
-from toolkit.errors import ImageError, ModelError, SubmissionError, few
+from toolkit.errors import ImageError, ModelError, SubmissionError, counted, few
 from toolkit.images import render as images_of
 from toolkit.inference import engine_choice
 from toolkit.inference.execution import Execution
@@ -177,7 +177,7 @@ def _predicted(competition: Competition, own: Competition, meta: Mapping[str, An
     models = meta["models"]
     paths = [competition.path(model["path"]) for model in models]
     if lost := [model["path"] for model, path in zip(models, paths, strict=True) if not path.is_file()]:
-        raise SubmissionError(f"it cannot be made again: {len(lost)} exports are not there: {few(lost)}", hint=LESS)
+        raise SubmissionError(f"it cannot be made again: {counted(len(lost), 'exports are')} not there: {few(lost)}", hint=LESS)
     given = [float(model["weight"]) for model in models]
     records = meta.get("blend") or {}
     blend = {name: read_blend(record, competition.target(name).classes) for name, record in records.items()} or None
@@ -223,7 +223,7 @@ def _difference(competition: Competition, path: Path, ours: bytes, verdict: Verd
         same = set(_lines(before)) & set(_lines(now))
         every = zip(arrow_csv.text(before[key]).to_pylist(), _lines(before), strict=True)
         ids = [name for name, line in every if line not in same]
-        rows = f" in {len(ids):,} of {len(before):,} rows ({few(ids)})" if ids else ""
+        rows = f" in {len(ids):,} of {counted(len(before), 'rows')} ({few(ids)})" if ids else ""
     names = few((f"{source.path} ({source.state})" for source in verdict.changed), limit=12)
     cause = f"what changed: {names}" if verdict.changed else "no recorded input did: test images, device or versions may have"
     return f"{path.name} made again differs{rows}; {cause}"

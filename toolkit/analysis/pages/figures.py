@@ -14,6 +14,7 @@ import numpy as np
 from toolkit.analysis.pages.page import Picture
 from toolkit.base.arrays import F64
 from toolkit.base.quiet import quiet
+from toolkit.errors import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -207,7 +208,7 @@ def scatter(title: str, groups: Mapping[str, F64]) -> Picture:
         for handle in figure.legend(frameon=False, markerscale=3, loc="outside lower center", ncols=len(groups)).legend_handles:
             handle.set_rasterized(False)
         count = sum(len(points) for points in groups.values())
-        return _picture(figure, f"{title}: {count:,} points of {', '.join(groups)}")
+        return _picture(figure, f"{title}: {counted(count, 'points')} of {', '.join(groups)}")
 
 
 def _short(name: object, limit: int = 28) -> str:

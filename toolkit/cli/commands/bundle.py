@@ -11,6 +11,7 @@ from toolkit.base import durations
 from toolkit.base.text.printing import Verbatim
 from toolkit.cli import options
 from toolkit.cli.completion import PREDICTIONS
+from toolkit.errors import counted
 
 CUDA = ("12", "13", "cpu")  # a test holds it equal to wheels.ENGINES, which cost too much to import for --help
 
@@ -40,6 +41,8 @@ def command(competition: Any, name: str, output: Path, deadline: str, *, no_whee
     with bar("Comparing pixels") as progress:
         bundle = pack.make(competition, output, name=name, wheels=not no_wheels, deadline=limit, progress=progress, **target)
     run = f"python {bundle.path}/run.py --test DIR --sample FILE --out submission.csv"
-    size = f"{len(bundle.recipe.models)} models, {len(bundle.wheels)} wheels, {bundle.size / 1e6:,.0f} MB"
+    size = (
+        f"{counted(len(bundle.recipe.models), 'models')}, {counted(len(bundle.wheels), 'wheels')}, {bundle.size / 1e6:,.0f} MB"
+    )
     record = {"ok": True, "path": str(bundle.path), "bytes": bundle.size, "wheels": list(bundle.wheels), "run": run}
     return record, [f"Made {bundle.path}: {size}", bundle.agreement, Verbatim(f"Run it as: {run}")]

@@ -13,7 +13,7 @@ from toolkit.base import files
 from toolkit.base.arrays import Ints
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import LONG_FORMS
-from toolkit.errors import CompetitionError, DataError, ImageError, ToolkitError, few
+from toolkit.errors import CompetitionError, DataError, ImageError, ToolkitError, counted, few
 from toolkit.images.boxes import Box, BoxTable, unknown
 from toolkit.submissions.bundle.contents import Recipe, Wanted
 from toolkit.submissions.bundle.sheet import Rows, Sheet, SheetForm, ids_of, of_ids, read_rows, read_sample
@@ -201,7 +201,7 @@ def _boxes(
     key = competition.sample_id if competition.sample_id in boxes.header else competition.id
     by_id = dict(zip(boxes.column(key, file), _cells(boxes, columns, file), strict=True))
     if missing := [row_id for row_id in ids if row_id not in by_id]:
-        raise DataError(f"{file} has no row for {len(missing):,} ids: {few(missing)}")
+        raise DataError(f"{file} has no row for {counted(len(missing), 'ids')}: {few(missing)}")
     return [columns.box(by_id[row_id], f"{file}, {row_id!r}") for row_id in ids]
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SubmissionLayout:
-    """A format fitted to a sample: its name (`topk:5`), the id column, what the value columns hold, and how numbers are written."""
+    """A format fitted to a sample: its name (`topk:5`), the id column, what value columns hold, how numbers are written."""
 
     name: str
     format: Format
