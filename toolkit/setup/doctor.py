@@ -141,6 +141,19 @@ def _gpu() -> Iterator[HealthCheck]:
         )
 
 
+def own_target() -> tuple[str, str]:
+    """The Python and the CUDA of this machine, as a bundle names its target: `3.12` and `13`, or `cpu` where no GPU works."""
+    import sys
+
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if not gpu_count():
+        return python, "cpu"
+    import torch
+
+    major = (torch.version.cuda or "").partition(".")[0]
+    return python, major if torch.cuda.is_available() and major else "cpu"
+
+
 def _providers() -> Iterator[HealthCheck]:
     """Open a tiny model on every provider: being listed by onnxruntime proves nothing."""
     import tempfile
