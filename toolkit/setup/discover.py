@@ -16,7 +16,7 @@ from toolkit.core.metrics import METRICS
 from toolkit.core.twins import twins_note
 from toolkit.errors import CompetitionError, counted, few
 from toolkit.images import boxes, statistics
-from toolkit.setup import find_images, infer_targets
+from toolkit.setup import find_images, infer_targets, mask_data
 from toolkit.setup.find_images import Index, Match, Part
 from toolkit.setup.infer_targets import Findings, Tables, Wishes
 from toolkit.workspace import path_patterns, toml_update
@@ -37,24 +37,26 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class Discovery:
-    """A competition, `lines` that say what was concluded of it, and the text of a train.csv where one has to be made."""
+    """A competition, `lines` that say what was concluded, the text of a table that has to be made, and a recipe for it."""
 
     competition: Competition
     lines: tuple[str, ...]
-    train_csv: str = ""
+    table: str = ""
+    recipe: str = "timm_kfold"
 
     def write(self, *, force: bool = False) -> Path:
-        """Write competition.toml (and before it train.csv, if one had to be made); files that exist stay unless `force`.
+        """Write competition.toml (before it the table of images, if one has to be made); files that exist stay unless `force`.
 
         Raises:
             CompetitionError: a file is already there.
             StoreError: the workspace cannot be written.
         """
         root = self.competition.root
-        for name in (FILE, *([MADE] if self.train_csv else [])):
+        made = [self.competition.train.table] if self.table else []
+        for name in (FILE, *made):
             refuse_existing(root / name, force=force)
-        if self.train_csv:
-            files.write_text(root / MADE, self.train_csv)
+        for name in made:
+            files.write_text(root / name, self.table)
         return toml_update.write(self.competition)
 
 
@@ -88,14 +90,16 @@ def discover(root: Path, wishes: Wishes) -> Discovery:
     """
     root = _absolute(root)
     places = _places(root, wishes)
+    if wishes.only("data", "metric", "name") and (home := next(filter(mask_data.is_there, places), None)):
+        return _masks(root, home, wishes)
     findings = Findings()
     named = [_absolute(root / d) for d in (wishes.train_images, wishes.test_images) if d]
     images = find_images.index([*places, *named])
     tables = {role: _table(role, places, root, wishes, findings) for role in _ROLES}
     sample = tables["sample"] or tables["test"]
-    train_csv = ""
+    made = ""
     if tables["train"] is None and not findings.questions:
-        tables["train"], train_csv = _from_folders(root, images, sample, wishes, findings)
+        tables["train"], made = _from_folders(root, images, sample, wishes, findings)
     if tables["train"] is None and not any(q.wish == "train" for q in findings.questions):
         findings.ask("train", f"no table of labels (train*.csv, labels*.csv) and no folders named after classes in {places[0]}")
     if sample is None and not any(q.wish == "sample" for q in findings.questions):
@@ -107,7 +111,27 @@ def discover(root: Path, wishes: Wishes) -> Discovery:
     assert tables["train"] is not None
     assert sample is not None
     competition = _describe(root, tables["train"], tables["test"], sample, images, wishes, findings)
-    return Discovery(competition, tuple(findings.lines), train_csv)
+    recipe = "multilabel" if any(target.multilabel for target in competition.targets) else "timm_kfold"
+    return Discovery(competition, tuple(findings.lines), made, recipe)
+
+
+def _masks(root: Path, home: Path, wishes: Wishes) -> Discovery:
+    """AI Stages' mask competition, whose rows are people and whose labels are in the names of their pictures."""
+    competition, table = mask_data.describe(root, home)
+    competition = replace(competition, metric=wishes.metric or competition.metric, name=wishes.name or competition.name)
+    target = competition.targets[0]
+    count = table.count("\n") - 1
+    lines = (
+        "AI Stages' mask competition, set up as recipes/mask_profile.py --data does it",
+        f"train images: {competition.train.folder}, listed in a new {competition.train.table} ({counted(count, 'images')})",
+        f"test images: {competition.test.folder}, listed in {competition.sample}",
+        f"target {target.name}: {' × '.join(target.factors)}, {counted(len(target.classes), 'classes')} in that order: "
+        + ", ".join(target.classes[:7])
+        + " …",
+        f"metric: {competition.metric}" + ("" if wishes.metric else ", that of its rules; --metric names another"),
+        "group column: person, since seven pictures (and further ones, as 001498-1) show one",
+    )
+    return Discovery(competition, lines, table, "mask_profile")
 
 
 def _describe(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.base.text.text_forms import TextForm
@@ -46,6 +46,10 @@ class Wishes:
     per_id: PerId = ""
     encoding: str = ""
     delimiter: str = ""
+
+    def only(self, *names: str) -> bool:
+        """Whether nothing was said but these."""
+        return not any(getattr(self, wish.name) for wish in fields(self) if wish.name not in names)
 
     @property
     def text_form(self) -> TextForm:

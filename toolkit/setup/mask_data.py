@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from toolkit.base import files
+from toolkit.base import files, provenance
 from toolkit.base.text import csv_text
 from toolkit.errors import CompetitionError, counted, few
 from toolkit.workspace import toml_update
@@ -52,10 +52,33 @@ def make_workspace(root: Path, data: Path | None = None, *, by_person: bool = Tr
     """
     if (root / FILE).exists():
         return Competition.read(root)
-    home = data or root
+    competition, table = describe(root, data or root, by_person=by_person)
+    files.write_text(root / TABLE, table)
+    toml_update.write(competition)
+    return Competition.read(root)
+
+
+def is_there(home: Path) -> bool:
+    """Whether a folder has the competition's `train` and `eval`, with a folder of the seven pictures for each person."""
+    table, listing, folder = home / "train" / "train.csv", home / "eval" / "info.csv", home / "train" / "images"
+    if not (table.is_file() and listing.is_file() and folder.is_dir()):
+        return False
+    try:
+        known = {"id", "gender", "age", "path"} <= set(csv_text.header(table)) and "ImageID" in csv_text.header(listing)
+        first = csv_text.cells(table, ["path"])["path"][:1] if known else []
+    except CompetitionError:
+        return False
+    return any(SHOTS.keys() <= {file.stem for file in folder.joinpath(path).glob("*")} for path in first)
+
+
+def describe(root: Path, home: Path, *, by_person: bool = True) -> tuple[Competition, str]:
+    """The competition whose folders lie in `home` as a workspace in `root`, and the text of its `pictures.csv`.
+
+    Raises:
+        CompetitionError: see `make_workspace`.
+    """
     rows = _pictures(home)
-    csv_text.write(root / TABLE, ["id", "person", *FACTORS, "path"], rows)
-    where = "" if home == root else f"{home.absolute().as_posix()}/"
+    where = "" if home == root else f"{provenance.from_inside(home.absolute(), root.absolute())}/"
     competition = Competition(
         root=root,
         name="mask",
@@ -68,8 +91,7 @@ def make_workspace(root: Path, data: Path | None = None, *, by_person: bool = Tr
         sample_id="ImageID",
         format="indices",
     )
-    toml_update.write(competition)
-    return Competition.read(root)
+    return competition, files.as_csv([["id", "person", *FACTORS, "path"], *rows])
 
 
 def make_split(competition: Competition, *, count: int = 5) -> Split:
