@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -261,13 +262,20 @@ def _from_folders(
     paths = [f"{posixpath.basename(f)}/{name}" for f, names in below.items() for name in names]
     stems = [Path(path).stem for path in paths]
     ids = stems if len(set(stems)) == len(stems) else paths
-    rows = [(name, path.partition("/")[0], path) for name, path in zip(ids, paths, strict=True)]
+    names = _class_names(sorted({path.partition("/")[0] for path in paths}))
+    rows = [(name, names[path.partition("/")[0]], path) for name, path in zip(ids, paths, strict=True)]
     frame = pd.DataFrame(rows, columns=[key, label, "path"], dtype=str)
     findings.say(
         f"training labels: the folders in {_written(Path(homes[0]), root)}, "
         f"listed in a new {MADE} ({counted(len(rows), 'images')})"
     )
     return _Source(root / MADE, frame), files.as_csv([frame.columns, *rows])
+
+
+def _class_names(folders: Iterable[str]) -> dict[str, str]:
+    """Folder → the class: its name in the normal form of tables (a Mac's archives have another), where names stay apart."""
+    names = {folder: unicodedata.normalize("NFC", folder) for folder in folders}
+    return names if len(set(names.values())) == len(names) else {folder: folder for folder in names}
 
 
 def _ids(train: _Source, sample: _Source, wishes: Wishes, findings: Findings) -> tuple[str, str]:

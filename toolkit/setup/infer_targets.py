@@ -218,7 +218,8 @@ def _from_column(name: str, tables: Tables, wishes: Wishes, findings: Findings) 
     """One target whose classes are the cells of a column."""
     cells = tables.train[name]
     marks = _lists(set(cells))
-    shown = [m for m in marks if {part.strip() for cell in cells for part in cell.split(m)} - {""} == set(tables.asked)]
+    there = [mark for mark in SEPARATORS if any(mark in cell.strip() for cell in cells)]
+    shown = [mark for mark in there if _parts(cells, mark) == set(tables.asked) or _shown(name, mark, tables)]
     if wishes.task == "multilabel" or (shown and wishes.task is None):
         return _multilabel(name, cells, shown or marks, findings)
     if marks and wishes.task is None:
@@ -296,12 +297,30 @@ def _multilabel(name: str, cells: Any, marks: Sequence[str], findings: Findings)
 
 
 def _lists(cells: set[str]) -> list[str]:
-    """The marks that may separate several classes in a cell: a part of such a cell is also a cell of its own."""
+    """The marks that may separate several classes in a cell.
+
+    A part of such a cell is also a cell of its own, or the parts are fewer than the cells that are made of them.
+    """
     marks = []
     for mark in SEPARATORS:
-        parts = {part.strip() for cell in cells if mark in cell.strip() for part in cell.split(mark)}
-        marks += [mark] if parts & cells - {""} else []
+        several = {cell for cell in cells if mark in cell.strip()}
+        parts = _parts(several, mark)
+        marks += [mark] if parts & cells or len(parts) < len(several) else []
     return marks
+
+
+def _parts(cells: Iterable[str], mark: str) -> set[str]:
+    return {part.strip() for cell in cells for part in cell.split(mark)} - {""}
+
+
+def _shown(name: str, mark: str, tables: Tables) -> bool:
+    """Whether the sample's cells are lists: of parts that are known, in combinations that no cell of train is."""
+    column = name if name in tables.asked else tables.asked[0] if len(tables.asked) == 1 else ""
+    if not column:
+        return False
+    lists = {cell for cell in tables.sample[column] if mark in cell.strip()}
+    known = set(tables.train[name])
+    return bool(lists - known) and _parts(lists, mark) <= _parts(known, mark)
 
 
 def _example(cells: Any, mark: str) -> str:

@@ -13,7 +13,8 @@ from toolkit.core.predictions import Predictions
 from toolkit.errors import CompetitionError, SubmissionError, few
 from toolkit.submissions.form import cells
 from toolkit.submissions.form.cells import SUMMED, WRITER, Cells, Columns, Lists, Numbers
-from toolkit.submissions.form.formats import FORMATS, Format, value_columns
+from toolkit.submissions.form.formats import FORMATS, Format, value_columns, words_of
+from toolkit.workspace import row_files
 from toolkit.workspace.competition import FILE, Competition
 
 if TYPE_CHECKING:
@@ -161,9 +162,21 @@ def _require_id(sample: pd.DataFrame, competition: Competition) -> None:
 def _undecided(sample: pd.DataFrame, competition: Competition, possible: list[str]) -> CompetitionError:
     columns = few(value_columns(sample, competition), limit=12)
     doubt = f"could be {' or '.join(possible)}" if possible else "fits no format"
+    doubt += _strange(sample, competition) if "labels" in possible else ""
     targets = "; ".join(f"{t.name!r} ({t.task}: {few(t.classes, limit=6)})" for t in competition.targets)
     choices = "; ".join(f"{name}: {FORMATS[name].summary}" for name in (possible or FORMATS))
     return CompetitionError(
         f"the sample submission (columns {columns}) {doubt}, for targets {targets} and metric {competition.metric}",
         hint=f"Set format under [submission] in {FILE}: {choices}.",
     )
+
+
+def _strange(sample: pd.DataFrame, competition: Competition) -> str:
+    """What the sample's cells say that is no class, where they are to be class names; with the class that was likely meant."""
+    for column in FORMATS["labels"].columns(sample, competition, 0):
+        classes = {row_files.folded(name.strip()): name for name in column.classes}
+        if unknown := sorted(words_of(sample, column) - {""} - set(column.classes)):
+            alike = [(word, classes[key]) for word in unknown if (key := row_files.folded(word.strip())) in classes]
+            near = "; but for case, outer spaces or normal form {!r} is {!r}".format(*alike[0]) if alike else ""
+            return f": its cells hold {few(unknown)}, which is no class{near}"
+    return ""
