@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,9 @@ LARGE = re.compile(r"(\d+ \* )?[A-Z_]+")
 def uncounted(tree: ast.AST):
     """Places in f-strings where a bare number stands before its noun."""
     for string in (node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)):
-        for value, after in zip(string.values, string.values[1:], strict=False):
+        parts = string.values
+        named = [place for place, part in enumerate(parts[1:-2], 1) if isinstance(part, ast.Constant) and part.value == " "]
+        for value, after in [*pairwise(parts), *((parts[place - 1], parts[place + 2]) for place in named)]:
             if not isinstance(value, ast.FormattedValue) or not isinstance(after, ast.Constant):
                 continue
             spec, said = value.format_spec and ast.unparse(value.format_spec), ast.unparse(value.value)
@@ -50,6 +53,7 @@ def test_every_number_before_its_noun_is_counted():
     ("text", "number"),
     [
         ("f'{n} rows'", 1),
+        ("f'{n} {part} images'", 1),
         ("f'{len(x):,} held-out rows are'", 1),
         ("f'{MANY} rows'", 0),
         ("f'{n:.1f} images'", 0),

@@ -300,7 +300,8 @@ def _about_files(survey: Survey) -> Iterator[str]:
     for part, files in survey.files.items():
         if files.bad:
             first = next(iter(files.bad.values()))
-            yield f"{len(files.bad):,} {part} images cannot be used (the first: {first}): mend or remove them before training."
+            bad = counted(len(files.bad), f"{part} images")
+            yield f"{bad} cannot be used (the first: {first}): mend or remove them before training."
     for part, peculiar in survey.peculiar.items():
         for note in peculiar.notes(survey.competition.alpha, survey.competition.window):
             yield f"{part.capitalize()} images: {note}."

@@ -58,8 +58,8 @@ def write(survey: Survey) -> Path:
 
 
 def _subtitle(survey: Survey) -> str:
-    counts = [f"{len(files.ids):,} {part} images" for part, files in survey.files.items()]
-    sampled = [f"{len(files.sampled):,} of {len(files.ids):,} {part} images" for part, files in survey.files.items()]
+    counts = [counted(len(files.ids), f"{part} images") for part, files in survey.files.items()]
+    sampled = [f"{len(files.sampled):,} of {counted(len(files.ids), f'{part} images')}" for part, files in survey.files.items()]
     whole = all(len(files.sampled) + len(files.bad) >= len(files.ids) for files in survey.files.values())
     return ", ".join(counts) + (
         "; the pixels of all were looked at" if whole else f"; pixel figures from a random sample: {' and '.join(sampled)}"
