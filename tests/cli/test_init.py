@@ -83,7 +83,7 @@ def test_an_unknown_metric_is_a_usage_error_that_lists_them(tree):
     assert "macro_f1" in result.stderr
 
 
-@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbfid,label\n1,a\n", b"id,label\n1\n", "id,label\n1,고양이\n".encode("cp949"),
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbfid,label\nx,a\n", b"id,label\n1\n", "id,label\nx,고양이\n".encode("cp949"),
                                      b"id,id\n1,2\n", b"\0\0"])  # fmt: skip
 def test_tables_that_cannot_be_read(tree, content):
     (tree / "train.csv").write_bytes(content)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.base import files, provenance
 from toolkit.base.text import csv_text
+from toolkit.core.alignment import spelled
 from toolkit.core.metrics import METRICS
 from toolkit.core.twins import twins_note
 from toolkit.errors import CompetitionError, counted, few
@@ -102,9 +103,14 @@ def discover(root: Path, wishes: Wishes) -> Discovery:
     if tables["train"] is None and not findings.questions:
         tables["train"], made = _from_folders(root, images, sample, wishes, findings)
     if tables["train"] is None and not any(q.wish == "train" for q in findings.questions):
-        findings.ask("train", f"no table of labels (train*.csv, labels*.csv) and no folders named after classes in {places[0]}")
+        others = [path for path in _csvs(places) if sample is None or path != sample.path]
+        why = f"no table of labels (train*.csv, labels*.csv) and no folders named after classes in {places[0]}"
+        findings.ask("train", why, (_written(path, root) for path in others))
     if sample is None and not any(q.wish == "sample" for q in findings.questions):
         findings.ask("sample", "no sample submission (*sample*.csv, info.csv, test.csv)", _csvs(places))
+    if sample is not None and len(sample.frame.columns) == 1 and not any(q.wish == "sample" for q in findings.questions):
+        why = f"{_columns_of(sample)} lists ids alone: a sample submission says what is asked for"
+        findings.ask("sample", why, (_written(path, root) for path in _csvs(places) if path != sample.path))
     if not wishes.metric:
         findings.ask("metric", "the metric stands in the rules, not in the data", METRICS)
     if tables["train"] is None or sample is None:
@@ -346,6 +352,8 @@ def _match(
         why = f"no image files {where} fit the rows of {name}" + (f" by pattern {wishes.pattern!r}" if wishes.pattern else "")
         why += "; a pattern says how a row names its file, as in '{id}.png'"
         packed = sorted(path for top in images.tops if top.is_dir() for path in top.glob("*") if _PACKED.search(path.name))
+        if spelling := spelled(source.columns[key] if key in source.frame.columns else [], list(images.stems)):
+            why += f"; rows and files differ in {spelling}"
         why += f"; they may still be packed: unpack {few(_written(path, root) for path in packed)} first" if packed else ""
         findings.ask(f"{part}_images", why, instead="pattern")
         return None

@@ -147,6 +147,8 @@ def targets(tables: Tables, wishes: Wishes, findings: Findings) -> tuple[Target,
 def _columns(tables: Tables, findings: Findings) -> list[str]:
     """The label columns: those of the sample that train has too, or those whose values are the sample's columns."""
     asked = tables.asked
+    if not asked:  # the sample itself is asked for
+        return []
     here = [name for name in asked if name in tables.train.columns]
     if here and here == asked:
         return here
