@@ -100,3 +100,21 @@ def few(items: Iterable[object], *, limit: int = 3) -> str:
     every = list(items)
     shown = ", ".join(repr(str(item)) for item in every[:limit])
     return shown if len(every) <= limit else f"{shown} and {len(every) - limit:,} more"
+
+
+_ONE = {"classes": "class", "boxes": "box", "people": "person", "passes": "pass", "processes": "process"}
+_SAYS = {"have": "has", "are": "is", "were": "was", "do": "does"} | {
+    word: f"{word}s" for word in ("belong", "differ", "get", "give", "hold", "lack", "lie", "name", "need", "say", "show")
+}
+
+
+def counted(count: int, words: str) -> str:
+    """A number and what it counts, given in the plural, with the verb if one follows: `3 rows have`, `1 row has`."""
+    if count != 1:
+        return f"{count:,} {words}"
+    parts = words.split()
+    if parts[-1] in _SAYS:
+        parts[-1] = _SAYS[parts[-1]]
+    noun = parts.index("of") - 1 if "of" in parts else len(parts) - 1 - (parts[-1] in _SAYS.values())
+    parts[noun] = _ONE.get(parts[noun]) or parts[noun].removesuffix("s")
+    return f"1 {' '.join(parts)}"

@@ -300,7 +300,7 @@ def test_corrections_change_what_is_trained_on_and_nothing_else(workspace):
     ("row", "words"),
     [
         (("7777", "bee", "cat"), "7777"),
-        (("0001", "cat", "bee"), "gives 1 labels otherwise"),
+        (("0001", "cat", "bee"), "gives 1 label otherwise"),
         (("0001", "bee", "dog"), "dog"),
     ],
 )

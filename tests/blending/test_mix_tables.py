@@ -77,7 +77,7 @@ REFUSED = {
     "labels": (["--apply", "a=sub_a.csv", "b=sub_b.csv"], "holds labels"),
     "weights for who is not there": (["--labels", "sub_a.csv", "--weights", "q=1"], "names 'q'"),
     "weights that are too few": (["--labels", "sub_a.csv", "sub_b.csv", "--weights", "1"], "does not fit 2 tables"),
-    "weights that are no numbers": (["--labels", "sub_a.csv", "--weights", "x"], "does not fit 1 tables"),
+    "weights that are no numbers": (["--labels", "sub_a.csv", "--weights", "x"], "does not fit 1 table"),
     "negative weights": (["--labels", "sub_a.csv", "--weights", "-1"], "negative"),
 }
 

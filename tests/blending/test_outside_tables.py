@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -37,6 +38,17 @@ def csv(path, table):
 def parquet(path, table):
     table.to_parquet(path)
     return path
+
+
+@pytest.mark.parametrize("suffix", outside_tables.SUFFIXES)
+def test_a_file_may_be_called_in_any_bytes(tmp_path, suffix):
+    plain = tmp_path / f"theirs{suffix}"
+    if suffix == ".npz":
+        np.savez(plain, id=np.array(IDS), values=P, classes=np.array(CLASSES))
+    else:
+        {".csv": csv, ".parquet": parquet}[suffix](plain, frame())
+    odd = plain.rename(tmp_path / os.fsdecode(b"theirs\xff" + suffix.encode()))
+    np.testing.assert_allclose(read(odd, TARGET).align(IDS).values, P)
 
 
 def npz(path, table, **more):
@@ -156,7 +168,7 @@ def test_rounded_probabilities_are_normalised_and_others_refused(tmp_path):
     ("change", "message"),
     [
         (lambda t: t.assign(bee=[0.1, np.nan, 0.2, 0.3]), "1 of 4 rows have NaN or infinite values .ids '10'"),
-        (lambda t: t.assign(bee=["0.1", "many", "0.2", "0.3"]), "column 'bee' has 1 cells that are no numbers: 'many'"),
+        (lambda t: t.assign(bee=["0.1", "many", "0.2", "0.3"]), "column 'bee' has 1 cell that are no numbers: 'many'"),
         (lambda t: t.drop(columns="cat"), "no column for class 'cat'"),
         (lambda t: t.rename(columns=lambda n: n if n == "id" else f"p_{n}").assign(p_dog=0.0), "not known: 'p_dog'"),
         (
@@ -260,6 +272,47 @@ def test_blend_refuses_with_a_sentence_and_exit_code_1(two, name):
     assert message in result.output
     assert "Traceback" not in result.output
     assert not (two / "blend.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (lambda name: str(int(name)), "zeros in front"),
+        (lambda name: f"{int(name)}.0", "decimal point"),
+        (lambda name: f"{name}.jpg", "an image suffix"),
+    ],
+)
+def test_ids_in_another_spelling_are_named_and_no_rows_are_to_be_dropped(two, other, words):
+    bad = spoiled(two, lambda table: table.assign(id=table["id"].map(other)))
+    result = run("blend", two / "b.npz", bad)
+    assert result.exit_code == 1
+    assert words in result.output
+    assert "--fit-on" not in result.output
+    result = run("blend", two / "b.npz", spoiled(two, lambda table: table.assign(id="x" + table["id"])))
+    assert "--fit-on common" in result.output  # where rows really differ
+
+
+@pytest.mark.parametrize("command", ["blend", "score", "diagnose"])
+def test_an_encoding_that_bytes_do_not_say_is_asked_for_and_named(two, command):
+    """Of tables and of the truth beside them; a mark between cells likewise."""
+    plain = two / "a_oof.csv"
+    text = plain.read_text().replace("id,", "größe,id,", 1).replace("\n", "\nétagère,", len(plain.read_text().splitlines()) - 1)
+    plain.write_bytes(text.encode("cp1252"))
+    truth = two / "truth.csv"
+    truth.write_bytes((two / "train.csv").read_text().replace("ant", "fourmi-é").replace("id,", "id,", 1).encode("cp1252"))
+    result = run(command, plain)
+    assert result.exit_code == 1
+    assert "a_oof.csv is not UTF-8" in result.output
+    assert "--encoding cp949" in result.output
+    assert run(command, plain, "--encoding", "cp1252").exit_code == 0
+    plain.write_bytes(text.replace("ant", "fourmi-é", 1).encode("cp1252"))
+    words = [command, plain, "--truth", truth, "--metric", "accuracy"]
+    assert run(*words).exit_code == 1
+    result = run(*words, "--encoding", "cp1252")
+    assert result.exit_code == 0, result.output
+    plain.write_text(text.replace(",", "^", 10**6), encoding="utf-8")
+    assert run(command, plain).exit_code == 1
+    assert run(command, plain, "--delimiter", "^").exit_code == 0
 
 
 def test_blend_takes_them_in_a_workspace_and_outside(two, tmp_path, monkeypatch):

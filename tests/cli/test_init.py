@@ -1,5 +1,6 @@
 """`toolkit init` at the terminal: what it prints, writes and refuses."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_an_unknown_metric_is_a_usage_error_that_lists_them(tree):
     assert "macro_f1" in result.stderr
 
 
-@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbfid,label\n1,a\n", b"id,label\n1\n", "id,label\n1,고양이\n".encode("cp949"),
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbfid,label\nx,a\n", b"id,label\n1\n", "id,label\nx,고양이\n".encode("cp949"),
                                      b"id,id\n1,2\n", b"\0\0"])  # fmt: skip
 def test_tables_that_cannot_be_read(tree, content):
     (tree / "train.csv").write_bytes(content)
@@ -101,6 +102,19 @@ def test_a_joint_target(tree):
     assert run("init", tree, *flags).exit_code == 0
     assert Competition.read(tree).targets[0].classes == ("male_young", "male_old", "female_young", "female_old")
     assert run("init", tree, *flags[:2], "--factor", "gender", "--force").exit_code == 1
+
+
+def test_what_is_called_in_odd_bytes_is_named(tree, tmp_path):
+    for odd, words in ((tree / "train.csv", ["--train"]), (tree / "sample_submission.csv", ["--sample"])):
+        renamed = odd.rename(odd.with_name(os.fsdecode(b"t\xff.csv")))
+        result = run("init", tree, "--metric", "accuracy", *words, renamed)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "t\\udcff.csv" in result.stderr
+        renamed.rename(odd)
+    tree = tree.rename(tmp_path.parent / os.fsdecode(b"work\xff"))
+    result = run("init", tree, "--metric", "accuracy")
+    assert result.exit_code == 1
+    assert "work\\udcff is not UTF-8" in result.stderr
 
 
 def test_recipes_are_copied_once(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import click
@@ -47,7 +48,7 @@ GOOD = {  # in an order in which each finds what it needs
     ("audit",): "audit",
     ("doctor",): "doctor",
     ("fuse",): "fuse folds --tta hflip -o one.onnx",
-    ("bundle",): "bundle -o bundle --python 3.11 --cuda cpu --no-wheels",
+    ("bundle",): "bundle -o bundle --cuda cpu --no-wheels",
 }
 
 BAD = {
@@ -150,7 +151,35 @@ def test_every_command_prints_one_object(said, place):
     assert list(said["score",]["label"]) == ["tiny"]
 
 
-@pytest.mark.parametrize("words", ["score --nonsense", "plan", "tta --limit no", "nonsense", "store prune --older x"])
+def test_a_bundle_is_for_this_machine_unless_told(said, monkeypatch):
+    from toolkit.cli.commands.bundle import _target
+    from toolkit.setup import doctor
+
+    own = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert (said["bundle",]["python"], said["bundle",]["cuda"]) == (own, "cpu")
+    assert doctor.own_target()[0] == own
+    for here, wanted in (("13", "CUDA 13"), ("cpu", "no GPU"), ("11", "no GPU")):  # wheels for CUDA 11 there are none
+        monkeypatch.setattr(doctor, "own_target", lambda here=here: ("3.12", here))
+        assert _target("", None)[2] == [
+            f"For Python 3.12, {wanted}: as on this machine; --python and --cuda name another target"
+        ]
+    assert _target("3.13", None)[:2] == ("3.13", "cpu")
+    assert _target("3.13", "12") == ("3.13", "12", [])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "score --nonsense",
+        "plan",
+        "tta --limit no",
+        "nonsense",
+        "store prune --older x",
+        "--nonsense score",
+        "--workspace",
+        "demo",
+    ],
+)
 def test_words_that_cannot_be_read_are_one_object_too(words, place, monkeypatch):
     monkeypatch.chdir(place)
     found = spoken(words, 2)
@@ -191,7 +220,14 @@ def test_what_the_system_refuses_is_an_object(place, monkeypatch):
 
 def test_a_json_before_the_subcommand_counts(place, said, monkeypatch):
     monkeypatch.chdir(place)
-    for words in ("store --json compact", "submissions --json diff last last", "store --json prune --dry-run"):
+    for words in (
+        "--json store",
+        "--json store compact",
+        "--json score",
+        "store --json compact",
+        "submissions --json diff last last",
+        "store --json prune --dry-run",
+    ):
         done = CliRunner().invoke(cli, words.split())
         assert json.loads(done.stdout)["ok"] is True, words
 

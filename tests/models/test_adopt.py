@@ -207,9 +207,7 @@ def test_one_sigmoid_and_one_logit_stand_for_two_classes(tmp_path):
         model = torch.nn.Sequential(network(0, 1), *([torch.nn.Sigmoid()] if inside else []))
         source = torch_legacy(tmp_path / f"{inside}.onnx", model=model)
         with (
-            pytest.raises(ModelError, match="logits or probabilities")
-            if inside
-            else pytest.raises(CardError, match="1 numbers")
+            pytest.raises(ModelError, match="logits or probabilities") if inside else pytest.raises(CardError, match="1 number")
         ):
             adopt(source, asked(classes=("no", "yes") if inside else CLASSES), output=tmp_path / "x.onnx")
         output = "probabilities" if inside else "logits"

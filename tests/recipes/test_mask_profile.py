@@ -59,7 +59,7 @@ def test_a_network_per_factor_sees_its_own_crop_only():
             assert all(shift[factor] > 1e-5 for factor in outside)
             seen += len(outside)
         assert seen >= 3
-    with pytest.raises(ModelError, match="1 crops for 3 factors"):
+    with pytest.raises(ModelError, match="1 crop for 3 factors"):
         networks.create({**recipe.SMALL, "num_classes": 18, "factors": SIZES, "crops": [(0, 0, 1, 1)]})
 
 
@@ -191,7 +191,7 @@ def test_the_recipe_draws_where_nothing_is_and_asks_where_it_may_not(tmp_path):
     data = tmp_path / "data"
     ran = run("--workspace", str(tmp_path / "work"), "--data", str(data), "--draw", "12", "--heads", "parts", "--loss", "focal")
     assert ran.exit_code == 1
-    assert "1 groups cannot make 5 folds" in ran.output or "fewer than 5 members" in ran.output
+    assert "1 group cannot make 5 folds" in ran.output or "fewer than 5 members" in ran.output
     ran = run("--workspace", str(tmp_path / "more"), "--data", str(tmp_path / "other"), "--draw", "30", "--loss", "focal")
     assert ran.exit_code == 0, ran.output
     competition = Competition.read(tmp_path / "more")

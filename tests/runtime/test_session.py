@@ -107,7 +107,7 @@ def test_softmax_and_sigmoid_are_scipys(logits):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_no_numbers_are_refused(bad):
-    with pytest.raises(ModelError, match="1 rows"):
+    with pytest.raises(ModelError, match="1 row"):
         probabilities(np.array([[bad, 0.0], [0.0, 1.0]]), Output("t", ("a", "b")))
 
 

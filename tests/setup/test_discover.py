@@ -237,7 +237,7 @@ def test_one_hot_columns_are_asked_for_and_read_either_way(tmp_path):
     assert competition.truth()["label"].labels.tolist() == [0, 1, 2] * 3
     with (tmp_path / "train.csv").open("a") as file:
         file.write("two,1,1,0\n")
-    with pytest.raises(CompetitionError, match="1 rows do not have a single 1"):
+    with pytest.raises(CompetitionError, match="1 row does not have a single 1"):
         Competition.read(tmp_path).truth()
 
 
@@ -633,3 +633,34 @@ def test_what_else_pictures_are(tmp_path):
     text = "\n".join(discover(root, ACCURACY).lines)
     assert "3 of 18 pictures looked at are JPEGs that lack nothing but the end marker" in text
     assert "1 of 18 pictures looked at have several frames or pages: the first is used" in text
+
+
+@pytest.mark.parametrize(("name", "pattern"), [("{:05d}.png", "{id:05}.png"), ("{}.png", "{id}.png")])
+def test_numbers_name_files_with_zeros_in_front_and_labels_name_none(tmp_path, name, pattern):
+    """Ids 0 to 19 as numbers, files of five digits or of none, and a label that is also the name of a file."""
+    rows = [(i, i % 3, i % 2) for i in range(20)]
+    table(tmp_path / "train.csv", "id,label,fold", rows)
+    table(tmp_path / "sample_submission.csv", "id,label", [(i, 0) for i in range(100, 105)])
+    pictures(tmp_path / "train", [name.format(i) for i, *_ in rows])
+    pictures(tmp_path / "test", [name.format(i) for i in range(100, 105)])
+    competition = found(tmp_path, Wishes(metric="accuracy"))
+    assert competition.train.pattern == pattern
+    assert {name: int(path.stem) for name, path in competition.images("train")} == {str(i): i for i in range(20)}
+
+
+def test_zeros_that_rows_have_and_files_lack_are_named(tmp_path):
+    table(tmp_path / "train.csv", "id,label", [(f"{i:04d}", "ab"[i % 2]) for i in range(20)])
+    table(tmp_path / "sample_submission.csv", "id,label", [(f"{i:04d}", "a") for i in range(5)])
+    pictures(tmp_path / "train", [f"{i}.png" for i in range(20)])
+    pictures(tmp_path / "test", [f"{i}.png" for i in range(5)])
+    assert "rows and files differ in zeros in front (" in questions(tmp_path, ACCURACY)
+
+
+def test_a_list_of_ids_is_no_sample_and_other_tables_are_offered(tmp_path):
+    table(tmp_path / "answers.csv", "id,label", [(i, "ab"[i % 2]) for i in range(20)])
+    table(tmp_path / "test.csv", "id", [(i,) for i in range(5)])
+    pictures(tmp_path / "train", [f"{i}.png" for i in range(20)])
+    asked = questions(tmp_path, ACCURACY)
+    assert "sample: test.csv ('id') lists ids alone" in asked
+    assert "train: no table of labels" in asked
+    assert "candidates: 'answers.csv'" in asked

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,8 @@ from PIL import Image
 from tests.conftest import few_people
 from toolkit.errors import CompetitionError, SplitError
 from toolkit.setup import mask_data
+from toolkit.setup.discover import discover
+from toolkit.setup.infer_targets import OpenQuestionsError, Wishes
 from toolkit.workspace.competition import Competition
 
 NAMES = {"mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal"}
@@ -144,7 +148,7 @@ def test_what_is_not_there_is_said(tmp_path, drawn):
     table = (raw / "train/train.csv").read_text()
     for file in people(raw)[0].iterdir():
         file.unlink()
-    with pytest.raises(CompetitionError, match=f"1 people .* have no pictures: '{people(raw)[0].name}'"):
+    with pytest.raises(CompetitionError, match=f"lacks the pictures of 1 person: '{people(raw)[0].name}'"):
         mask_data.make_workspace(tmp_path / "w", raw)
     assert not (tmp_path / "w" / "competition.toml").exists()
     (raw / "train/train.csv").write_text(re.sub(r"Asian,\d+", "Asian,old", table, count=1))
@@ -173,3 +177,34 @@ def test_a_kill_while_drawing_leaves_a_folder_that_can_be_drawn_in(tmp_path, mon
             mask_data.draw(tmp_path, people=6)
     assert list(tmp_path.iterdir()) == []
     assert mask_data.draw(tmp_path, people=6, test_people=1) == tmp_path
+
+
+def test_init_sets_the_competitions_own_layout_up_as_the_recipe_does(drawn, tmp_path):
+    """In one round, with no question, from the folder itself, from its `data`, or with --data; a word of one's own is kept."""
+    wanted = mask_data.make_workspace(tmp_path / "by-recipe", drawn)
+    found = discover(tmp_path / "by-init", Wishes(data=str(drawn)))
+    found.write()
+    assert (tmp_path / "by-init/pictures.csv").read_bytes() == (tmp_path / "by-recipe/pictures.csv").read_bytes()
+    assert replace(Competition.read(tmp_path / "by-init"), root=wanted.root) == wanted
+    assert found.recipe == "mask_profile"
+    assert "mask_profile.py --data" in found.lines[0]
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside/data").symlink_to(drawn)
+    inside = discover(tmp_path / "inside", Wishes(metric="accuracy", name="mine")).competition
+    assert (inside.train.folder, inside.sample) == ("data/train/images", "data/eval/info.csv")
+    assert (inside.metric, inside.name, inside.group) == ("accuracy", "mine", "person")
+
+
+@pytest.mark.parametrize("what", ["a picture of each person", "no folder per person", "another target"])
+def test_what_only_resembles_that_layout_is_asked_about(drawn, tmp_path, what):
+    raw = shutil.copytree(drawn, tmp_path / "raw")
+    if what == "a picture of each person":
+        for folder in people(raw):
+            for name, path in pictures(folder).items():
+                if name != "normal":
+                    path.unlink()
+    if what == "no folder per person":
+        shutil.rmtree(people(raw)[0])
+    wishes = Wishes(target=("gender",)) if what == "another target" else Wishes()
+    with pytest.raises(OpenQuestionsError, match="metric"):
+        discover(raw, wishes)

@@ -310,6 +310,42 @@ def test_float32_text_reads_back_to_the_same_bits_and_is_shortest():
     assert (digits.to_numpy() <= np.array(shortest)).all()
 
 
+@pytest.mark.parametrize("form", ["probabilities", "long", "joined"])
+@pytest.mark.parametrize("count", [2, 18, 700])
+def test_written_rows_sum_to_one_whatever_the_tables_rounding(form, count):
+    """Read as float64, as graders do: of softmax, of others' tables rounded to four digits, of values far below float32."""
+    rng = np.random.default_rng(count)
+    target = Target("kind", "multiclass", tuple(f"k{i:03d}" for i in range(count)))
+    values = rng.dirichlet(np.full(count, 0.2), 40)
+    values[10:20] = values[10:20].astype(np.float32)
+    values[20:30] *= 1 + rng.uniform(-9e-5, 9e-5, (10, 1))
+    values[30] = np.eye(count)[1]
+    values[31] = np.where(np.arange(count) == 1, 1, 1e-25)
+    values[32, :2] = values[32, :2].mean()
+    ids = tuple(map(str, range(40)))
+    p = Predictions("kind", "probabilities", ids, target.classes, values)
+    rows = {
+        "probabilities": pd.DataFrame({"id": ids} | dict.fromkeys(target.classes, "0"), dtype="str"),
+        "long": pd.DataFrame([(i, k, "0") for i in ids for k in target.classes], columns=["id", "class", "p"], dtype="str"),
+        "joined": pd.DataFrame([(f"{i}_{k}", "0") for i in ids for k in target.classes], columns=["id", "p"], dtype="str"),
+    }
+    sample = as_format(rows[form], competition(target, metric="log_loss"), form)
+    names = list(target.classes) if form == "probabilities" else ["p"]
+    read, before = (
+        render({"kind": p}, sample.written_by(writer))[names].astype("float64").to_numpy().reshape(40, count)
+        for writer in (2, 1)
+    )
+    assert np.abs(read.sum(axis=1) - 1).max() < 1e-9 < np.abs(before.sum(axis=1) - 1).max()
+    exact = values / values.sum(axis=1, keepdims=True)
+    assert np.abs(read / np.maximum(exact, 1e-300) - 1)[exact > 0].max() < 6e-10
+    assert (read.argmax(axis=1) == values.argmax(axis=1)).all()
+    assert read[32, 0] == read[32, 1]
+    for row in range(40):  # nothing that float32 tells apart becomes equal, and no order is turned
+        single = np.unique(exact[row].astype(np.float32))
+        assert len(np.unique(read[row])) >= len(single)
+        assert (np.diff(read[row][np.argsort(exact[row], kind="stable")]) >= 0).all()
+
+
 def test_minus_zero_is_written_as_zero():
     p = Predictions("sick", "probabilities", ("1",), ("0", "1"), np.array([[1.0, -0.0]]))
     frame = render({"sick": p}, as_format(table("id,sick\n1,0\n"), competition(SICK, metric="roc_auc"), "probability"))

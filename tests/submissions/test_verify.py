@@ -11,6 +11,7 @@ from PIL import Image
 from tests.conftest import draw
 from tests.requested import ensemble
 from toolkit.base import files
+from toolkit.base.text import arrow_csv
 from toolkit.cli import cli
 from toolkit.core import prediction_files
 from toolkit.core.predictions import Predictions
@@ -18,6 +19,7 @@ from toolkit.errors import DataError, SubmissionError
 from toolkit.inference.exports import find_exports
 from toolkit.submissions import ledger, submission, verify
 from toolkit.submissions import manifest as manifests
+from toolkit.submissions.sample import read_sample, render
 from toolkit.workspace.competition import Competition
 from toolkit.workspace.split import Split
 
@@ -173,7 +175,7 @@ def test_what_cannot_be_made_again_is_said(competition, tmp_path):
     with pytest.raises(SubmissionError, match="made by Mina"):
         verify.verify(competition, path, rebuild=True)
     competition.path("folds/tiny.fold0.onnx").unlink()
-    with pytest.raises(SubmissionError, match=r"1 exports are not there: 'folds/tiny.fold0.onnx'"):
+    with pytest.raises(SubmissionError, match=r"1 export is not there: 'folds/tiny.fold0.onnx'"):
         verify.verify(competition, done.path, rebuild=True)
     with pytest.raises(DataError, match="readable manifest"):
         verify.verify(competition, tmp_path / "theirs.csv")
@@ -189,6 +191,33 @@ def test_predictions_made_elsewhere_are_rendered_again(competition):
     done = submission.submit(competition)
     assert verify.verify(competition, done.path, rebuild=True).rebuilt
     assert files.sha256(done.path) == verify.verify(competition, done.path).id
+
+
+def test_what_was_written_before_rows_summed_to_one_is_made_again_as_it_was(competition):
+    """A manifest without a writer is of the first, whose numbers were float32; one of a later writer is refused by name."""
+    root = competition.root
+    (root / "sample_submission.csv").write_text("id,ant,bee,cat\n" + "".join(f"{9000 + i},0,0,1\n" for i in range(11)))
+    toml = (root / "competition.toml").read_text()
+    toml = toml.replace('format = "labels"', 'format = "probabilities"').replace('"accuracy"', '"log_loss"')
+    (root / "competition.toml").write_text(toml)
+    competition = Competition.read(root)
+    predicted(competition)
+    done = submission.submit(competition)
+    now, document = done.path.read_bytes(), manifests.read(done.manifest)
+    assert verify.verify(competition, done.path, rebuild=True).rebuilt
+    table = prediction_files.read_table(competition.path("predictions/ensemble.parquet")).predictions
+    frame = render(table, read_sample(competition).written_by(1))
+    files.write(done.path, lambda file: arrow_csv.write(file, frame))
+    assert done.path.read_bytes() != now
+    assert document.pop("writer") == 2
+    manifests.write(done.path, document, [], root)
+    assert verify.verify(competition, done.path, rebuild=True).rebuilt
+    manifests.write(done.path, document | {"writer": 2}, [], root)
+    with pytest.raises(SubmissionError, match="made again differs"):
+        verify.verify(competition, done.path, rebuild=True)
+    manifests.write(done.path, document | {"writer": 3}, [], root)
+    with pytest.raises(DataError, match="writer 3"):
+        verify.verify(competition, done.path)
 
 
 def test_a_manifest_holds_no_machine_path_and_no_secret(competition, monkeypatch):

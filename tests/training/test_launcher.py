@@ -612,7 +612,7 @@ def test_what_two_processes_cannot_share_is_refused(two, workspace):
     for train_fold, message, code in (
         (
             fold_of(lambda rows: loader(rows, 1)),
-            "fold 0: a batch of 1 images cannot be shared by 2 processes",
+            "fold 0: a batch of 1 image cannot be shared by 2 processes",
             "fewer-processes",
         ),
         (plain, "fold 0: 2 processes can share only batches of toolkit.training.loader", "spread-folds"),

@@ -197,8 +197,8 @@ def test_a_joint_label_is_row_major(tmp_path):
     ("target", "message"),
     [
         (KINDS, r"column 'label' has 2 labels that are no class of it: 'Cat', 'wolf' \(ids '2', '3'\)"),
-        (Target("tags", "multilabel", ("a", "b")), r"column 'tags' has 1 labels .* 'c' \(ids '3'\)"),
-        (Target("grid", "multilabel", ("x", "label")), r"column 'x' has 1 labels .* '2' \(ids '2'\)"),
+        (Target("tags", "multilabel", ("a", "b")), r"column 'tags' has 1 label .* 'c' \(ids '3'\)"),
+        (Target("grid", "multilabel", ("x", "label")), r"column 'x' has 1 label .* '2' \(ids '2'\)"),
         (Target("kind", "multiclass", ("a", "b")), "no column 'kind'"),
         (Target("j", "multiclass", (), factors={"size": ("s", "l")}), "no column 'size'"),
     ],

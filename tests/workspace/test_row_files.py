@@ -72,5 +72,5 @@ def test_what_is_taken_and_what_is_left_over_is_said_once(tmp_path):
         (tmp_path / name).write_bytes(b"")
     located = row_files.locate(tmp_path, "{id}.png", [("a.png",), ("b.png",)])
     assert located.note == "2 files differ in image suffix from what rows name: a.png is a.JPG"
-    assert located.unused_note == "1 images belong to no row: 'c.png'"
+    assert located.unused_note == "1 image belongs to no row: 'c.png'"
     assert located.found == 2

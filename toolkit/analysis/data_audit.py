@@ -18,7 +18,7 @@ from toolkit.analysis.label_doubts import FIXES, Issue, LabelJudge
 from toolkit.analysis.picture_pairs import Pair
 from toolkit.base import provenance
 from toolkit.base.text import csv_text
-from toolkit.errors import SplitError, few
+from toolkit.errors import SplitError, counted, few
 from toolkit.images.duplicates import twins
 from toolkit.images.duplicates.hashes import BITS
 from toolkit.images.duplicates.prints import Report, prints
@@ -71,7 +71,9 @@ def audit(competition: Competition, *, test: bool = True, progress: Report | Non
     findings = [*torn, *of_pairs, *groups(competition, split), *ordered_ids(competition), *of_labels]
     bad = {str(every[place][2]): why for place, why in seen.bad.items()}
     if bad:
-        findings.append(AuditFinding("unreadable", "warning", f"{len(bad):,} pictures cannot be read: {few(bad)}", len(bad)))
+        findings.append(
+            AuditFinding("unreadable", "warning", f"{counted(len(bad), 'pictures')} cannot be read: {few(bad)}", len(bad))
+        )
     if doubles.bits < BITS:
         what = f"many pictures look alike: hashes were let differ in {doubles.bits} bits only"
         findings.append(AuditFinding("hashes", "note", what))
@@ -92,7 +94,7 @@ def groups(competition: Competition, split: Split | None) -> Iterator[AuditFindi
         if not torn:
             continue
         share = sum(value in torn for value, _ in rows) / len(rows)
-        what = f"{name}: {len(torn):,} of {len(homes):,} values have rows in several folds ({few(sorted(torn))})"
+        what = f"{name}: {len(torn):,} of {counted(len(homes), 'values have')} rows in several folds ({few(sorted(torn))})"
         known = name == f"column {competition.group!r}"
         yield AuditFinding(
             "group",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from toolkit.base.arrays import F64
 from toolkit.core import prediction_files
 from toolkit.core.metrics import Metric
-from toolkit.errors import DataError, SubmissionError, few
+from toolkit.errors import DataError, SubmissionError, counted, few
 from toolkit.images import statistics
 from toolkit.images.duplicates import twins
 from toolkit.images.duplicates.prints import Prints
@@ -282,7 +282,8 @@ def _advice(survey: Survey) -> list[str]:
         g = survey.groups
         kept, column = max(g["agreement"].values(), default=0.0), g["column"]
         advice.append(
-            f"{g['count']:,} groups by {column!r}, up to {g['largest']:,} rows each; in {kept:.0%} of them all labels agree: "
+            f"{counted(g['count'], 'groups')} by {column!r}, up to {counted(g['largest'], 'rows')} each; in {kept:.0%} "
+            f"of them all labels agree: "
             "split by group, or the same subject stands on both sides (toolkit split does)."
         )
     if large := [shift for shift in survey.shifts if shift.large]:
@@ -292,7 +293,7 @@ def _advice(survey: Survey) -> list[str]:
         )
     advice += _about_kinds(survey.files["train"])
     for column, count in survey.missing.items():
-        advice.append(f"{survey.competition.train.table}: column {column!r} is empty in {count:,} rows.")
+        advice.append(f"{survey.competition.train.table}: column {column!r} is empty in {counted(count, 'rows')}.")
     return advice or ["Nothing stands out: balanced classes, sound files, test images like the training images."]
 
 
@@ -300,7 +301,8 @@ def _about_files(survey: Survey) -> Iterator[str]:
     for part, files in survey.files.items():
         if files.bad:
             first = next(iter(files.bad.values()))
-            yield f"{len(files.bad):,} {part} images cannot be used (the first: {first}): mend or remove them before training."
+            bad = counted(len(files.bad), f"{part} images")
+            yield f"{bad} cannot be used (the first: {first}): mend or remove them before training."
     for part, peculiar in survey.peculiar.items():
         for note in peculiar.notes(survey.competition.alpha, survey.competition.window):
             yield f"{part.capitalize()} images: {note}."
@@ -308,7 +310,7 @@ def _about_files(survey: Survey) -> Iterator[str]:
         across = sum(double.first[0] != double.second[0] for double in survey.doubles)
         turned = sum(double.turn != "id" for double in survey.doubles)
         yield (
-            f"{len(survey.doubles):,} pairs of files show one picture"
+            f"{counted(len(survey.doubles), 'pairs of files show')} one picture"
             + (f", {turned:,} of them mirrored or turned" if turned else "")
             + (f", {across:,} of them in train and test" if across else "")
             + ": `toolkit audit` says which of them leak."

@@ -22,7 +22,7 @@ from toolkit.blending.nested import Estimate, compare
 from toolkit.blending.objectives import decide
 from toolkit.core import prediction_files
 from toolkit.ensemble import tta
-from toolkit.errors import DataError, SubmissionError
+from toolkit.errors import DataError, SubmissionError, counted
 from toolkit.submissions import manifest
 from toolkit.submissions.checks import CODES
 from toolkit.submissions.submission import last_made
@@ -305,7 +305,7 @@ def _about(judged: Judged, report: Report) -> Iterator[str]:
     classes = judged.scores[ENSEMBLE].classes
     weak = min((label for label in classes if classes[label].support), key=lambda label: classes[label].f1, default="")
     if weak and classes[weak].f1 < 1:
-        yield f"{name}weakest class: {weak!r}, F1 {classes[weak].f1:.3f} over {classes[weak].support:,} rows."
+        yield f"{name}weakest class: {weak!r}, F1 {classes[weak].f1:.3f} over {counted(classes[weak].support, 'rows')}."
     calibration = judged.scores[ENSEMBLE].calibration
     if calibration and not TIMID < calibration.temperature < BOLD:
         how = "too sure of themselves" if calibration.temperature > 1 else "less sure than they may be"
@@ -345,7 +345,7 @@ def _next(report: Report) -> Iterator[str]:
     elif str(report.predictions.get("created", "")) > str(report.submission.get("created", "")):
         yield "The predictions are newer than submission.csv: toolkit submit"
     if codes := [code for code, _, _, seen in report.checks if seen]:
-        yield f"The submission was written with {len(codes)} warnings ({', '.join(codes)}): see its checks."
+        yield f"The submission was written with {counted(len(codes), 'warnings')} ({', '.join(codes)}): see its checks."
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from toolkit.blending.nested import score_of
 from toolkit.core import metrics
 from toolkit.core.metrics import Metric
 from toolkit.core.predictions import Predictions
-from toolkit.errors import DataError, few
+from toolkit.errors import DataError, counted, few
 from toolkit.workspace.competition import Competition, Target
 
 FIXES = "labels_fix.csv"
@@ -60,13 +60,13 @@ class LabelJudge:
         if self.log_loss > WEAK * self.shares:
             return f"a judge of labels needs a log-loss below {WEAK:.0%} of that of the class shares"
         if self.doubted > MANY * self.rows:
-            return f"it speaks against {self.doubted:,} of {self.rows:,} labels, which cannot all be slips"
+            return f"it speaks against {self.doubted:,} of {counted(self.rows, 'labels')}, which cannot all be slips"
         return ""
 
     def __str__(self) -> str:
         """In words: what it is and how good."""
         score = "" if self.score is None or self.metric == "log_loss" else f"{self.metric} {self.score:.4f}, "
-        mean = f"the mean of {self.tables} tables" if self.tables > 1 else "one table"
+        mean = f"the mean of {counted(self.tables, 'tables')}" if self.tables > 1 else "one table"
         return f"{mean} out of fold, {score}log-loss {self.log_loss:.3f} (class shares alone: {self.shares:.3f})"
 
 
@@ -155,7 +155,6 @@ def _judge(target: Target, truth: Predictions, p: F64, metric: Metric, *, tables
 
 def _finding(issues: Sequence[Issue], judge: LabelJudge) -> AuditFinding:
     shown = few(f"{issue.id}: {issue.given} → {issue.suggested}" for issue in issues)
-    labels_are = "label is" if len(issues) == 1 else "labels are"
-    what = f"{len(issues):,} {labels_are} probably wrong, or hard: {shown}; says {judge}"
+    what = f"{counted(len(issues), 'labels are')} probably wrong, or hard: {shown}; says {judge}"
     hint = f'Delete the rows of {FIXES} that are right as given, and set [train] labels_fix = "reports/{FIXES}".'
     return AuditFinding("labels", "warning", what, len(issues), hint)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from toolkit.analysis.audit_findings import AuditFinding, Severity
 from toolkit.analysis.label_doubts import names
-from toolkit.errors import few
+from toolkit.errors import counted, few
 from toolkit.images.duplicates.proof import Differs
 from toolkit.images.duplicates.twins import MANY, Doubles, Twin
 from toolkit.workspace.competition import Competition
@@ -107,20 +107,17 @@ def findings_of(pairs: Sequence[Pair]) -> Iterator[AuditFinding]:
         if there := [pair for pair in one if pair.kind == kind]:
             exact, turned = sum(pair.exact for pair in there), sum(pair.turn != "id" for pair in there)
             more = f", {turned:,} mirrored or turned" if turned else ""
-            pairs_lie = "pair of one picture lies" if len(there) == 1 else "pairs of one picture lie"
-            what = f"{len(there):,} {pairs_lie} in {kind} ({exact:,} with the same bytes{more}): {_shown(there)}"
+            what = f"{counted(len(there), 'pairs of one picture lie')} in {kind} "
+            what += f"({exact:,} with the same bytes{more}): {_shown(there)}"
             yield AuditFinding(kind.replace(" ", "_"), "leak", what, len(there), hint)
     if clash := [pair for pair in one if pair.disagree]:
-        pairs_have = "pair of one picture has" if len(clash) == 1 else "pairs of one picture have"
-        what = f"{len(clash):,} {pairs_have} different labels: {_shown(clash)}"
+        what = f"{counted(len(clash), 'pairs of one picture have')} different labels: {_shown(clash)}"
         yield AuditFinding("contradiction", "warning", what, len(clash), "One of the two is wrong.")
     yield from _turned([pair for pair in pairs if pair.relation == "turned"])
     if alike := [pair for pair in pairs if pair.relation == "alike"]:
         in_what = ", ".join(f"{count:,} {what}" for what, count in Counter(p.apart for p in alike).most_common())
-        pairs_are = "pair is" if len(alike) == 1 else "pairs are"
-        what = (
-            f"{len(alike):,} {pairs_are} alike, and not proved to be one picture by their pixels ({in_what}): {_shown(alike)}"
-        )
+        what = f"{counted(len(alike), 'pairs are')} alike, and not proved to be one picture "
+        f"by their pixels ({in_what}): {_shown(alike)}"
         yield AuditFinding("alike", "note", what, len(alike), "Look at some: nothing proves that they are one picture.")
 
 
@@ -132,8 +129,7 @@ def _turned(pairs: Sequence[Pair]) -> Iterator[AuditFinding]:
         if not there:
             continue
         ways = ", ".join(sorted({pair.turn for pair in there}))
-        pairs_are = "pair is" if len(there) == 1 else "pairs are"
-        what = f"{len(there):,} {pairs_are} one another mirrored or turned ({ways}): {_shown(there)}"
+        what = f"{counted(len(there), 'pairs are')} one another mirrored or turned ({ways}): {_shown(there)}"
         severity: Severity = "note"
         if answer == "other class":
             what += "; their labels differ, so that this makes another class here"
@@ -149,9 +145,9 @@ def _turned(pairs: Sequence[Pair]) -> Iterator[AuditFinding]:
 def of_templates(shown: Sequence[str]) -> Iterator[AuditFinding]:
     """Pictures, by name, that are alike to many others."""
     if shown:
-        pictures_are = "picture is" if len(shown) == 1 else "pictures are"
         what = (
-            f"{len(shown):,} {pictures_are} alike to {MANY} or more others each, as drawings, charts or scans of one form are: "
+            f"{counted(len(shown), 'pictures are')} alike to {MANY} or more others "
+            f"each, as drawings, charts or scans of one form are: "
             f"{few(shown)}"
         )
         hint = "Of these only copies that are nearer to each other than to all others are called one picture."

@@ -19,7 +19,7 @@ from toolkit.core import prediction_files
 from toolkit.core.lineage import optimistic
 from toolkit.core.metrics import Metric
 from toolkit.core.predictions import Predictions, concat
-from toolkit.errors import DataError, few
+from toolkit.errors import DataError, counted, few
 from toolkit.workspace.competition import Competition, Target
 from toolkit.workspace.split import Split
 
@@ -67,7 +67,7 @@ class Comparison:
         head = ("run", self.metric, "95 % from", "to", f"gain over {first}", "95 % from", "to", "")
         folds = [(f"fold {fold}", *(per_run.get(name) for name in runs)) for fold, per_run in self.folds.items()]
         settings = [(name, *(str(per_run.get(run)) for run in runs)) for name, per_run in self.differing.items()]
-        parts = [html.table(head, scores, caption=f"{self.target}, {self.rows:,} rows; {'; '.join(self.notes)}")]
+        parts = [html.table(head, scores, caption=f"{self.target}, {counted(self.rows, 'rows')}; {'; '.join(self.notes)}")]
         parts += [html.table(("", *runs), folds, caption=f"{self.metric} by fold")] if folds else []
         parts += [html.table(("setting", *runs), settings, caption="Settings that differ")] if settings else []
         return "\n".join(parts)
@@ -127,7 +127,7 @@ def verdict(estimate: Estimate, metric: Metric, rows: int, other: str) -> str:
         return f"cannot tell from {other}: {gain}; the difference is next to nothing"
     # an interval shrinks with the square root of the rows
     more = _rounded(rows * ((width / abs(estimate.gain)) ** 2 - 1))
-    return f"cannot tell from {other}: {gain}; a difference of this size takes about {more:,} more rows"
+    return f"cannot tell from {other}: {gain}; a difference of this size takes about {counted(more, 'more rows')}"
 
 
 def _of_target(competition: Competition, target: Target, runs: Sequence[Run], draws: int) -> Comparison:
@@ -184,7 +184,9 @@ def _notes(runs: Sequence[Run], differing: Mapping[str, Mapping[str, Any]], rows
     for run in runs[1:]:
         changed = [key for key, values in differing.items() if values[run.name] != values[first.name]]
         if len(changed) > 1:
-            notes.append(f"{run.name} differs in {len(changed)} settings ({', '.join(changed)}): no telling which one did it")
+            notes.append(
+                f"{run.name} differs in {counted(len(changed), 'settings')} ({', '.join(changed)}): no telling which one did it"
+            )
         elif not changed:
             notes.append(f"{run.name} has the settings of {first.name}: what differs is chance")
     if "split" in differing:

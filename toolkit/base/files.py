@@ -92,7 +92,8 @@ def write_text(path: Path, text: str) -> Path:
     try:
         data = text.encode()
     except UnicodeEncodeError as error:  # names of files may be any bytes
-        raise StoreError(f"{path} cannot be written: a name in it is not UTF-8", hint="Rename that file.") from error
+        near = ascii(error.object[max(error.start - 20, 0) : error.end + 20])
+        raise StoreError(f"{path} cannot be written: a name in it is not UTF-8: {near}", hint="Rename that file.") from error
     return write(path, lambda file: file.write(data))
 
 

@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from toolkit.errors import few
+from toolkit.errors import counted, few
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _listed(raw: Any, kind: Any, place: str) -> Any:
     origin, kinds = get_origin(kind) or kind, get_args(kind)
     if origin is tuple and kinds and kinds[-1] is not Ellipsis:
         if len(raw) != len(kinds):
-            raise ValueError(f"{_at(place)}{len(kinds)} values are needed, not {len(raw):,}")
+            raise ValueError(f"{_at(place)}{counted(len(kinds), 'values are')} needed, not {len(raw):,}")
         return tuple(checked(value, one, f"{place}[{i}]") for i, (value, one) in enumerate(zip(raw, kinds, strict=True)))
     inner = kinds[0] if kinds else Any
     values = [checked(value, inner, f"{place}[{i}]") for i, value in enumerate(raw)]

@@ -13,7 +13,7 @@ from toolkit.base.schema import checked
 from toolkit.base.text import html
 from toolkit.blending.adjustment import Adjustment
 from toolkit.core.voting import VOTES, Vote, vote
-from toolkit.errors import DataError, few
+from toolkit.errors import DataError, counted, few
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,9 @@ class Blend:
         if self.vote not in VOTES:
             raise DataError(f"unknown vote {self.vote!r}", hint=f"Use one of: {', '.join(VOTES)}.")
         if not len(self.members) == len(weights) == len(warm) or weights.ndim != 1:
-            raise DataError(f"{len(self.members)} members need as many weights and temperatures, not {weights.shape}")
+            raise DataError(
+                f"{counted(len(self.members), 'members need')} as many weights and temperatures, not {weights.shape}"
+            )
         if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
             raise DataError(f"weights must not be negative or all zero, got {weights.tolist()}")
         if not (np.isfinite(warm).all() and (warm > 0).all()):

@@ -21,7 +21,7 @@ from toolkit.core import prediction_files
 from toolkit.core.alignment import align_members, shared_ids, stack_values
 from toolkit.core.predictions import Predictions
 from toolkit.core.voting import Vote
-from toolkit.errors import DataError, few
+from toolkit.errors import DataError, counted, few
 from toolkit.workspace.competition import Competition
 
 _EVEN = 1e-12  # sums of different weights may differ in the last bits where exact arithmetic would tie
@@ -166,7 +166,7 @@ def _weights(text: str, names: Sequence[str]) -> dict[str, float]:
             given = dict(zip(names, map(float, text.split(",")), strict=True))
     except ValueError as error:
         raise DataError(
-            f"weighting {text!r} does not fit {len(names)} tables: {error}",
+            f"weighting {text!r} does not fit {counted(len(names), 'tables')}: {error}",
             hint=f"The order is: {', '.join(names)}.",
             code="table-weights",
         ) from None

@@ -15,7 +15,7 @@ from toolkit.blending.objectives import BRIER, decide
 from toolkit.blending.weighers import fit_weights
 from toolkit.core import metrics
 from toolkit.core.metrics import Metric
-from toolkit.errors import DataError
+from toolkit.errors import DataError, counted
 
 Rule = Callable[[F64], F64]  # tables [M, n, C] → what is said of their rows, [n, C]
 Chooser = Callable[[F64, Labels], Rule]  # looks at some rows' tables and truth, and settles on a rule
@@ -86,7 +86,7 @@ def outer_folds(truth: Labels, count: int = 5, *, groups: Sequence[str] | None =
     """
     unit, members = units(groups, len(truth))
     if members < count:
-        raise DataError(f"{members} rows or groups cannot make {count} folds", hint="Use fewer folds.")
+        raise DataError(f"{counted(members, 'rows')} or groups cannot make {counted(count, 'folds')}", hint="Use fewer folds.")
     rng = np.random.default_rng(seed)
     kind = truth if truth.ndim == 1 else truth @ rng.permutation(truth.shape[1])
     size = np.ones(members, dtype=np.int64)
@@ -136,7 +136,7 @@ def compare(
         drawn[draw] = score(counts if groups is None else counts[unit])
     drawn = drawn[np.isfinite(drawn).all(axis=1)]
     if not len(drawn):
-        raise DataError(f"{metric.name} cannot be had from any resample of these {len(truth):,} rows")
+        raise DataError(f"{metric.name} cannot be had from any resample of {counted(len(truth), 'rows')}")
     once = score(np.ones(len(truth), dtype=np.int64))
     place, sign = list(tables).index(baseline), metric.gain(1.0)
     tails = [(1 - level) / 2, (1 + level) / 2]

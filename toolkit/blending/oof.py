@@ -22,7 +22,7 @@ from toolkit.core import prediction_files
 from toolkit.core.alignment import align_members, shared_ids, stack_values
 from toolkit.core.lineage import optimistic
 from toolkit.core.predictions import Predictions
-from toolkit.errors import AlignmentError, DataError, few
+from toolkit.errors import AlignmentError, DataError, counted, few
 from toolkit.images.views import written
 from toolkit.workspace.competition import Competition, Target
 from toolkit.workspace.split import Split
@@ -133,7 +133,9 @@ def rows_of(competition: Competition, target: Target, tables: Mapping[str, Predi
     stack = stack_values(align_members(tables, ids, target.classes))
     folds, groups = _folds_and_groups(competition, ids)
     every = {row_id for table in tables.values() for row_id in table.ids}
-    few_rows = (f"{len(every) - len(ids):,} of {len(every):,} rows are left out: not all tables and the truth have them",)
+    few_rows = (
+        f"{len(every) - len(ids):,} of {counted(len(every), 'rows are')} left out: not all tables and the truth have them",
+    )
     notes = few_rows if len(every) > len(ids) else ()
     return MemberRows(tuple(tables), ids, stack, truth.align(ids), folds, groups, {}, notes=notes)
 

@@ -14,11 +14,12 @@ import numpy as np
 from toolkit.base import files
 from toolkit.base.arrays import F64
 from toolkit.base.text import csv_text
+from toolkit.base.text.text_forms import TextForm
 from toolkit.core import prediction_files
 from toolkit.core.activations import sigmoid, softmax
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import Target, class_order
-from toolkit.errors import AlignmentError, CompetitionError, DataError, few
+from toolkit.errors import AlignmentError, CompetitionError, DataError, counted, few
 from toolkit.workspace.competition import Competition, Images
 
 if TYPE_CHECKING:
@@ -37,12 +38,13 @@ class Reading:
     """How files made elsewhere are to be read.
 
     `names` says which class a column's name or a label's text stands for (theirs → ours), `id` the id column, `logits` that
-    values which are no probabilities are logits.
+    values which are no probabilities are logits, `form` how CSV is written where its bytes do not say it.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
     id: str = ""
     logits: bool = False
+    form: TextForm = TextForm()
 
 
 def named(words: Sequence[str]) -> dict[str, Path]:
@@ -87,7 +89,14 @@ def pairs(text: str, what: str, *, code: str = "") -> dict[str, str]:
 
 
 def competition_of(
-    start: Path | None, *, truth: Path | None = None, label: str = "", key: str = "", metric: str | None = None, group: str = ""
+    start: Path | None,
+    *,
+    truth: Path | None = None,
+    label: str = "",
+    key: str = "",
+    metric: str | None = None,
+    group: str = "",
+    form: TextForm = TextForm(),
 ) -> Competition:
     """The workspace's competition, or one that a table of true labels makes up; with another metric if one is named.
 
@@ -103,10 +112,12 @@ def competition_of(
         return replace(workspace, metric=metric) if metric else workspace
     if metric is None:
         raise CompetitionError("a table of true labels does not say how predictions are scored", code="truth-metric")
-    return competition(truth, label=label, key=key, metric=metric, group=group)
+    return competition(truth, label=label, key=key, metric=metric, group=group, form=form)
 
 
-def competition(truth: Path, *, label: str = "", key: str = "", metric: str = "accuracy", group: str = "") -> Competition:
+def competition(
+    truth: Path, *, label: str = "", key: str = "", metric: str = "accuracy", group: str = "", form: TextForm = TextForm()
+) -> Competition:
     """A competition that consists of a table of true labels, for work outside a workspace; its root is the current folder.
 
     The id column is the one named, called like one, or the first; the label the one named, or the only other. Several labels
@@ -115,14 +126,14 @@ def competition(truth: Path, *, label: str = "", key: str = "", metric: str = "a
     Raises:
         CompetitionError: the table cannot be read, or has several columns that may be the label.
     """
-    frame = csv_text.read(truth)
+    frame = csv_text.read(truth, form=form)
     key = key or _key(list(frame.columns), "", truth)
     wanted = [name for name in label.split(",") if name]
     rest = [name for name in frame.columns if name not in (key, group)]
     chosen = wanted or [name for name in rest if name.casefold() in {"label", "target", "class", "ans", "y"}] or rest
     if len(chosen) != 1 and not wanted:
         raise CompetitionError(f"{truth}: which column is the label? It has {few(rest, limit=12)}", code="label-column")
-    csv_text.read(truth, columns=[key, *chosen, *([group] if group else [])], unique=key)
+    csv_text.read(truth, columns=[key, *chosen, *([group] if group else [])], unique=key, form=form)
     if len(chosen) > 1:
         target = Target("label", "multilabel", tuple(chosen))
     else:
@@ -130,7 +141,16 @@ def competition(truth: Path, *, label: str = "", key: str = "", metric: str = "a
         target = Target(chosen[0], "binary" if len(classes) == 2 else "multiclass", classes, column=chosen[0])
     images = Images(folder="", pattern=f"{{{key}}}", table=str(truth.absolute()))
     return Competition(
-        root=Path.cwd(), name=truth.stem, metric=metric, targets=(target,), train=images, test=images, id=key, group=group
+        root=Path.cwd(),
+        name=truth.stem,
+        metric=metric,
+        targets=(target,),
+        train=images,
+        test=images,
+        id=key,
+        group=group,
+        encoding=form.encoding,
+        delimiter=form.delimiter,
     )
 
 
@@ -153,7 +173,7 @@ def read(path: Path, target: Target, *, key: str = "id", reading: Reading | None
         raise DataError(f"{path} {reason}") from error
     if path.suffix == ".parquet" and (table := _own(path, target)) is not None:
         return table
-    ids, columns = _columns(path, how.id or key, asked=bool(how.id))
+    ids, columns = _columns(path, how.id or key, how.form, asked=bool(how.id))
     columns = _renamed(columns, how.names, path)
     names = _class_columns(list(columns), target.classes, path)
     try:
@@ -171,7 +191,8 @@ def _own(path: Path, target: Target) -> Predictions | None:
     if not path.exists():
         raise DataError(f"{path} does not exist")
     try:
-        metadata = pq.read_metadata(path).metadata or {}
+        with files.opened(path) as file:
+            metadata = pq.read_metadata(file).metadata or {}
     except (OSError, ValueError):
         metadata = {prediction_files.KEY: b""}  # read_table says what is wrong with it
     if prediction_files.KEY not in metadata:
@@ -182,7 +203,7 @@ def _own(path: Path, target: Target) -> Predictions | None:
     return tables[target.name]
 
 
-def _columns(path: Path, key: str, *, asked: bool) -> tuple[tuple[str, ...], dict[str, Any]]:
+def _columns(path: Path, key: str, form: TextForm, *, asked: bool) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Ids and the other columns of a file."""
     if path.suffix == ".npz":
         return _arrays(path)
@@ -191,12 +212,13 @@ def _columns(path: Path, key: str, *, asked: bool) -> tuple[tuple[str, ...], dic
         import pyarrow.parquet as pq
 
         try:
-            table = pq.read_table(path)
+            with files.opened(path) as file:
+                table = pq.read_table(file)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise DataError(f"{path} cannot be read: {error}") from error
         columns: dict[str, Any] = {name: table.column(name).to_pylist() for name in table.column_names}
     elif path.suffix == ".csv":
-        frame: pd.DataFrame = csv_text.read(path)
+        frame: pd.DataFrame = csv_text.read(path, form=form)
         columns = {str(name): list(frame[name]) for name in frame.columns}
     else:
         raise DataError(f"{path} is no table that can be read", hint=f"Save it as {', '.join(SUFFIXES)}.")
@@ -232,11 +254,13 @@ def _arrays(path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
     if not grid:
         columns = {"label": [str(cell) for cell in arrays["labels"]]}
     elif "classes" not in arrays or len(arrays["classes"]) != arrays[grid].shape[1]:
-        raise DataError(f"{path}: {grid!r} has {arrays[grid].shape[1]} columns, and no `classes` name them in order", hint=_NPZ)
+        raise DataError(
+            f"{path}: {grid!r} has {counted(arrays[grid].shape[1], 'columns')}, and no `classes` name them in order", hint=_NPZ
+        )
     else:
         columns = {str(name): arrays[grid][:, i] for i, name in enumerate(arrays["classes"])}
     if ids.ndim != 1 or any(len(cells) != len(ids) for cells in columns.values()):
-        raise DataError(f"{path}: {len(ids):,} ids and {len(next(iter(columns.values()))):,} rows")
+        raise DataError(f"{path}: {counted(len(ids), 'ids')} and {counted(len(next(iter(columns.values()))), 'rows')}")
     return tuple(map(str, ids)), columns
 
 
@@ -346,7 +370,7 @@ def _numbers(cells: Any, name: str, ids: Sequence[str], path: Path) -> F64:
     except (ValueError, TypeError):
         bad = [(i, str(cell)) for i, cell in enumerate(cells) if not _is_number(cell)]
         raise DataError(
-            f"{path}: column {name!r} has {len(bad):,} cells that are no numbers: {few(sorted({c for _, c in bad}))} "
+            f"{path}: column {name!r} has {counted(len(bad), 'cells')} that are no numbers: {few(sorted({c for _, c in bad}))} "
             f"(ids {few(ids[i] for i, _ in bad)})"
         ) from None
 
@@ -369,7 +393,7 @@ def _grid(path: Path, target: Target, ids: tuple[str, ...], values: F64, how: Re
     if bad.any():
         names = few(ids[i] for i in np.flatnonzero(bad))
         raise DataError(
-            f"{path}: {int(bad.sum()):,} of {len(ids):,} rows have NaN or infinite values (ids {names})",
+            f"{path}: {int(bad.sum()):,} of {counted(len(ids), 'rows have')} NaN or infinite values (ids {names})",
             hint="Mend the table; a NaN often comes from a join that found no partner.",
         )
     sums, low, high = values.sum(axis=1), values.min(initial=0.0), values.max(initial=0.0)

@@ -30,7 +30,7 @@ from toolkit.blending.weighers import Weights, fit_weights
 from toolkit.core import metrics
 from toolkit.core.metrics import Metric
 from toolkit.core.voting import vote
-from toolkit.errors import DataError
+from toolkit.errors import DataError, counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,7 +250,7 @@ def choose(
     numbers = np.unique(folds).tolist()
     if len(numbers) < 2 + (len(every) > 1):
         raise DataError(
-            f"{len(numbers)} folds cannot choose among {len(every)} plans and score the choice",
+            f"{counted(len(numbers), 'folds')} cannot choose among {counted(len(every), 'plans')} and score the choice",
             hint="Use a split with more folds, or try one plan only.",
             code="one-plan",
         )
@@ -304,7 +304,7 @@ def judge(
     estimates = compare(truth, metric, tables, groups=groups, widen=widen, draws=draws, seed=seed)
     chosen, reason = decide_between(best.plan.name, estimates["nested"], metric)
     if len(every) > 1 and best.plan == BlendPlan("uniform"):
-        reason = f"uniform: the plain mean has the best cross-validated score of {len(every)} plans"
+        reason = f"uniform: the plain mean has the best cross-validated score of {counted(len(every), 'plans')}"
     if always and chosen != best.plan.name:
         chosen, reason = best.plan.name, f"{best.plan.name} because it was asked for, although the rule says: {reason}"
     used = best if chosen == best.plan.name else plain

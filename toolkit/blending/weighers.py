@@ -19,7 +19,7 @@ from toolkit.blending.objectives import Objective, Search, decide, objective, qu
 from toolkit.core import metrics
 from toolkit.core.activations import softmax
 from toolkit.core.metrics import METRICS, Metric, brier
-from toolkit.errors import DataError
+from toolkit.errors import DataError, counted
 
 _BETTER = 1e-12  # a smaller gain is rounding
 _DIGITS = 6  # gains equal to six decimals are ties, so that a member of no use is not taken up for noise
@@ -131,9 +131,9 @@ def greedy(
     if bags == 1:
         picks, path = _pick(stack, truth, metric, everyone, steps, patience, sorted_start=sorted_start)
         weights = np.bincount(picks, minlength=len(stack)) / len(picks)
-        message = f"{len(picks)} picks of {len(set(picks))} members; more did not help"
+        message = f"{counted(len(picks), 'picks')} of {counted(len(set(picks)), 'members')}; more did not help"
         if len(picks) == steps:
-            message = f"all {steps} picks of {len(set(picks))} members helped: more steps may be better"
+            message = f"all {counted(steps, 'picks')} of {counted(len(set(picks)), 'members')} helped: more steps may be better"
         scores = tuple(metric.gain(gain) for gain in path)
         return replace(_found(weights, path[-1], metric, len(picks), message), picks=tuple(picks), path=scores)
     rng, weights = np.random.default_rng(seed), np.zeros(len(stack))
@@ -147,7 +147,7 @@ def greedy(
         objective(stack, truth, metric).of(weights),
         metric,
         bags,
-        f"the mean of {bags} searches among {size} members each",
+        f"the mean of {bags} searches among {counted(size, 'members')} each",
     )
 
 
@@ -295,7 +295,7 @@ def hill_climb(
         weights = (1 - part) * weights + part * _unit(member, count)
         path.append(gain)
     steps = len(path) - 1
-    message = f"{steps} members mixed into member {start}; no other helps"
+    message = f"{counted(steps, 'members')} mixed into member {start}; no other helps"
     if not steps:
         message = f"stopped where it started, at member {start}: no other helps"
     return replace(_found(weights, gain, metric, steps, message), path=tuple(metric.gain(value) for value in path))
@@ -318,7 +318,7 @@ def stacking(
     coefficients, bias, count = simplex_solvers.regression(
         _features(stack), truth, start, c=c, non_negative=non_negative, steps=steps
     )
-    message = f"{count} steps" if count < steps else f"not there yet after {steps} steps"
+    message = f"{counted(count, 'steps')}" if count < steps else f"not there yet after {counted(steps, 'steps')}"
     if not count:
         message = "stopped where it started, at the geometric mean"
     fitted = Weights("", coefficients.reshape(classes, members, classes), 0.0, count, message, bias=bias)

@@ -87,8 +87,14 @@ def sentence(error: ToolkitError | OSError | MemoryError) -> ToolkitError:
     return ToolkitError((f"{error.filename}: " if error.filename else "") + str(error.strerror or error))
 
 
-def _usage(error: click.UsageError) -> str:
-    return error.ctx.get_usage() if error.ctx else ""
+def _say_usage(ctx: click.Context, error: click.UsageError) -> None:
+    """Where `--json` is among the words, say as JSON why they cannot be read, and end."""
+    if ctx.meta["toolkit.json"]:
+        from toolkit.base.text.printing import to_json
+
+        usage = error.ctx.get_usage() if error.ctx else ""
+        click.echo(to_json({"ok": False, "error": error.format_message(), "hint": usage, "problems": []}))
+        ctx.exit(error.exit_code)
 
 
 class Explaining(click.Command):
@@ -99,19 +105,19 @@ class Explaining(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the words; whether `--json` is among them is kept, for the words that cannot be read."""
         ctx.meta.setdefault("toolkit.json", "--json" in args)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            _say_usage(ctx, error)
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
-            if not ctx.meta["toolkit.json"]:
-                raise
-            from toolkit.base.text.printing import to_json
-
-            click.echo(to_json({"ok": False, "error": error.format_message(), "hint": _usage(error), "problems": []}))
-            ctx.exit(error.exit_code)
+            _say_usage(ctx, error)
+            raise
         except KeyboardInterrupt:
             click.echo(f"\nInterrupted. {self.kept}: run the same command again to go on.", err=True)
             ctx.exit(INTERRUPTED)
@@ -166,9 +172,10 @@ class _Stages(Explaining, click.Group):
 @click.option(
     "--workspace", "-C", type=click.Path(path_type=Path), help="Work there instead of in the current folder (or above it)."
 )
+@click.option("--json", "machine", is_flag=True, help="As behind a command: print one JSON object, also for errors.")
 @click.version_option(__version__, prog_name="toolkit")
 @click.pass_context
-def cli(ctx: click.Context, workspace: Path | None) -> None:
+def cli(ctx: click.Context, workspace: Path | None, *, machine: bool) -> None:
     """Ensembles, test-time augmentation and model export for image-classification competitions.
 
     \b
@@ -177,6 +184,8 @@ def cli(ctx: click.Context, workspace: Path | None) -> None:
     toolkit submit                              check, then write submission.csv
     """
     ctx.obj = workspace
+    if machine:
+        ctx.default_map = {name: {"machine": True} for commands in STAGES.values() for name in commands}
 
 
 def main() -> None:

@@ -275,6 +275,7 @@ def tables(body: Callable[..., Any]) -> Callable[..., Any]:
     """Pass the competition (of the workspace, or made of --truth) first, and as `reading` how others' tables are read."""
     from pathlib import Path
 
+    from toolkit.base.text.text_forms import TextForm
     from toolkit.core.metrics import METRICS
 
     @click.option("--metric", type=click.Choice(list(METRICS)), metavar="NAME", help="Another than the competition's.")
@@ -284,6 +285,8 @@ def tables(body: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--id", "key", default="", help="The id column of tables made elsewhere.")
     @click.option("--columns", default="", help="Which of their names is which class: p0=cat,p1=dog.")
     @click.option("--logits", is_flag=True, help="Values that are no probabilities are logits.")
+    @click.option("--encoding", default="", help="That of CSV files, where their bytes do not say it: cp949, cp1252, utf-16.")
+    @click.option("--delimiter", default="", help="The mark between their cells, where it is not clear: ';', $'\\t'.")
     @click.pass_context
     @wraps(body)
     def wrapped(ctx: click.Context, *args: Any, **kwargs: Any) -> Any:
@@ -291,8 +294,9 @@ def tables(body: Callable[..., Any]) -> Callable[..., Any]:
 
         said = {name: kwargs.pop(name) for name in ("metric", "truth", "label", "group")}
         columns, key, logits = (kwargs.pop(name) for name in ("columns", "key", "logits"))
-        reading = outside_tables.Reading(outside_tables.pairs(columns, "--columns"), key, logits)
-        competition = outside_tables.competition_of(ctx.obj, key=key, **said)
+        form = TextForm(kwargs.pop("encoding"), kwargs.pop("delimiter"))
+        reading = outside_tables.Reading(outside_tables.pairs(columns, "--columns"), key, logits, form)
+        competition = outside_tables.competition_of(ctx.obj, key=key, form=form, **said)
         return ctx.invoke(body, competition, *args, reading=reading, **kwargs)
 
     return wrapped

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli import INTERRUPTED, Explaining
-from toolkit.errors import TrainingError
+from toolkit.errors import TrainingError, counted
 from toolkit.setup.recipe_files import recipe_path
 from toolkit.training.worker import WORKER, at_work
 from toolkit.workspace.competition import FILE, Competition
@@ -232,7 +232,7 @@ def follow(
     if (joined := join(plan)) is not None:
         why = optimistic(str(prediction_files.read_meta(plan.oof).get("selected", "last")))
         mark = f"  (optimistic: {why})" if why else ""
-        click.echo(f"out of fold  {metric} {joined:.4f}  ({len(plan.split.ids):,} images){mark}")
+        click.echo(f"out of fold  {metric} {joined:.4f}  ({counted(len(plan.split.ids), 'images')}){mark}")
     elif trained >= set(range(plan.split.count)):
         raise TrainingError(
             f"every fold was trained, but files of them are gone: {plan.oof} was not written",
@@ -260,7 +260,7 @@ def folds_of(competition: Competition) -> Split:
     new = not competition.path(SPLIT_FILE).exists()
     split = load_or_make(competition)
     if new:
-        click.echo(f"made {SPLIT_FILE}: {split.count} folds of {len(split.ids):,} rows", err=True)
+        click.echo(f"made {SPLIT_FILE}: {counted(split.count, 'folds')} of {counted(len(split.ids), 'rows')}", err=True)
     return split
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.base.text.printing import Mark, Part, Table, Verbatim, facts
-from toolkit.errors import few
+from toolkit.errors import counted, few
 
 if TYPE_CHECKING:
     from toolkit.analysis.explanation import Explanation
@@ -27,9 +27,13 @@ WARNING = Mark("Warning", "odd")
 def ensemble(made: EnsembleRun) -> list[Part]:
     """Members, views, vote, device, what was computed and what was stored, bad images, where it stands."""
     models = made.meta["models"]
-    members = ", ".join(f"{name} ({sum(m['member'] == name for m in models)} models)" for name in made.meta["views"])
+    members = ", ".join(
+        f"{name} ({counted(sum(m['member'] == name for m in models), 'models')})" for name in made.meta["views"]
+    )
     views = {name: tuple(found) for name, found in made.meta["views"].items()}
-    ties = "".join(f"; {n:,} ties in {target!r}, settled by mean probability" for target, n in made.meta["ties"].items() if n)
+    ties = "".join(
+        f"; {counted(n, 'ties')} in {target!r}, settled by mean probability" for target, n in made.meta["ties"].items() if n
+    )
     rows = [
         ("Members", members),
         (
@@ -43,7 +47,7 @@ def ensemble(made: EnsembleRun) -> list[Part]:
     if any(abs(model["weight"] - 1 / len(models)) > 1e-12 for model in models):
         rows.insert(1, ("Weights", ", ".join(f"{model['path']} {model['weight']:.4g}" for model in models)))
     if bad := made.outcome.bad:
-        rows.append((Mark("Bad", "odd"), f"{len(bad):,} images have the class prior instead of a prediction:"))
+        rows.append((Mark("Bad", "odd"), f"{counted(len(bad), 'images have')} the class prior instead of a prediction:"))
         rows += [("", image.why) for image in bad]
     return [facts([*rows, *_remarks(made)])]
 
@@ -65,10 +69,10 @@ def _remarks(made: EnsembleRun) -> Iterator[tuple[str, str]]:
         yield "Note", f"no passes were left out: {stopping['off']}"
     if late := made.meta["late"]:
         there = len(late) + len(made.meta["models"])
-        yield WARNING, f"time was up: {len(late)} of {there} models are not in it: {few(late, limit=12)}"
+        yield WARNING, f"time was up: {len(late)} of {counted(there, 'models are')} not in it: {few(late, limit=12)}"
         yield "", "their finished rows are kept: the same command again goes on there"
     rows = len(next(iter(made.predictions.values())))
-    yield "Wrote", f"{shown(made.path)} ({rows:,} rows × {', '.join(made.predictions)})"
+    yield "Wrote", f"{shown(made.path)} ({counted(rows, 'rows')} × {', '.join(made.predictions)})"
     views = made.meta.get("tta", {})
     warned = views.get("warnings", ())  # on the terminal already, before the passes were made
     yield from (("Note", note) for note in (*views.get("notes", ()), *made.notes) if note not in warned)
@@ -100,7 +104,9 @@ def card(said: Card) -> list[tuple[str, str]]:
     cut = f"shorter side to {pixels.shorter}, centre crop" if pixels.resize == "crop" else "resized whole"
     rows = [("Model", said.title + (f", split {said.split}" if said.split else ""))]
     for output in said.outputs:
-        names = ", ".join(output.classes[:12]) + (f", … ({len(output.classes)} classes)" if len(output.classes) > 12 else "")
+        names = ", ".join(output.classes[:12]) + (
+            f", … ({counted(len(output.classes), 'classes')})" if len(output.classes) > 12 else ""
+        )
         rows.append(("Target", f"{output.target}: {names} ({output.activation})"))
     cut = f"box {pixels.framed}, {cut}" if pixels.framed else cut
     rows.append(("Pixels", f"{pixels.size[0]}×{pixels.size[1]} {pixels.colour}, {cut}, {pixels.interpolation}"))
@@ -170,11 +176,11 @@ def submission(done: Receipt) -> list[Part]:
         sure = f" (95 % {low:.4f} to {high:.4f})" if low is not None else ""
         rows = done.scores["rows"]
         value = f"{done.scores['metric']} {done.scores['out_of_fold']:.4f}"
-        lines.append(f"Out of fold {value}{sure}, {rows:,} rows, without views")
+        lines.append(f"Out of fold {value}{sure}, {counted(rows, 'rows')}, without views")
     if done.changed is not None:
         lines.append(f"{done.changed:.1%} of rows answer otherwise than the last submission")
     lines += [Mark(warning, "odd") for warning in done.warnings]
-    lines.append(f"Wrote {done.path}: {done.rows:,} rows, format {done.format}")
+    lines.append(f"Wrote {done.path}: {counted(done.rows, 'rows')}, format {done.format}")
     lines.append(f"Wrote {done.manifest}: what it was made of")
     lines.append(f"Kept as {done.id}: `toolkit submissions score {done.id} SCORE` once the platform has scored it")
     return lines
@@ -191,7 +197,10 @@ def stored(tables: Sequence[Kept]) -> list[Part]:
         numbers = (f"{kept.rows:,}", f"{kept.segments:,}", f"{kept.size / 1e6:,.1f}")
         rows.append((kept.title, key.view, key.engine, key.precision, key.kept_as, *numbers, note))
     head = ("model", "view", "engine", "precision", "kept as", "rows", "segments", "MB", "")
-    return [Table(head, rows, "lllllrrrp"), f"{len(tables)} tables, {sum(kept.size for kept in tables) / 1e6:,.1f} MB"]
+    return [
+        Table(head, rows, "lllllrrrp"),
+        f"{counted(len(tables), 'tables')}, {sum(kept.size for kept in tables) / 1e6:,.1f} MB",
+    ]
 
 
 def kept(entries: Sequence[Entry], link: float | None, warning: str) -> list[Part]:
@@ -215,7 +224,7 @@ def kept(entries: Sequence[Entry], link: float | None, warning: str) -> list[Par
 def diff(changes: Diff, first: str, second: str) -> list[Part]:
     """How many rows two submissions answer otherwise, and from which class to which."""
     lines: list[Part] = [
-        f"{changes.changed:,} of {changes.rows:,} rows differ ({changes.share:.1%}) between {first} and {second}"
+        f"{changes.changed:,} of {counted(changes.rows, 'rows differ')} ({changes.share:.1%}) between {first} and {second}"
     ]
     if changes.moves:
         moves = [(f"{move.count:,}", f"{move.question}: {move.before} → {move.after}") for move in changes.moves]

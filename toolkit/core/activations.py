@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from toolkit.base.arrays import F64
 from toolkit.core.cards import Output
-from toolkit.errors import ModelError
+from toolkit.errors import ModelError, counted
 
 
 def softmax(logits: F64) -> F64:
@@ -44,7 +44,8 @@ def probabilities(logits: NDArray[Any], output: Output) -> NDArray[np.float64]:
     """
     x = np.asarray(logits[:, output.start : output.stop], dtype=np.float64)
     if not np.isfinite(x).all():
-        raise ModelError(f"target {output.target!r}: NaN or infinite logits in {int((~np.isfinite(x)).any(axis=1).sum())} rows")
+        bad = int((~np.isfinite(x)).any(axis=1).sum())
+        raise ModelError(f"target {output.target!r}: NaN or infinite logits in {counted(bad, 'rows')}")
     if output.activation == "softmax":
         return softmax(x)
     if output.activation == "sigmoid":

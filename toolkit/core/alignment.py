@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.core.predictions import Predictions
-from toolkit.errors import AlignmentError, DataError, few
+from toolkit.errors import AlignmentError, DataError, counted, few
 
 
 def shared_ids(tables: Mapping[str, Predictions], *, common: bool) -> tuple[str, ...]:
@@ -31,7 +31,7 @@ def shared_ids(tables: Mapping[str, Predictions], *, common: bool) -> tuple[str,
             raise AlignmentError(f"{first!r} and {name!r} name the same rows in other words: {why}", hint=_SPELLED)
         if differing and not common:
             raise AlignmentError(
-                f"{first!r} and {name!r} cover different rows: {len(differing):,} ids are in one of them only, "
+                f"{first!r} and {name!r} cover different rows: {counted(len(differing), 'ids are')} in one of them only, "
                 f"as {few(sorted(differing))}",
                 code="tables-differ",
             )

@@ -13,7 +13,7 @@ from toolkit.base import documents
 from toolkit.base.schema import checked
 from toolkit.base.text import html
 from toolkit.core.lineage import Lineage, Seen
-from toolkit.errors import CardError, few
+from toolkit.errors import CardError, counted, few
 
 SCHEMA = 1
 KEY = "toolkit.card"  # the metadata_props entry that holds the card
@@ -182,7 +182,9 @@ class Output:
             raise CardError(f"target {self.target!r}: classes that exclude each other (softmax) are not independent")
         width = self.stop - self.start
         if width != len(self.classes) and not self.one_logit:
-            raise CardError(f"target {self.target!r}: {width} logits cannot mean {len(self.classes)} classes")
+            raise CardError(
+                f"target {self.target!r}: {counted(width, 'logits')} cannot mean {counted(len(self.classes), 'classes')}"
+            )
 
     @property
     def one_logit(self) -> bool:
@@ -236,7 +238,7 @@ class Card:
     def _repr_html_(self) -> str:
         """What the export says of itself, for notebooks."""
         size = " × ".join(map(str, self.preprocess.size))
-        outputs = "; ".join(f"{o.target}: {len(o.classes)} classes, {o.activation}" for o in self.outputs)
+        outputs = "; ".join(f"{o.target}: {counted(len(o.classes), 'classes')}, {o.activation}" for o in self.outputs)
         rows = [
             ("outputs", outputs),
             ("input", f"{size}, {self.preprocess.resize}, {self.preprocess.interpolation}"),

@@ -153,8 +153,7 @@ def _numbers(cells: NDArray[Any]) -> Any:
 def _open(path: Path, *, rows: bool = True) -> tuple[pa.Table, dict[str, Any]]:
     import pyarrow.parquet as pq
 
-    files.plain(path)
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with files.opened(path) as data, pq.ParquetFile(data, page_checksum_verification=True) as file:  # its name may be any bytes
         metadata = file.schema_arrow.metadata or {}
         table = file.read() if rows else file.schema_arrow.empty_table()
     if KEY not in metadata:

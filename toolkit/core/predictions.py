@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from toolkit.base.arrays import Labels
 from toolkit.base.text import html
-from toolkit.errors import AlignmentError, DataError, few
+from toolkit.errors import AlignmentError, DataError, counted, few
 
 if TYPE_CHECKING:
     from toolkit.core.metrics import Metric
@@ -60,7 +60,8 @@ class Predictions:
         object.__setattr__(self, "values", values)
         if values.shape != (len(self.ids), len(self.classes)):
             raise DataError(
-                f"target {self.target!r}: values of shape {values.shape} for {len(self.ids)} ids × {len(self.classes)} classes"
+                f"target {self.target!r}: values of shape {values.shape} for "
+                f"{counted(len(self.ids), 'ids')} × {counted(len(self.classes), 'classes')}"
             )
         bad = ~np.isfinite(values).all(axis=1)
         what = "NaN or infinite values"
@@ -74,7 +75,7 @@ class Predictions:
                 what = f"rows that do not sum to 1 ({sums.min():.4g} to {sums.max():.4g})" if bad.any() else ""
         if bad.any():
             ids = [self.ids[i] for i in np.flatnonzero(bad)[:4]]
-            raise DataError(f"target {self.target!r}: {int(bad.sum()):,} rows with {what}, ids {few(ids)}")
+            raise DataError(f"target {self.target!r}: {counted(int(bad.sum()), 'rows')} with {what}, ids {few(ids)}")
 
     def _check_labels(self) -> None:
         labels = np.asarray(self.labels)
@@ -94,7 +95,7 @@ class Predictions:
 
     def _repr_html_(self) -> str:
         """The first rows, for notebooks."""
-        what = f"{self.target}: {self.kind} of {len(self):,} rows over {len(self.classes):,} classes"
+        what = f"{self.target}: {self.kind} of {counted(len(self), 'rows')} over {counted(len(self.classes), 'classes')}"
         names = self.classes[:_SHOWN] + (("…",) if len(self.classes) > _SHOWN else ())
         if self.values is None:
             labels = np.asarray(self.decided[:_SHOWN])
@@ -146,7 +147,7 @@ class Predictions:
         place = dict(zip(self.ids, range(len(self.ids)), strict=True))
         if missing := [name for name in ids if name not in place]:
             raise AlignmentError(
-                f"target {self.target!r}: {len(missing):,} of {len(ids):,} ids have no predictions: {few(missing)}",
+                f"target {self.target!r}: {len(missing):,} of {counted(len(ids), 'ids have')} no predictions: {few(missing)}",
                 hint="Ids are compared as text: '7' and '007' differ.",
             )
         return self.take(np.fromiter(map(place.__getitem__, ids), dtype=np.int64, count=len(ids)))

@@ -14,7 +14,7 @@ import numpy as np
 from toolkit.base.arrays import Ints
 from toolkit.core.cards import CLASSES, Task
 from toolkit.core.predictions import Predictions
-from toolkit.errors import CompetitionError, few
+from toolkit.errors import CompetitionError, counted, few
 
 
 class Frame(Protocol):
@@ -57,7 +57,7 @@ class Target:
         object.__setattr__(self, "factors", {k: tuple(map(str, v)) for k, v in self.factors.items()})
         if (count := prod(map(len, self.factors.values()))) > CLASSES:
             raise CompetitionError(
-                f"target {self.name[:60]!r}: its factors have {count:,} classes together, at most {CLASSES:,} may be"
+                f"target {self.name[:60]!r}: its factors have {counted(count, 'classes')} together, at most {CLASSES:,} may be"
             )
         combinations = tuple("_".join(parts) for parts in itertools.product(*self.factors.values()))
         object.__setattr__(self, "classes", tuple(map(str, self.classes or (combinations if self.factors else ()))))
@@ -68,7 +68,8 @@ class Target:
             raise CompetitionError(f"{where}: classes must be several and different, got {few(self.classes)}")
         if self.factors and (self.task != "multiclass" or len(combinations) != len(self.classes)):
             raise CompetitionError(
-                f"{where}: the product of its factors has {len(combinations)} classes, {len(self.classes)} are named"
+                f"{where}: the product of its factors has {counted(len(combinations), 'classes')}, "
+                f"{len(self.classes)} are named"
             )
         if not self.separator:
             raise CompetitionError(f"{where}: the separator between class names must not be empty")
@@ -147,7 +148,7 @@ class _Cells:
         if (bad := np.flatnonzero(grid.sum(axis=1) != 1)).size:
             names = few(self.ids[i] for i in bad)
             raise CompetitionError(
-                f"{self.where}: {bad.size:,} rows do not have a single 1 among the class columns (ids {names})",
+                f"{self.where}: {counted(bad.size, 'rows do')} not have a single 1 among the class columns (ids {names})",
                 hint='A row with several classes needs task = "multilabel".',
             )
         return grid.argmax(axis=1)
@@ -160,7 +161,7 @@ class _Cells:
         if bad:
             ids = few(self.ids[i] for i, _ in bad)
             raise CompetitionError(
-                f"{self.where}: column {column!r} has {len(bad):,} labels that are no class of it: "
+                f"{self.where}: column {column!r} has {counted(len(bad), 'labels')} that are no class of it: "
                 f"{few(sorted({cell for _, cell in bad}))} (ids {ids})",
                 hint=f"The classes are {few(classes, limit=20)}; they stand in competition.toml.",
             )

@@ -14,7 +14,7 @@ from toolkit.core.activations import probabilities, sigmoid, softmax
 from toolkit.core.cards import Output
 from toolkit.core.predictions import Kind, Predictions
 from toolkit.core.targets import Target
-from toolkit.errors import DataError
+from toolkit.errors import DataError, counted
 
 Reduction = Callable[[F64, F64], F64]  # [M, N, C] and shares [M, 1, 1 or C] that sum to 1 over the members → [N, C]
 
@@ -65,7 +65,8 @@ def vote(
     shapes = ((len(stack),), (len(stack), stack.shape[2]))
     if share.shape not in shapes or not np.isfinite(share).all() or (share < 0).any() or not share.any(axis=0).all():
         raise DataError(
-            f"{len(stack)} members need as many weights (or one per member and class), none negative and not all zero; "
+            f"{counted(len(stack), 'members need')} as many weights (or one per member and class), "
+            f"none negative and not all zero; "
             f"got {share.tolist()}"
         )
     share = share.reshape(len(stack), 1, -1)

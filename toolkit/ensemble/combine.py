@@ -13,7 +13,7 @@ from toolkit.base.arrays import F64
 from toolkit.blending.combination import Combination
 from toolkit.core import voting
 from toolkit.core.predictions import Predictions
-from toolkit.errors import DataError
+from toolkit.errors import DataError, counted
 from toolkit.images.views import needs_square, per_member, views
 from toolkit.inference.early_stopping import decided
 from toolkit.inference.exports import WeightedModels, output_of, share
@@ -130,7 +130,7 @@ def with_prior(
     if missing:
         if kind == "scores":
             raise DataError(
-                f"{len(missing):,} rows have no usable image, and ranks have no prior to stand in for them",
+                f"{counted(len(missing), 'rows have')} no usable image, and ranks have no prior to stand in for them",
                 hint="Vote soft.",
                 code="vote-soft",
             )

@@ -24,7 +24,7 @@ from toolkit.core import voting
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Card, Output, Preprocess
 from toolkit.ensemble.combine import views_for, weights_of
-from toolkit.errors import DataError, ModelError, ParityError, few
+from toolkit.errors import DataError, ModelError, ParityError, counted, few
 from toolkit.images.views import Cut, parse, written
 from toolkit.inference.exports import check_width, output_of, read_exports
 from toolkit.models.export import parity
@@ -354,7 +354,7 @@ def _prove(plan: _FusePlan, card: Card, parts: Session, whole: Session, pixels: 
     if not gaps["probability"] <= TOLERANCE:
         raise ParityError(
             f"the fused file differs from the ensemble by {gaps['probability']:.2e} in probability (allowed {TOLERANCE:.0e}), "
-            f"in {gaps['flips']:.0f} of {len(pixels)} labels; not written",
+            f"in {gaps['flips']:.0f} of {counted(len(pixels), 'labels')}; not written",
             gap=gaps["probability"],
             hint="Look for a model whose output depends on the other images of its batch.",
         )

@@ -19,7 +19,7 @@ from toolkit.core.lineage import optimistic
 from toolkit.core.predictions import Predictions
 from toolkit.ensemble.combine import combine, views_for
 from toolkit.ensemble.unseen import out_of_fold
-from toolkit.errors import DataError, ImageError, few
+from toolkit.errors import DataError, ImageError, counted, few
 from toolkit.images import render
 from toolkit.inference.execution import Execution
 from toolkit.inference.exports import WeightedModels, read_exports, share
@@ -153,7 +153,7 @@ def _predicted(request: _Request, items: Sequence[Item], notes: list[str], *, ke
     good = {item.id for item in outcome.items}
     ids = [name for name in dict.fromkeys(item.id for item in items) if name in good]
     if not ids:
-        raise ImageError(f"not one of {len(items):,} images can be used")
+        raise ImageError(f"not one of {counted(len(items), 'images')} can be used")
     groups = {export.title: [export] for export in exports} if request.each else {"": list(exports)}
     tables: _ByName = {}
     for name, group in groups.items():
@@ -229,10 +229,10 @@ def _seen(competition: Competition, exports: Sequence[Export], ids: set[str], *,
         if export.card.fold is None or parts:
             seen = {name for part in parts if split is not None for name in split.training(part.fold)} if parts else ids
             count = len(seen & ids)
-            sentences += [f"{export.title} was trained on {count:,} of these {len(ids):,} rows"] if count else []
+            sentences += [f"{export.title} was trained on {count:,} of {counted(len(ids), 'rows')}"] if count else []
         else:
             sentences.append(
-                f"{export.title} was trained on another split: which of these {len(ids):,} rows it saw is not known"
+                f"{export.title} was trained on another split: which of {counted(len(ids), 'rows')} it saw is not known"
             )
     if sentences and not allowed:
         raise DataError(
@@ -298,7 +298,7 @@ def _voted(
             f"the members {few(tables)} have no held-out row in common", hint="Write a table per member.", code="each-member"
         )
     if left := max(map(len, tables.values())) - len(ids):
-        notes.append(f"{left:,} rows are held out by some members only, and left out")
+        notes.append(f"{counted(left, 'rows are')} held out by some members only, and left out")
     aligned = [table.align(ids) for table in tables.values()]
     stack = np.stack([table.values for table in aligned if table.values is not None])
     answer = voting.vote(stack, how=vote, weights=weights, multilabel=target.multilabel)

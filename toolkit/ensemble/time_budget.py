@@ -20,7 +20,7 @@ from toolkit.core.alignment import align_members, shared_ids
 from toolkit.core.metrics import Metric
 from toolkit.core.predictions import Predictions
 from toolkit.ensemble.unseen import out_of_fold
-from toolkit.errors import DataError, ModelError, ToolkitError, few
+from toolkit.errors import DataError, ModelError, ToolkitError, counted, few
 from toolkit.images.views import VIEW_SETS, views
 from toolkit.inference.execution import Execution
 from toolkit.inference.exports import read_exports
@@ -106,7 +106,7 @@ def plan(
     costs = np.array([seconds(combo, around, images) for combo in combos])
     if images and not (costs <= budget).any():
         raise DataError(
-            f"nothing predicts {images:,} images in {budget:,.0f} s: the fastest takes about {costs.min():,.0f} s",
+            f"nothing predicts {counted(images, 'images')} in {budget:,.0f} s: the fastest takes about {costs.min():,.0f} s",
             hint="Give it more time, another device, or a smaller model.",
             code="device",
         )

@@ -17,7 +17,7 @@ from toolkit.core.predictions import Predictions, concat
 from toolkit.ensemble.combine import combine
 from toolkit.ensemble.unseen import unseen
 from toolkit.ensemble.view_selection import NONE, ViewFinding, ViewLine, ViewRows, judge, sufferers
-from toolkit.errors import DataError, StoreError, ToolkitError, few
+from toolkit.errors import DataError, StoreError, ToolkitError, counted, few
 from toolkit.images.views import AUTO, VIEW_SETS, needs_square, per_member, views, written
 from toolkit.inference.execution import Execution
 from toolkit.inference.exports import WeightedModels, read_exports
@@ -249,7 +249,7 @@ def _warnings(finding: ViewFinding, name: str) -> Iterator[str]:
         e = line.estimate
         classes = "; ".join(sufferers(line))
         yield (
-            f"views {name} cost {finding.member} {finding.metric} {-e.gain:.4f} on {finding.rows:,} held-out rows "
+            f"views {name} cost {finding.member} {finding.metric} {-e.gain:.4f} on {counted(finding.rows, 'held-out rows')} "
             f"(95 % interval of the gain {e.gain_low:+.4f} to {e.gain_high:+.4f}; {line.won:,} wrong→right, "
             f"{line.lost:,} right→wrong{'; ' + classes if classes else ''}); they are used as asked, {AUTO!r} chooses"
         )

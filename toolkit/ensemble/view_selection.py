@@ -15,6 +15,7 @@ from toolkit.blending.nested import Chooser, Estimate, compare, nested, outer_fo
 from toolkit.blending.objectives import decide
 from toolkit.core.metrics import Metric
 from toolkit.core.voting import vote
+from toolkit.errors import counted
 from toolkit.images.views import views
 from toolkit.workspace.competition import Target
 
@@ -135,7 +136,7 @@ def judge(rows: ViewRows, metric: Metric, sets: Sequence[str], *, draws: int | N
 def table(finding: ViewFinding, *, alone: bool = True) -> list[Part]:
     """What a person reads of a finding: a row per set and per view `alone`, the classes that suffer, the choice and why."""
     lines: list[Part] = []
-    caption = f"{finding.member}: {finding.metric} on {finding.rows:,} held-out rows"
+    caption = f"{finding.member}: {finding.metric} on {counted(finding.rows, 'held-out rows')}"
     for title, judged in (("set", finding.sets), ("view alone", finding.views))[: 1 + alone]:
         rows = []
         for line in judged:
@@ -154,13 +155,13 @@ def sufferers(line: ViewLine) -> list[str]:
     """The classes that suffer most, in words."""
     shown = line.suffering[:NAMED]
     words = [
-        f"class '{suffering.name}': {suffering.lost:,} of {suffering.rows:,} rows lost"
+        f"class '{suffering.name}': {suffering.lost:,} of {counted(suffering.rows, 'rows')} lost"
         + (f" (most become '{suffering.became}')" if suffering.became else "")
         + f", {suffering.won:,} won"
         for suffering in shown
     ]
     more = len(line.suffering) - len(shown)
-    return [*words, *([f"and {more:,} more classes"] if more else [])]
+    return [*words, *([f"and {counted(more, 'more classes')}"] if more else [])]
 
 
 def _joint(rows: ViewRows, metric: Metric) -> tuple[Metric, NDArray[Any]]:

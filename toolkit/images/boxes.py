@@ -11,7 +11,7 @@ from functools import cached_property
 from math import isfinite
 from typing import Any, NamedTuple
 
-from toolkit.errors import CompetitionError, ImageError, few
+from toolkit.errors import CompetitionError, ImageError, counted, few
 
 # what the four columns of a table say, in order
 FORMS = {
@@ -148,7 +148,7 @@ class Boxes:
             self._files[name] = by_file
         boxes = self._files[name].get(_place(file), set())
         if len(boxes) != 1:
-            several = f"{len(boxes)} boxes {name!r}, none of them for {key!r}" if boxes else f"no box {name!r}"
+            several = f"{counted(len(boxes), 'boxes')} {name!r}, none of them for {key!r}" if boxes else f"no box {name!r}"
             raise ImageError(
                 f"{file} has {several}", hint=f"Add a row to the table of [boxes.{name}]; empty cells mean the whole image."
             )

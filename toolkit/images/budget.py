@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from toolkit.errors import ImageError
+from toolkit.errors import ImageError, counted
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
@@ -104,10 +104,12 @@ def check_header(header: ImageFile, where: str) -> None:
         )
     tiles: list[Any] = header.tile
     if len(tiles) > LIMIT_STRIPS:
-        raise _costly(where, f"it is stored in {len(tiles):,} strips: above {LIMIT_STRIPS:,}")
+        raise _costly(where, f"it is stored in {counted(len(tiles), 'strips')}: above {LIMIT_STRIPS:,}")
     values = width * height * len(header.getbands())
     if any(tile[0] in _BY_PYTHON for tile in tiles) and values > LIMIT_SLOW:
-        raise _costly(where, f"its {values:,} values are packed in a way that is decoded one by one: above {LIMIT_SLOW:,}")
+        raise _costly(
+            where, f"its {counted(values, 'values are')} packed in a way that is decoded one by one: above {LIMIT_SLOW:,}"
+        )
 
 
 def check_scans(data: bytes | bytearray, first: int, size: tuple[int, int], where: str) -> None:
@@ -118,7 +120,7 @@ def check_scans(data: bytes | bytearray, first: int, size: tuple[int, int], wher
     """
     scans = data.count(b"\xff\xda", first)
     if scans > LIMIT_SCANS or (scans > 12 and scans * size[0] * size[1] > LIMIT_WORK):
-        raise _costly(where, f"it has {scans:,} scans over {size[0]:,} × {size[1]:,} pixels")
+        raise _costly(where, f"it has {counted(scans, 'scans')} over {size[0]:,} × {size[1]:,} pixels")
 
 
 def needs_deadline(header: ImageFile, count: int) -> bool:
@@ -171,11 +173,11 @@ def _tiff(data: bytes | bytearray, where: str) -> None:
         start = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
         entries = struct.unpack_from(order + ("Q" if big else "H"), data, start)[0]
         if entries > 4_096:
-            raise _costly(where, f"its first page has {entries:,} tags")
+            raise _costly(where, f"its first page has {counted(entries, 'tags')}")
         for entry in range(entries):
             place = start + (8 + 20 * entry if big else 2 + 12 * entry)
             _, kind, count = struct.unpack_from(order + ("HHQ" if big else "HHI"), data, place)
             if kind not in _BYTES and count > LIMIT_STRIPS:
-                raise _costly(where, f"a tag has {count:,} values: above {LIMIT_STRIPS:,}")
+                raise _costly(where, f"a tag has {counted(count, 'values')}: above {LIMIT_STRIPS:,}")
     except struct.error:
         return  # Pillow says what is wrong with it

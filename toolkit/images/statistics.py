@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from toolkit.base.arrays import F64
 from toolkit.base.runners.threads import spread
 from toolkit.core.cards import Alpha, Window
-from toolkit.errors import ImageError
+from toolkit.errors import ImageError, counted
 from toolkit.images import decode, render
 from toolkit.images.duplicates.prints import FLAT, SIDE, Prints, thumb
 from toolkit.images.treatments import PLAIN, Treatment
@@ -97,7 +97,7 @@ class Peculiar:
 
     def notes(self, alpha: Alpha, window: Window | None) -> Iterator[str]:
         """A sentence on each kind, as the workspace treats it."""
-        of = f"of {self.read:,} pictures looked at"
+        of = f"of {counted(self.read, 'pictures')} looked at"
         if self.hidden and alpha == "drop":
             yield (
                 f"{self.hidden:,} {of} are of one colour without their alpha, which alone has the drawing: "

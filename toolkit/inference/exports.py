@@ -13,7 +13,7 @@ import numpy as np
 
 from toolkit.base.arrays import F32
 from toolkit.core.cards import Output
-from toolkit.errors import CardError, DataError, ModelError, few
+from toolkit.errors import CardError, DataError, ModelError, counted, few
 from toolkit.inference.store.file_index import ExportIndex
 from toolkit.runtime.graphs.onnx_file import Export
 from toolkit.workspace.competition import FILE, Competition
@@ -101,7 +101,7 @@ def share(exports: Sequence[Export], weights: str, *, higher_is_better: bool = T
         given = [_number(part) for part in weights.split(",")]
         if len(given) != len(exports):
             raise DataError(
-                f"weights are {len(given)} numbers for {len(exports)} models",
+                f"weights are {counted(len(given), 'numbers')} for {counted(len(exports), 'models')}",
                 hint=f"The order is: {', '.join(export.title for export in exports)}.",
                 code="model-weights",
             )
@@ -161,7 +161,8 @@ def check_width(export: Export, logits: F32, rows: int) -> None:
     """
     if logits.shape != (rows, export.card.width):
         raise CardError(
-            f"{export.path}: the card says {export.card.width} logits, the model gives {logits.shape} for {rows} images",
+            f"{export.path}: the card says {counted(export.card.width, 'logits')}, "
+            f"the model gives {logits.shape} for {counted(rows, 'images')}",
             hint="Export the model again.",
         )
 

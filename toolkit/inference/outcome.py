@@ -11,7 +11,7 @@ import numpy as np
 from toolkit.base.arrays import F32, F64
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Output
-from toolkit.errors import ImageError
+from toolkit.errors import ImageError, counted
 from toolkit.inference.store.file_index import Digests
 from toolkit.inference.store.retention import StoreTables, merge, merged_name
 from toolkit.runtime.graphs.onnx_file import Export
@@ -54,12 +54,10 @@ class PredictOutcome:
     def notes(self) -> Iterator[str]:
         """What is to be said of the images that were used although something of their files is missing."""
         if self.endless:
-            few = "JPEG lacks" if self.endless == 1 else "JPEGs lack"
-            yield f"{self.endless:,} {few} nothing but the end marker: all pixels are there and used"
+            yield f"{counted(self.endless, 'JPEGs lack')} nothing but the end marker: all pixels are there and used"
         if self.partial:
             shown = "\n  ".join(image.why for image in self.partial)
-            few = "picture is" if len(self.partial) == 1 else "pictures are"
-            yield f"{len(self.partial):,} {few} not whole; what is there was used:\n  {shown}"
+            yield f"{counted(len(self.partial), 'pictures are')} not whole; what is there was used:\n  {shown}"
 
     def logits(self, export: Export, view: str, digests: Digests) -> F32:
         """Stored logits, float32 (N, width)."""
@@ -83,7 +81,8 @@ def bad_images_error(bad: Sequence[BadImage], *, kept: bool = True, code: str = 
 
     `code` names what a caller may choose instead of mending them.
     """
-    count = f"{len(bad):,} image{'s' if len(bad) > 1 else ''}"
     others = "; the others are finished and kept, nothing was written" if kept else ", and nothing was written"
     shown = "\n  ".join(image.why for image in bad)
-    return ImageError(f"{count} cannot be used{others}:\n  {shown}", hint="Mend them and run the same again.", code=code)
+    return ImageError(
+        f"{counted(len(bad), 'images')} cannot be used{others}:\n  {shown}", hint="Mend them and run the same again.", code=code
+    )

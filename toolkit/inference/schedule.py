@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from toolkit.errors import DataError, ModelError
+from toolkit.errors import DataError, ModelError, counted
 from toolkit.images.boxes import NO_BOXES, Boxes
 from toolkit.inference.early_stopping import EarlyStopping, LabelVote
 from toolkit.inference.execution import Execution, Progress
@@ -107,7 +107,7 @@ def _until(
     if not total:
         furthest = max(len(outcome.items) for outcome in outcomes)
         raise ModelError(
-            f"time was up before one model was through ({furthest:,} of {len(items):,} images); nothing was written",
+            f"time was up before one model was through ({furthest:,} of {counted(len(items), 'images')}); nothing was written",
             hint="What was computed is kept: run the same command again, or give it more time.",
         )
     weights = [weight[export.digest] / total for export in ready]

@@ -15,7 +15,7 @@ from toolkit.base import documents, files
 from toolkit.base.arrays import U8
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Activation, Card, Output, Preprocess
-from toolkit.errors import CardError, ImageError, ModelError, ParityError, few
+from toolkit.errors import CardError, ImageError, ModelError, ParityError, counted, few
 from toolkit.images import render
 from toolkit.models import class_map, export, export_checkpoint, wrap_graph
 from toolkit.models.foreign_model import Asked, Input, Original, find_input, find_layout, find_output, find_size
@@ -175,7 +175,8 @@ def _back(source: Path, asked: Asked, raw: NDArray[Any]) -> tuple[Back, list[str
     binary = width == 1 and len(classes) == 2
     if width != len(classes) and not binary:
         raise CardError(
-            f"{source} gives {width} numbers per image, shape {raw.shape[1:]}, and {len(classes)} classes were named",
+            f"{source} gives {counted(width, 'numbers')} per image, shape {raw.shape[1:]}, "
+            f"and {counted(len(classes), 'classes were')} named",
             hint="Mend the names; another class set is brought to yours by a class map.",
             code="class-map",
         )
@@ -183,7 +184,8 @@ def _back(source: Path, asked: Asked, raw: NDArray[Any]) -> tuple[Back, list[str
         repeated = sorted(name for name in set(classes) if classes.count(name) > 1)
         raise CardError(f"the list of classes names one twice: {few(repeated)}", code="classes")
     if not np.isfinite(values).all():
-        raise ModelError(f"{source} gives NaN or infinite numbers for {int((~np.isfinite(values)).any(axis=1).sum())} images")
+        bad = int((~np.isfinite(values)).any(axis=1).sum())
+        raise ModelError(f"{source} gives NaN or infinite numbers for {counted(bad, 'images')}")
     low, high, sums = values.min(), values.max(), values.sum(axis=1)
     within = bool(low >= -1e-6 and high <= 1 + 1e-6)
     apart = asked.multilabel or binary
@@ -329,7 +331,9 @@ def _judged(
     commonest = max(np.unique(names, return_counts=True)[1]) / len(names)
     if found > commonest + 2 * np.sqrt(commonest * (1 - commonest) / len(names)):
         return found, []
-    notes = [f"accuracy {found:.3f} on {len(names)} images is what guessing the commonest class gives ({commonest:.3f})"]
+    notes = [
+        f"accuracy {found:.3f} on {counted(len(names), 'images')} is what guessing the commonest class gives ({commonest:.3f})"
+    ]
     better = {what: accuracy(other, order) for what, other, order in _variants(front, output.classes)}
     better = {what: value for what, value in better.items() if value > found + 0.1}
     if better:

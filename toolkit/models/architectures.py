@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypedDict
 
 from toolkit.base import documents, schema
 from toolkit.base.schema import Range, Size
-from toolkit.errors import ModelError
+from toolkit.errors import ModelError, counted
 from toolkit.models import networks
 
 CLASSES = 100_000
@@ -112,7 +112,7 @@ def check_size(architecture: Mapping[str, Any], state: Mapping[str, Any], *, whe
     wanted, there = sum(p.numel() for p in parameters), sum(tensor.numel() for tensor in state.values())
     if wanted > min(_PARAMETERS, max(there, 1)):
         raise ModelError(
-            f"{where} has {there:,} numbers for a network of {wanted:,} parameters",
+            f"{where} has {counted(there, 'numbers')} for a network of {counted(wanted, 'parameters')}",
             hint="Another network, or another number of classes?",
             code="network",
         )

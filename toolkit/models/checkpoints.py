@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.base import files, sealed
 from toolkit.core.cards import KEY, Card
 from toolkit.core.lineage import Lineage, SeenIds
-from toolkit.errors import ModelError, few
+from toolkit.errors import ModelError, counted, few
 from toolkit.models import architectures, networks
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def build(checkpoint: Checkpoint, architecture: Mapping[str, Any] | None = None)
     if missing or extra or shapes:
         sizes = few(f"{name}: {tuple(state[name].shape)} for {tuple(expected[name].shape)}" for name in shapes)
         raise ModelError(
-            f"{checkpoint.path} does not fit {chosen['model_name']}: {len(missing)} parameters missing ({few(missing)}), "
+            f"{checkpoint.path} does not fit {chosen['model_name']}: {counted(len(missing), 'parameters')} missing "
+            f"({few(missing)}), "
             f"{len(extra)} unknown ({few(extra)}), {len(shapes)} of another shape ({sizes})",
             hint="Another network, or another number of classes than competition.toml has?",
             code="network",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from toolkit.core.cards import Activation, Card, Interpolation, Output, Preprocess, Resize
 from toolkit.core.lineage import Lineage, Seen, SeenIds
-from toolkit.errors import ImageError, ModelError
+from toolkit.errors import ImageError, ModelError, counted
 from toolkit.images import render
 from toolkit.models import checkpoints
 from toolkit.models.checkpoints import Checkpoint
@@ -205,7 +205,7 @@ def require_unseen(card: Card, split: Split | None, digest: str, fold: int | Non
         why = f"what it did not train on is fold {card.fold}"
     elif digest and (elsewhere := lineage.elsewhere(digest)):
         shared, asked = ids.shared(split.held_out(fold)) if ids and split else (-1, 0)
-        why = f"it was trained on {shared:,} of {asked:,} ids of that fold" if shared > 0 else ""
+        why = f"it was trained on {shared:,} of {counted(asked, 'ids')} of that fold" if shared > 0 else ""
         why = f"it was trained on {elsewhere[0]}, another split: which rows these are is not known" if shared < 0 else why
     if why:
         raise ModelError(

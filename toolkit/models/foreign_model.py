@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from toolkit.base.arrays import U8
 from toolkit.core.cards import Interpolation, Resize
-from toolkit.errors import ModelError, few
+from toolkit.errors import ModelError, counted, few
 from toolkit.images.budget import LIMIT_PIXELS
 from toolkit.models import export
 from toolkit.models.wrap_graph import Colour, Element, Front, Layout, Triple
@@ -65,7 +65,9 @@ def find_input(source: Path, model: Any, asked: Asked) -> Input:
     initialized = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initialized]
     if len(inputs) != 1:
-        raise ModelError(f"{source} has {len(inputs)} inputs ({few(value.name for value in inputs)}), one of images is needed")
+        raise ModelError(
+            f"{source} has {counted(len(inputs), 'inputs')} ({few(value.name for value in inputs)}), one of images is needed"
+        )
     kinds: dict[int, Element] = {1: "float32", 10: "float16", 2: "uint8"}  # onnx.TensorProto's numbers
     tensor = inputs[0].type.tensor_type
     dims = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in tensor.shape.dim)
@@ -73,7 +75,7 @@ def find_input(source: Path, model: Any, asked: Asked) -> Input:
     if tensor.elem_type not in kinds:
         raise ModelError(f"{where} is of ONNX type {tensor.elem_type}, and images are {', '.join(kinds.values())}")
     if len(dims) != 4:
-        raise ModelError(f"{where} has {len(dims)} dimensions, and a batch of images has 4")
+        raise ModelError(f"{where} has {counted(len(dims), 'dimensions')}, and a batch of images has 4")
     element = kinds[tensor.elem_type]
     if asked.element not in (None, element):
         raise ModelError(
@@ -92,7 +94,9 @@ def find_output(source: Path, model: Any, asked: Asked) -> Any:
     if asked.output_name and asked.output_name not in names:
         raise ModelError(f"{source} has no output {asked.output_name!r}", hint=f"It has: {', '.join(names)}.")
     if not asked.output_name and len(names) > 1:
-        raise ModelError(f"{source} has {len(names)} outputs: {few(names, limit=12)}", hint="Choose one.", code="output-name")
+        raise ModelError(
+            f"{source} has {counted(len(names), 'outputs')}: {few(names, limit=12)}", hint="Choose one.", code="output-name"
+        )
     return model.graph.output[names.index(asked.output_name) if asked.output_name else 0]
 
 
@@ -153,7 +157,7 @@ class Original:
             rows = self._run(front.prepare(filled))
             if rows.shape[:1] != (self.batch,):
                 raise ModelError(
-                    f"{self.source}: output {self.output!r} has shape {rows.shape} for {self.batch} images",
+                    f"{self.source}: output {self.output!r} has shape {rows.shape} for {counted(self.batch, 'images')}",
                     hint="Choose another output.",
                     code="output-name",
                 )

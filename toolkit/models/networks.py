@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.base import user_functions
 from toolkit.base.quiet import quiet
-from toolkit.errors import ModelError, ToolkitError, few
+from toolkit.errors import ModelError, ToolkitError, counted, few
 
 if TYPE_CHECKING:
     import torch
@@ -34,13 +34,16 @@ def create(architecture: Mapping[str, Any], *, pretrained: bool = False) -> torc
     name, factors = str(arguments.pop("model_name")), arguments.pop("factors", None)
     crops = arguments.pop("crops", None)
     if crops and len(crops) != len(factors or ()):
-        raise ModelError(f"{len(crops)} crops for {len(factors or ())} factors", hint="Each factor looks at a box of its own.")
+        raise ModelError(
+            f"{counted(len(crops), 'crops')} for {counted(len(factors or ()), 'factors')}",
+            hint="Each factor looks at a box of its own.",
+        )
     if crops:
         own = [create({"model_name": name, **arguments, "num_classes": size}, pretrained=pretrained) for size in factors or ()]
         return _summed(_cropped(own, crops), factors or ())
     if factors:
-        if prod(factors) != arguments.get("num_classes"):
-            raise ModelError(f"{prod(factors)} combinations of {list(factors)} for {arguments.get('num_classes')} classes")
+        if prod(factors) != (classes := arguments.get("num_classes", 0)):
+            raise ModelError(f"{prod(factors)} combinations of {list(factors)} for {counted(int(classes), 'classes')}")
         arguments["num_classes"] = sum(factors)
     if ".py:" in name:
         model: torch.nn.Module = user_functions.user_function(name)(**arguments)
@@ -156,7 +159,8 @@ def load_weights(model: torch.nn.Module, state: Mapping[str, torch.Tensor], *, w
     allowed = set(list(own)[-2:]) | {name for name in own if name.startswith(_classifier_names(model))}
     if strangers := [name for name in wrong if name not in allowed]:
         raise ModelError(
-            f"{where} does not fit the network: {len(strangers)} of {len(own)} parameters are missing or of another shape "
+            f"{where} does not fit the network: {len(strangers)} of {counted(len(own), 'parameters are')} missing "
+            f"or of another shape "
             f"({few(strangers)})",
             hint="Weights and network must be of the same architecture.",
             code="network",

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from toolkit.base.arrays import F32, U8
-from toolkit.errors import DeviceError, ModelError, ToolkitError, few
+from toolkit.errors import DeviceError, ModelError, ToolkitError, counted, few
 from toolkit.images import geometry
 from toolkit.runtime.devices import cores
 
@@ -170,7 +170,7 @@ def checked(logits: Any, rows: int, path: Path) -> F32:
     shape = tuple(getattr(logits, "shape", ()))
     if len(shape) != 2 or shape[0] != rows or logits.dtype.kind != "f":
         raise ModelError(
-            f"{path} gives an output of shape {shape} for {rows} images, not a row of logits for each",
+            f"{path} gives an output of shape {shape} for {counted(rows, 'images')}, not a row of logits for each",
             hint="Export the model again.",
         )
     return logits  # type: ignore[no-any-return]

@@ -14,7 +14,7 @@ from toolkit.base.text.printing import Part
 from toolkit.blending.combination import Combination
 from toolkit.ensemble import tta, view_selection
 from toolkit.ensemble.run import run_ensemble
-from toolkit.errors import TrainingError
+from toolkit.errors import TrainingError, counted
 from toolkit.inference.execution import Execution, Progress
 from toolkit.inference.exports import find_exports, read_exports
 from toolkit.setup import digits_data, recipe_files
@@ -54,7 +54,7 @@ def run(root: Path, *, say: Say, bar: Bar = _no_bar) -> Demo:
     say(f"1. Images: scikit-learn's handwritten digits as PNG files in {root}")
     competition = digits_data.make_workspace(root)
     split = digits_data.make_split(competition)
-    say(f"2. Folds: {len(split.ids):,} images in {split.count} stratified folds (split {split.digest})")
+    say(f"2. Folds: {counted(len(split.ids), 'images')} in {counted(split.count, 'stratified folds')} (split {split.digest})")
     say("3. Train and export: python recipes/digits.py")
     _train(root)
     paths = find_exports(["folds/*.onnx"], base=root)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.base import files, provenance
 from toolkit.base.text import csv_text
+from toolkit.core.alignment import spelled
 from toolkit.core.metrics import METRICS
 from toolkit.core.twins import twins_note
-from toolkit.errors import CompetitionError, few
+from toolkit.errors import CompetitionError, counted, few
 from toolkit.images import boxes, statistics
-from toolkit.setup import find_images, infer_targets
+from toolkit.setup import find_images, infer_targets, mask_data
 from toolkit.setup.find_images import Index, Match, Part
 from toolkit.setup.infer_targets import Findings, Tables, Wishes
 from toolkit.workspace import path_patterns, toml_update
@@ -37,24 +39,26 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class Discovery:
-    """A competition, `lines` that say what was concluded of it, and the text of a train.csv where one has to be made."""
+    """A competition, `lines` that say what was concluded, the text of a table that has to be made, and a recipe for it."""
 
     competition: Competition
     lines: tuple[str, ...]
-    train_csv: str = ""
+    table: str = ""
+    recipe: str = "timm_kfold"
 
     def write(self, *, force: bool = False) -> Path:
-        """Write competition.toml (and before it train.csv, if one had to be made); files that exist stay unless `force`.
+        """Write competition.toml (before it the table of images, if one has to be made); files that exist stay unless `force`.
 
         Raises:
             CompetitionError: a file is already there.
             StoreError: the workspace cannot be written.
         """
         root = self.competition.root
-        for name in (FILE, *([MADE] if self.train_csv else [])):
+        made = [self.competition.train.table] if self.table else []
+        for name in (FILE, *made):
             refuse_existing(root / name, force=force)
-        if self.train_csv:
-            files.write_text(root / MADE, self.train_csv)
+        for name in made:
+            files.write_text(root / name, self.table)
         return toml_update.write(self.competition)
 
 
@@ -88,18 +92,25 @@ def discover(root: Path, wishes: Wishes) -> Discovery:
     """
     root = _absolute(root)
     places = _places(root, wishes)
+    if wishes.only("data", "metric", "name") and (home := next(filter(mask_data.is_there, places), None)):
+        return _masks(root, home, wishes)
     findings = Findings()
     named = [_absolute(root / d) for d in (wishes.train_images, wishes.test_images) if d]
     images = find_images.index([*places, *named])
     tables = {role: _table(role, places, root, wishes, findings) for role in _ROLES}
     sample = tables["sample"] or tables["test"]
-    train_csv = ""
+    made = ""
     if tables["train"] is None and not findings.questions:
-        tables["train"], train_csv = _from_folders(root, images, sample, wishes, findings)
+        tables["train"], made = _from_folders(root, images, sample, wishes, findings)
     if tables["train"] is None and not any(q.wish == "train" for q in findings.questions):
-        findings.ask("train", f"no table of labels (train*.csv, labels*.csv) and no folders named after classes in {places[0]}")
+        others = [path for path in _csvs(places) if sample is None or path != sample.path]
+        why = f"no table of labels (train*.csv, labels*.csv) and no folders named after classes in {places[0]}"
+        findings.ask("train", why, (_written(path, root) for path in others))
     if sample is None and not any(q.wish == "sample" for q in findings.questions):
         findings.ask("sample", "no sample submission (*sample*.csv, info.csv, test.csv)", _csvs(places))
+    if sample is not None and len(sample.frame.columns) == 1 and not any(q.wish == "sample" for q in findings.questions):
+        why = f"{_columns_of(sample)} lists ids alone: a sample submission says what is asked for"
+        findings.ask("sample", why, (_written(path, root) for path in _csvs(places) if path != sample.path))
     if not wishes.metric:
         findings.ask("metric", "the metric stands in the rules, not in the data", METRICS)
     if tables["train"] is None or sample is None:
@@ -107,7 +118,27 @@ def discover(root: Path, wishes: Wishes) -> Discovery:
     assert tables["train"] is not None
     assert sample is not None
     competition = _describe(root, tables["train"], tables["test"], sample, images, wishes, findings)
-    return Discovery(competition, tuple(findings.lines), train_csv)
+    recipe = "multilabel" if any(target.multilabel for target in competition.targets) else "timm_kfold"
+    return Discovery(competition, tuple(findings.lines), made, recipe)
+
+
+def _masks(root: Path, home: Path, wishes: Wishes) -> Discovery:
+    """AI Stages' mask competition, whose rows are people and whose labels are in the names of their pictures."""
+    competition, table = mask_data.describe(root, home)
+    competition = replace(competition, metric=wishes.metric or competition.metric, name=wishes.name or competition.name)
+    target = competition.targets[0]
+    count = table.count("\n") - 1
+    lines = (
+        "AI Stages' mask competition, set up as recipes/mask_profile.py --data does it",
+        f"train images: {competition.train.folder}, listed in a new {competition.train.table} ({counted(count, 'images')})",
+        f"test images: {competition.test.folder}, listed in {competition.sample}",
+        f"target {target.name}: {' × '.join(target.factors)}, {counted(len(target.classes), 'classes')} in that order: "
+        + ", ".join(target.classes[:7])
+        + " …",
+        f"metric: {competition.metric}" + ("" if wishes.metric else ", that of its rules; --metric names another"),
+        "group column: person, since seven pictures (and further ones, as 001498-1) show one",
+    )
+    return Discovery(competition, lines, table, "mask_profile")
 
 
 def _describe(
@@ -176,6 +207,10 @@ def _places(root: Path, wishes: Wishes) -> list[Path]:
     start = _absolute(root / wishes.data)
     if not start.is_dir():
         raise CompetitionError(f"{start} is not a folder")
+    if any("\ud800" <= letter <= "\udfff" for letter in str(root)):  # half a character: bytes that are no text
+        raise CompetitionError(
+            f"the name of the folder {root} is not UTF-8, and no model is opened in such a one", hint="Rename it."
+        )
     return [start, *([start / "data"] if (start / "data").is_dir() else [])]
 
 
@@ -233,12 +268,20 @@ def _from_folders(
     paths = [f"{posixpath.basename(f)}/{name}" for f, names in below.items() for name in names]
     stems = [Path(path).stem for path in paths]
     ids = stems if len(set(stems)) == len(stems) else paths
-    rows = [(name, path.partition("/")[0], path) for name, path in zip(ids, paths, strict=True)]
+    names = _class_names(sorted({path.partition("/")[0] for path in paths}))
+    rows = [(name, names[path.partition("/")[0]], path) for name, path in zip(ids, paths, strict=True)]
     frame = pd.DataFrame(rows, columns=[key, label, "path"], dtype=str)
     findings.say(
-        f"training labels: the folders in {_written(Path(homes[0]), root)}, listed in a new {MADE} ({len(rows):,} images)"
+        f"training labels: the folders in {_written(Path(homes[0]), root)}, "
+        f"listed in a new {MADE} ({counted(len(rows), 'images')})"
     )
     return _Source(root / MADE, frame), files.as_csv([frame.columns, *rows])
+
+
+def _class_names(folders: Iterable[str]) -> dict[str, str]:
+    """Folder → the class: its name in the normal form of tables (a Mac's archives have another), where names stay apart."""
+    names = {folder: unicodedata.normalize("NFC", folder) for folder in folders}
+    return names if len(set(names.values())) == len(names) else {folder: folder for folder in names}
 
 
 def _ids(train: _Source, sample: _Source, wishes: Wishes, findings: Findings) -> tuple[str, str]:
@@ -265,8 +308,8 @@ def _ids(train: _Source, sample: _Source, wishes: Wishes, findings: Findings) ->
     csv_text.read(sample.path, columns=[sample_key], unique=sample_key, form=wishes.text_form)
     other = f"{sample_key} in " if sample_key != key else ""
     findings.say(
-        f"id column: {key} - in {train.path.name} ({len(train.frame):,} rows) "
-        f"and {other}{sample.path.name} ({len(sample.frame):,} rows)"
+        f"id column: {key} - in {train.path.name} ({counted(len(train.frame), 'rows')}) "
+        f"and {other}{sample.path.name} ({counted(len(sample.frame), 'rows')})"
     )
     return key, sample_key
 
@@ -309,6 +352,8 @@ def _match(
         why = f"no image files {where} fit the rows of {name}" + (f" by pattern {wishes.pattern!r}" if wishes.pattern else "")
         why += "; a pattern says how a row names its file, as in '{id}.png'"
         packed = sorted(path for top in images.tops if top.is_dir() for path in top.glob("*") if _PACKED.search(path.name))
+        if spelling := spelled(source.columns[key] if key in source.frame.columns else [], list(images.stems)):
+            why += f"; rows and files differ in {spelling}"
         why += f"; they may still be packed: unpack {few(_written(path, root) for path in packed)} first" if packed else ""
         findings.ask(f"{part}_images", why, instead="pattern")
         return None
@@ -320,7 +365,7 @@ def _match(
     lost = [i for i, file in enumerate(match.files) if not file]
     names = source.columns[key] if key in source.frame.columns else [str(i) for i in range(len(match.files))]
     missing = f"; {len(lost):,} not there: {few(names[i] for i in lost)}" if lost else ""
-    covered = f"{match.found:,} of {len(match.files):,} rows of {name}{missing}"
+    covered = f"{match.found:,} of {counted(len(match.files), 'rows')} of {name}{missing}"
     findings.say(f"{part} images: {_written(Path(match.folder), root)}/{match.pattern} - {covered}")
     if match.note:
         findings.say(f"{part} images: {match.note}")
@@ -337,7 +382,7 @@ def _several_images(key: str, train: _Source, matches: tuple[Match | None, ...],
     if several and not wishes.per_id:
         most = int(train.frame[key].value_counts().max())
         why = (
-            f"an id has several images (up to {most} rows in {train.path.name})"
+            f"an id has several images (up to {counted(most, 'rows')} in {train.path.name})"
             if most > 1
             else "a folder of images belongs to one id"
         )

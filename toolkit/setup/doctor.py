@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from toolkit.base import offline
-from toolkit.errors import DeviceError, ModelError
+from toolkit.errors import DeviceError, ModelError, counted
 from toolkit.runtime.devices import PROVIDERS, gpu_count
 from toolkit.runtime.session import open_session
 
@@ -54,7 +54,9 @@ def _machine() -> Iterator[HealthCheck]:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
     yield HealthCheck(
-        "machine", "ok", f"{system}, {os.cpu_count()} cores, {pages:.0f} GiB memory, {free:.0f} GiB disk free here"
+        "machine",
+        "ok",
+        f"{system}, {counted(os.cpu_count() or 1, 'cores')}, {pages:.0f} GiB memory, {free:.0f} GiB disk free here",
     )
 
 
@@ -137,6 +139,19 @@ def _gpu() -> Iterator[HealthCheck]:
         yield HealthCheck(
             f"gpu {index}", "ok", f"{facts.name}, capability {facts.major}.{facts.minor}, {size:.0f} GiB; trains in {amp}"
         )
+
+
+def own_target() -> tuple[str, str]:
+    """The Python and the CUDA of this machine, as a bundle names its target: `3.12` and `13`, or `cpu` where no GPU works."""
+    import sys
+
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if not gpu_count():
+        return python, "cpu"
+    import torch
+
+    major = (torch.version.cuda or "").partition(".")[0]
+    return python, major if torch.cuda.is_available() and major else "cpu"
 
 
 def _providers() -> Iterator[HealthCheck]:

@@ -40,6 +40,11 @@ class Index:
             for s, _ in Counter(posixpath.splitext(name)[1] for names in self.folders.values() for name in names).most_common()
         ]
 
+    @cached_property
+    def stems(self) -> frozenset[str]:
+        """The names of all files without suffix."""
+        return frozenset(posixpath.splitext(name)[0] for names in self.folders.values() for name in names)
+
     def roots(self) -> list[str]:
         """Folders in which a pattern may start: those with images in or below them, without the many of a kind."""
         parents: dict[str, set[str]] = {}
@@ -115,11 +120,18 @@ def matches(
     count = len(next(iter(table.values()), ()))
     rows = range(0, count, max(1, count // _TRIED))
     roots = [folder.as_posix()] if folder else images.roots()
-    tried = list(_patterns(table, images, rows)) if not pattern else [pattern]
-    promising = [(r, p) for r in roots for p in tried if _share(_files(r, p, table, rows, images)) >= NEARLY]
-    full = [Match(r, p, _files(r, p, table, range(count), images)) for r, p in promising]
-    good = [match for match in full if _share(match.files) >= NEARLY] or _loosely(table, images, roots, rows, pattern)
+    good: list[Match] = []
+    for tried in ([pattern],) if pattern else (_patterns(table, images, rows), _filled_up(table, images, rows)):
+        promising = [(p, r) for p in tried for r in roots if _share(_files(r, p, table, rows, images)) >= NEARLY]
+        full = [Match(r, p, _files(r, p, table, range(count), images)) for p, r in promising]
+        if good := [match for match in full if _share(match.files) >= NEARLY]:
+            break
+    good = good or _loosely(table, images, roots, rows, pattern)
     good = [match for match in good if not match.pattern.endswith("/*")] or good  # whole folders only where no file fits
+    most = max((len(set(match.files)) for match in good), default=0)
+    good = [
+        match for match in good if 2 * len(set(match.files)) > most
+    ]  # labels 0 and 1 fit files 0.png and 1.png in every row
     if folder is None:
         good = _of_part(good, part, images)
     good.sort(
@@ -220,6 +232,18 @@ def _patterns(
     above = [f"{{{outer}}}/" for outer in folders] + [f"{{{a}}}/{{{b}}}/" for a in folders for b in folders if a != b]
     for end in ends:
         yield from (f"{before}{end}" for before in ("", *above) if end.partition("}")[0] not in before)
+
+
+def _filled_up(table: Mapping[str, Sequence[str]], images: Index, rows: Sequence[int]) -> Iterator[str]:
+    """Patterns where cells are numbers that files write with zeros in front, all of one length."""
+    widths = sorted({len(stem) for stem in images.stems if stem.isdecimal()})
+    for column, cells in table.items():
+        numbers = {cells[i] for i in rows if cells[i].isdecimal()}
+        if len(numbers) < NEARLY * len(rows):  # classes, not names
+            continue
+        for width in widths:
+            if sum(number.zfill(width) in images.stems for number in numbers) >= NEARLY * len(rows):
+                yield from (f"{{{column}:0{width}}}{suffix}" for suffix in (*images.suffixes, ".*"))
 
 
 def _files(root: str, pattern: str, table: Mapping[str, Sequence[str]], rows: Sequence[int], images: Index) -> tuple[str, ...]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.base.text.text_forms import TextForm
 from toolkit.core.cards import Task
 from toolkit.core.targets import YES_NO, Target, class_order
-from toolkit.errors import CompetitionError, few
+from toolkit.errors import CompetitionError, counted, few
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +47,10 @@ class Wishes:
     encoding: str = ""
     delimiter: str = ""
 
+    def only(self, *names: str) -> bool:
+        """Whether nothing was said but these."""
+        return not any(getattr(self, wish.name) for wish in fields(self) if wish.name not in names)
+
     @property
     def text_form(self) -> TextForm:
         """How tables are written, where their bytes do not say it."""
@@ -72,8 +76,7 @@ class OpenQuestionsError(CompetitionError):
     """A folder leaves things open; `questions` has all of them."""
 
     def __init__(self, questions: Sequence[Question], spell: Callable[[str], str] = str, *, hint: str = "") -> None:
-        count = len(questions)
-        lines = [f"{count} thing{'s' if count > 1 else ''} must be said:", *(asked.text(spell) for asked in questions)]
+        lines = [f"{counted(len(questions), 'things')} must be said:", *(asked.text(spell) for asked in questions)]
         super().__init__("\n  ".join(lines), hint=hint)
         self.questions = tuple(questions)
 
@@ -144,6 +147,8 @@ def targets(tables: Tables, wishes: Wishes, findings: Findings) -> tuple[Target,
 def _columns(tables: Tables, findings: Findings) -> list[str]:
     """The label columns: those of the sample that train has too, or those whose values are the sample's columns."""
     asked = tables.asked
+    if not asked:  # the sample itself is asked for
+        return []
     here = [name for name in asked if name in tables.train.columns]
     if here and here == asked:
         return here
@@ -185,7 +190,8 @@ def _joint(tables: Tables, wishes: Wishes, findings: Findings) -> tuple[Target, 
     name = tables.asked[0] if len(tables.asked) == 1 else "label"
     target = Target(name, "multiclass", (), factors=wishes.factor)
     findings.say(
-        f"target {name}: {' × '.join(wishes.factor)}, {len(target.classes)} classes in that order: {_some(target.classes)}"
+        f"target {name}: {' × '.join(wishes.factor)}, {counted(len(target.classes), 'classes')} "
+        f"in that order: {_some(target.classes)}"
     )
     return (target,)
 
@@ -204,7 +210,9 @@ def _class_columns(tables: Tables, columns: Sequence[str], wishes: Wishes, findi
         if name not in taken
     )
     classes = class_order(columns)
-    findings.say(f"target {name}: a column of 0 and 1 for each of {len(classes)} classes: {_some(classes)}; task {task}")
+    findings.say(
+        f"target {name}: a column of 0 and 1 for each of {counted(len(classes), 'classes')}: {_some(classes)}; task {task}"
+    )
     return (Target(name, task, classes),)
 
 
@@ -212,7 +220,8 @@ def _from_column(name: str, tables: Tables, wishes: Wishes, findings: Findings) 
     """One target whose classes are the cells of a column."""
     cells = tables.train[name]
     marks = _lists(set(cells))
-    shown = [m for m in marks if {part.strip() for cell in cells for part in cell.split(m)} - {""} == set(tables.asked)]
+    there = [mark for mark in SEPARATORS if any(mark in cell.strip() for cell in cells)]
+    shown = [mark for mark in there if _parts(cells, mark) == set(tables.asked) or _shown(name, mark, tables)]
     if wishes.task == "multilabel" or (shown and wishes.task is None):
         return _multilabel(name, cells, shown or marks, findings)
     if marks and wishes.task is None:
@@ -223,7 +232,9 @@ def _from_column(name: str, tables: Tables, wishes: Wishes, findings: Findings) 
         )
         return None
     if empty := int((cells == "").sum()):
-        findings.ask("target", f"column {name!r} is empty in {empty:,} of {len(cells):,} rows: label them, or use", tables.free)
+        findings.ask(
+            "target", f"column {name!r} is empty in {empty:,} of {counted(len(cells), 'rows')}: label them, or use", tables.free
+        )
         return None
     classes = class_order(cells)
     if wishes.task is None and _quantity(classes, wishes.metric):
@@ -237,7 +248,11 @@ def _from_column(name: str, tables: Tables, wishes: Wishes, findings: Findings) 
         )
         return None
     if len(classes) < 2 or len(classes) == len(cells) > 2:
-        findings.ask("target", f"column {name!r} has {len(classes):,} different values in {len(cells):,} rows", tables.free)
+        findings.ask(
+            "target",
+            f"column {name!r} has {counted(len(classes), 'different values')} in {counted(len(cells), 'rows')}",
+            tables.free,
+        )
         return None
     task = wishes.task or _task(name, classes, tables, wishes)
     positive = wishes.positive if wishes.positive in classes else next((c for c in classes if YES_NO.get(c)), "")
@@ -245,7 +260,7 @@ def _from_column(name: str, tables: Tables, wishes: Wishes, findings: Findings) 
         findings.ask("positive", f"which class of {name!r} is the probability of", classes)
         return None
     sense = f", positive {positive}" if task == "binary" else ""
-    findings.say(f"target {name}: {len(classes)} classes: {_some(classes)}; task {task}{sense}")
+    findings.say(f"target {name}: {counted(len(classes), 'classes')}: {_some(classes)}; task {task}{sense}")
     return Target(name, task, classes, positive=positive if task == "binary" else "")
 
 
@@ -279,17 +294,35 @@ def _multilabel(name: str, cells: Any, marks: Sequence[str], findings: Findings)
     if not classes:
         findings.ask("target", f"column {name!r} is empty in every row")
         return None
-    findings.say(f"target {name}: {len(classes)} classes: {_some(classes)}; task multilabel, separated by {mark!r}")
+    findings.say(f"target {name}: {counted(len(classes), 'classes')}: {_some(classes)}; task multilabel, separated by {mark!r}")
     return Target(name, "multilabel", classes, separator=mark)
 
 
 def _lists(cells: set[str]) -> list[str]:
-    """The marks that may separate several classes in a cell: a part of such a cell is also a cell of its own."""
+    """The marks that may separate several classes in a cell.
+
+    A part of such a cell is also a cell of its own, or the parts are fewer than the cells that are made of them.
+    """
     marks = []
     for mark in SEPARATORS:
-        parts = {part.strip() for cell in cells if mark in cell.strip() for part in cell.split(mark)}
-        marks += [mark] if parts & cells - {""} else []
+        several = {cell for cell in cells if mark in cell.strip()}
+        parts = _parts(several, mark)
+        marks += [mark] if parts & cells or len(parts) < len(several) else []
     return marks
+
+
+def _parts(cells: Iterable[str], mark: str) -> set[str]:
+    return {part.strip() for cell in cells for part in cell.split(mark)} - {""}
+
+
+def _shown(name: str, mark: str, tables: Tables) -> bool:
+    """Whether the sample's cells are lists: of parts that are known, in combinations that no cell of train is."""
+    column = name if name in tables.asked else tables.asked[0] if len(tables.asked) == 1 else ""
+    if not column:
+        return False
+    lists = {cell for cell in tables.sample[column] if mark in cell.strip()}
+    known = set(tables.train[name])
+    return bool(lists - known) and _parts(lists, mark) <= _parts(known, mark)
 
 
 def _example(cells: Any, mark: str) -> str:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from toolkit.base import files
+from toolkit.base import files, provenance
 from toolkit.base.text import csv_text
-from toolkit.errors import CompetitionError, few
+from toolkit.errors import CompetitionError, counted, few
 from toolkit.workspace import toml_update
 from toolkit.workspace.competition import FILE, Competition, Images, Target
 from toolkit.workspace.make_split import load_or_make
@@ -52,10 +52,33 @@ def make_workspace(root: Path, data: Path | None = None, *, by_person: bool = Tr
     """
     if (root / FILE).exists():
         return Competition.read(root)
-    home = data or root
+    competition, table = describe(root, data or root, by_person=by_person)
+    files.write_text(root / TABLE, table)
+    toml_update.write(competition)
+    return Competition.read(root)
+
+
+def is_there(home: Path) -> bool:
+    """Whether a folder has the competition's `train` and `eval`, with a folder of the seven pictures for each person."""
+    table, listing, folder = home / "train" / "train.csv", home / "eval" / "info.csv", home / "train" / "images"
+    if not (table.is_file() and listing.is_file() and folder.is_dir()):
+        return False
+    try:
+        known = {"id", "gender", "age", "path"} <= set(csv_text.header(table)) and "ImageID" in csv_text.header(listing)
+        first = csv_text.cells(table, ["path"])["path"][:1] if known else []
+    except CompetitionError:
+        return False
+    return any(SHOTS.keys() <= {file.stem for file in folder.joinpath(path).glob("*")} for path in first)
+
+
+def describe(root: Path, home: Path, *, by_person: bool = True) -> tuple[Competition, str]:
+    """The competition whose folders lie in `home` as a workspace in `root`, and the text of its `pictures.csv`.
+
+    Raises:
+        CompetitionError: see `make_workspace`.
+    """
     rows = _pictures(home)
-    csv_text.write(root / TABLE, ["id", "person", *FACTORS, "path"], rows)
-    where = "" if home == root else f"{home.absolute().as_posix()}/"
+    where = "" if home == root else f"{provenance.from_inside(home.absolute(), root.absolute())}/"
     competition = Competition(
         root=root,
         name="mask",
@@ -68,8 +91,7 @@ def make_workspace(root: Path, data: Path | None = None, *, by_person: bool = Tr
         sample_id="ImageID",
         format="indices",
     )
-    toml_update.write(competition)
-    return Competition.read(root)
+    return competition, files.as_csv([["id", "person", *FACTORS, "path"], *rows])
 
 
 def make_split(competition: Competition, *, count: int = 5) -> Split:
@@ -97,7 +119,7 @@ def _pictures(home: Path) -> list[tuple[str, ...]]:
         person = re.split(r"[-_]", name)[0]  # 001498-1 is 001498 photographed again
         rows += [(f"{path}/{f.stem}", person, SHOTS[f.stem], gender, age_class(int(age)), f"{path}/{f.name}") for f in shots]
     if missing:
-        raise CompetitionError(f"{folder}: {len(missing):,} people of {table.name} have no pictures: {few(missing)}")
+        raise CompetitionError(f"{folder} lacks the pictures of {counted(len(missing), 'people')}: {few(missing)}")
     return rows
 
 
@@ -128,7 +150,7 @@ def draw(root: Path, *, people: int = 60, test_people: int = 12, seed: int = 0, 
         StoreError: `root` cannot be written.
     """
     if people < 6 or test_people < 1:
-        raise CompetitionError(f"{people} people cannot show every gender and age", hint="Draw at least 6.")
+        raise CompetitionError(f"{counted(people, 'people')} cannot show every gender and age", hint="Draw at least 6.")
     if taken := [name for name in ("train", "eval") if (root / name).exists()]:
         raise CompetitionError(f"{root / taken[0]} exists, so nothing is drawn there", hint="Choose another folder.")
     with files.aside(root, [TRUTH, "eval", "train"]) as folder:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.base import files
-from toolkit.errors import few
+from toolkit.errors import counted, few
 from toolkit.submissions.checks import Problem
 
 if TYPE_CHECKING:
@@ -97,6 +97,6 @@ def _parsed(raw: bytes, mark: str) -> tuple[pd.DataFrame | None, list[Problem]]:
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         problems.append(Problem("SUB014", len(repeated), line=1, seen=few(repeated)))
     if ragged:
-        seen = f"{ragged[0].actual_columns} cells for {ragged[0].expected_columns}"
+        seen = f"{counted(ragged[0].actual_columns, 'cells')} for {ragged[0].expected_columns}"
         problems.append(Problem("SUB007", len(ragged), line=min(skipped) + 2, seen=seen))
     return frame, problems

@@ -12,8 +12,9 @@ from typing import Any
 
 from toolkit.base import files, sealed
 from toolkit.base.provenance import git_commit, now, portable, versions
-from toolkit.errors import DataError, ModelError, few
+from toolkit.errors import DataError, ModelError, counted, few
 from toolkit.submissions.checks import Problem
+from toolkit.submissions.form.cells import WRITER
 from toolkit.workspace.competition import FILE
 
 SCHEMA = 1
@@ -48,6 +49,7 @@ def describe(
         "created": now(),
         "format": form,
         "rows": rows,
+        "writer": WRITER,
         "competition": _file(root / FILE, root),
         "sample": _file(sample, root),
         "predictions": _file(predictions, root) | {"meta": dict(meta)},
@@ -110,7 +112,14 @@ def read(path: Path) -> dict[str, Any]:
         raise sealed.DamagedError(f"{path} is not a readable manifest: {error!r}") from error
     if schema > SCHEMA:
         raise DataError(f"{path} has schema {schema}, this version reads up to {SCHEMA}", hint="Upgrade toolkit.")
+    if (writer := writer_of(document)) > WRITER:
+        raise DataError(f"{path} is of writer {writer}, this version knows up to {WRITER}", hint="Upgrade toolkit.")
     return document
+
+
+def writer_of(document: Mapping[str, Any]) -> int:
+    """Which of the ways to write numbers the submission was made with; manifests of before there were two do not say."""
+    return int(document.get("writer", 1))
 
 
 def _check(document: Mapping[str, Any]) -> None:
@@ -120,6 +129,7 @@ def _check(document: Mapping[str, Any]) -> None:
         ValueError, TypeError, KeyError, AttributeError: it is not.
     """
     datetime.fromisoformat(document["created"])
+    writer_of(document)
     entries = [document["output"], *document.get("tables", {}).values(), *document.get("exports", ())]
     entries += [document[what] for what in ("competition", "sample", "predictions") if what in document]
     if not all(isinstance(entry["sha256"], str) and "\0" not in str(entry["path"]) for entry in entries):
@@ -160,12 +170,15 @@ def summary(meta: Mapping[str, Any]) -> list[str]:
     """A few lines for people: when, how combined, and per member its folds and views."""
     models = meta.get("models", ())
     created = str(meta.get("created", ""))[:16].replace("T", " ")
-    count = f"{len(models)} models" if models else f"{len(meta.get('sources', ()))} tables made elsewhere"
+    count = (
+        f"{counted(len(models), 'models')}" if models else f"{counted(len(meta.get('sources', ())), 'tables')} made elsewhere"
+    )
     how = f"{count}, vote {meta.get('vote', 'soft')}, views {meta.get('view_set', 'none')}"
     lines = [f"Predictions {meta.get('name', '')!r} of {created}: {how}"]
     if images := meta.get("images"):
         lines.append(
-            f"  {images['count']:,} images, {images['trusted']:,} of them trusted by their size and time and not read again"
+            f"  {counted(images['count'], 'images')}, {images['trusted']:,} of them trusted "
+            f"by their size and time and not read again"
         )
     for member in dict.fromkeys(model["member"] for model in models):
         folds = [model["fold"] for model in models if model["member"] == member]

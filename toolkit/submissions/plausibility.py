@@ -11,7 +11,7 @@ import numpy as np
 from toolkit.base.arrays import F64
 from toolkit.base.text import arrow_csv
 from toolkit.core.metrics import Metric
-from toolkit.errors import few
+from toolkit.errors import counted, few
 from toolkit.submissions import checks
 from toolkit.submissions.answers import Answers
 from toolkit.submissions.checks import Problem
@@ -51,7 +51,7 @@ def ties(frame: pd.DataFrame, layout: SubmissionLayout, metric: Metric) -> Itera
         if column.name in frame.columns:
             tied = len(frame) - len(arrow_csv.text(frame[column.name]).unique())
             if tied > TIED * len(frame):
-                different = f"{len(frame) - tied:,} different numbers in {len(frame):,} rows"
+                different = f"{counted(len(frame) - tied, 'different numbers')} in {counted(len(frame), 'rows')}"
                 yield Problem("SUB036", tied, column.name, seen=different)
 
 
@@ -139,5 +139,6 @@ def on_disk(competition: Competition, sample: pd.DataFrame) -> Iterator[Problem]
         yield from checks.of_ids("SUB077", lost)
     train = competition.path(competition.train.folder).resolve()
     if train != folder.resolve() and folder.resolve() not in train.parents:
-        seen = f"the sample has {len(ids):,} rows, the folder {located.found + len(located.unused):,} images"
+        images = len({file for own in located.files for file in own}) + len(located.unused)
+        seen = f"the sample has {counted(len(ids), 'rows')}, the folder {counted(images, 'images')}"
         yield from checks.of_ids("SUB076", located.unused, seen=seen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,10 @@ class Sample:
         """Its id column."""
         return self.layout.key
 
+    def written_by(self, writer: int) -> Sample:
+        """The same, its numbers written as they were before or are now: 1 or 2."""
+        return replace(self, layout=replace(self.layout, writer=writer))
+
 
 def as_format(frame: pd.DataFrame, competition: Competition, form: str) -> Sample:
     """A table of text as the sample submission, in the format of that name.
@@ -73,7 +77,7 @@ def read_sample(competition: Competition, path: Path | None = None) -> Sample:
 
 
 def render(predictions: Mapping[str, Predictions], sample: Sample) -> pd.DataFrame:
-    """Predictions as text: the sample's columns and rows in its order, joined by id; float32 as shortest exact text.
+    """Predictions as text: the sample's columns and rows in its order, joined by id.
 
     Rows of the sample without predictions are left out, for `check` to report with everything else.
 

@@ -14,7 +14,7 @@ from toolkit.base.text import arrow_csv
 from toolkit.core import prediction_files
 from toolkit.ensemble import evidence
 from toolkit.ensemble.evidence import Evidence
-from toolkit.errors import SubmissionError, few
+from toolkit.errors import SubmissionError, counted, few
 from toolkit.submissions import answers, checks, csv_problems, ledger, manifest, plausibility
 from toolkit.submissions.answers import Answers
 from toolkit.submissions.checks import Problem
@@ -119,8 +119,7 @@ def refuse(path: Path, problems: Sequence[Problem]) -> None:
         SubmissionError: there are errors; it carries all problems.
     """
     if errors := checks.errors(problems):
-        count = f"{len(errors)} error{'s' if len(errors) > 1 else ''}"
-        raise SubmissionError(f"{path.name} cannot be submitted: {count}", problems=problems)
+        raise SubmissionError(f"{path.name} cannot be submitted: {counted(len(errors), 'errors')}", problems=problems)
 
 
 def examine(competition: Competition, path: Path, *, sample: Path | None = None) -> tuple[str, tuple[Problem, ...]]:
@@ -208,6 +207,10 @@ def _refuse_inputs(path: Path, competition: Competition, sources: Sequence[Path]
     if len(ours) < 2:
         raise SubmissionError(
             f"{path} is the name that the manifest needs", hint="Choose a name that ends in .csv.", code="submission-output"
+        )
+    if any("\ud800" <= letter <= "\udfff" for letter in path.name):
+        raise SubmissionError(
+            f"{path} is no name that a manifest can hold: it is not UTF-8", hint="Choose another.", code="submission-output"
         )
     tables = [*sources, competition.path(competition.train.table)]
     if taken := [table for table in tables if table.resolve() in ours]:

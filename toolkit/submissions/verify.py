@@ -19,14 +19,14 @@ from toolkit.blending.blend import read_blend
 from toolkit.blending.combination import Combination
 from toolkit.core import prediction_files
 from toolkit.ensemble.run import EnsembleRun, run_ensemble
-from toolkit.errors import ImageError, ModelError, SubmissionError, few
+from toolkit.errors import ImageError, ModelError, SubmissionError, counted, few
 from toolkit.images import render as images_of
 from toolkit.inference import engine_choice
 from toolkit.inference.execution import Execution
 from toolkit.inference.exports import read_exports, share
 from toolkit.inference.store.file_index import ImageIndex
 from toolkit.submissions import csv_problems
-from toolkit.submissions.manifest import path_of, read
+from toolkit.submissions.manifest import path_of, read, writer_of
 from toolkit.submissions.sample import read_sample, render
 from toolkit.workspace.competition import FILE, Competition
 
@@ -167,7 +167,8 @@ def _rebuilt(competition: Competition, manifest: Mapping[str, Any], *, images: b
         else:
             predictions = prediction_files.read_table(competition.path(manifest["predictions"]["path"])).predictions
         sample = competition.path(manifest["sample"]["path"])
-        frame = render(predictions, read_sample(competition, sample if sample.is_file() else None))
+        wanted = read_sample(competition, sample if sample.is_file() else None)
+        frame = render(predictions, wanted.written_by(writer_of(manifest)))
         return files.write(own.path("submission.csv"), lambda file: arrow_csv.write(file, frame)).read_bytes()
 
 
@@ -176,7 +177,7 @@ def _predicted(competition: Competition, own: Competition, meta: Mapping[str, An
     models = meta["models"]
     paths = [competition.path(model["path"]) for model in models]
     if lost := [model["path"] for model, path in zip(models, paths, strict=True) if not path.is_file()]:
-        raise SubmissionError(f"it cannot be made again: {len(lost)} exports are not there: {few(lost)}", hint=LESS)
+        raise SubmissionError(f"it cannot be made again: {counted(len(lost), 'exports are')} not there: {few(lost)}", hint=LESS)
     given = [float(model["weight"]) for model in models]
     records = meta.get("blend") or {}
     blend = {name: read_blend(record, competition.target(name).classes) for name, record in records.items()} or None
@@ -222,7 +223,7 @@ def _difference(competition: Competition, path: Path, ours: bytes, verdict: Verd
         same = set(_lines(before)) & set(_lines(now))
         every = zip(arrow_csv.text(before[key]).to_pylist(), _lines(before), strict=True)
         ids = [name for name, line in every if line not in same]
-        rows = f" in {len(ids):,} of {len(before):,} rows ({few(ids)})" if ids else ""
+        rows = f" in {len(ids):,} of {counted(len(before), 'rows')} ({few(ids)})" if ids else ""
     names = few((f"{source.path} ({source.state})" for source in verdict.changed), limit=12)
     cause = f"what changed: {names}" if verdict.changed else "no recorded input did: test images, device or versions may have"
     return f"{path.name} made again differs{rows}; {cause}"

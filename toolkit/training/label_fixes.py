@@ -10,7 +10,7 @@ from toolkit.base import files
 from toolkit.base.text import csv_text
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import Target
-from toolkit.errors import CompetitionError, few
+from toolkit.errors import CompetitionError, counted, few
 from toolkit.workspace.competition import Competition
 
 COLUMNS = ("id", "given", "suggested")
@@ -48,7 +48,7 @@ def _fixed(competition: Competition, target: Target, truth: Predictions) -> Pred
     ids = list(frame["id"])
     place = {name: row for row, name in enumerate(truth.ids)}
     if unknown := [name for name in ids if name not in place]:
-        raise CompetitionError(f"{path}: {len(unknown):,} ids are not in {competition.train.table}: {few(unknown)}")
+        raise CompetitionError(f"{path}: {counted(len(unknown), 'ids are')} not in {competition.train.table}: {few(unknown)}")
     plain = {what: replace(target, factors={}, column=what) for what in ("given", "suggested")}
     labels_of = {what: one.truth(frame, ids, str(path)).with_classes(truth.classes).decided for what, one in plain.items()}
     rows = np.array([place[name] for name in ids], dtype=np.int64)
@@ -56,7 +56,8 @@ def _fixed(competition: Competition, target: Target, truth: Predictions) -> Pred
     stale = np.flatnonzero((labels[rows] != labels_of["given"]).reshape(len(rows), -1).any(axis=1))
     if len(stale):
         raise CompetitionError(
-            f"{path}: {competition.train.table} gives {len(stale):,} labels otherwise (ids {few(ids[i] for i in stale)})",
+            f"{path}: {competition.train.table} gives {counted(len(stale), 'labels')} "
+            f"otherwise (ids {few(ids[i] for i in stale)})",
             hint="Run `toolkit audit` again: the table has changed since.",
         )
     labels[rows] = labels_of["suggested"]

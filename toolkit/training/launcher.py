@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from toolkit.base.runners.jobs import visible
-from toolkit.errors import DeviceError, ToolkitError, TrainingError
+from toolkit.errors import DeviceError, ToolkitError, TrainingError, counted
 from toolkit.runtime.devices import cores
 from toolkit.training.fold.fit import choose_device
 from toolkit.training.fold.samples import Progress
@@ -101,7 +101,7 @@ class ProcessLauncher:
         if device != "cpu" or self.spread != "folds" or each * self.processes <= cores():
             return ""
         return (
-            f"{self.processes} processes of {each} threads share {cores()} cores: OMP_NUM_THREADS="
+            f"{counted(self.processes, 'processes')} of {each} threads share {counted(cores(), 'cores')}: OMP_NUM_THREADS="
             f"{max(1, cores() // self.processes)} before the command gives each its own (and other last digits)"
         )
 
@@ -133,13 +133,13 @@ def launcher_for(
     count, spread = processes or gpu_count, spread or "folds"
     if spread == "batches" and gpu_count and count != gpu_count:
         raise DeviceError(
-            f"sharing batches takes a GPU per process, not {count} processes for {gpu_count} GPUs",
+            f"sharing batches takes a GPU per process, not {counted(count, 'processes')} for {counted(gpu_count, 'GPUs')}",
             hint=f"Use as many GPUs as processes: {count}.",
             code="gpu-per-process",
         )
     if spread == "folds" and models == 1 < count:
         raise TrainingError(
-            f"there is one model to train, which {count} processes cannot share as folds",
+            f"there is one model to train, which {counted(count, 'processes')} cannot share as folds",
             hint="Share its batches, or train it in one process.",
             code="spread-batches",
         )
@@ -159,13 +159,13 @@ def _gpus(asked: int | Literal["all"] | None, device: str) -> int:
     there = torch.cuda.device_count() if device == "cuda" else 0
     if not there and asked:
         raise DeviceError(
-            f"{asked} GPUs were asked for, but the device is the CPU",
+            f"{asked if asked == 'all' else counted(asked, 'GPUs')} asked for, but the device is the CPU",
             hint="Ask for processes, or run `toolkit doctor` to see why there is no CUDA device.",
             code="processes-on-cpu",
         )
     if isinstance(asked, int) and asked > there:
         raise DeviceError(
-            f"{asked} GPUs were asked for, there {'is' if there == 1 else 'are'} {there}",
+            f"{counted(asked, 'GPUs were')} asked for, there {'is' if there == 1 else 'are'} {there}",
             hint="CUDA_VISIBLE_DEVICES may hide some of this machine's.",
             code="gpus-all",
         )

@@ -16,7 +16,7 @@ from toolkit.base import documents, files
 from toolkit.base.quiet import quiet
 from toolkit.base.schema import checked
 from toolkit.base.text import csv_text
-from toolkit.errors import StoreError, TrainingError, few
+from toolkit.errors import StoreError, TrainingError, counted, few
 from toolkit.workspace import make_split, toml_update
 from toolkit.workspace.competition import Competition
 from toolkit.workspace.split import SPLIT_FILE, Split
@@ -246,7 +246,7 @@ def run_trial(study: optuna.Study, space: Space, train_fold: TrainFold, competit
     study.tell(trial, _gain(competition, scores) if done else None, state=state)
     _sweep(competition, member)
     if state is optuna.trial.TrialState.FAIL and not finished(study) and trial.number >= 2:
-        raise TrainingError(f"the first {trial.number + 1} trials failed, the last one: {why}")
+        raise TrainingError(f"the first {counted(trial.number + 1, 'trials')} failed, the last one: {why}")
     shown = f"{competition.metric} {np.mean(scores):.4f}" if done else f"{state.name.lower()}: {why}"
     return f"trial {trial.number:3d}  {shown}  {' '.join(words({name: flags[name] for name in space.search}))}"
 
@@ -317,7 +317,7 @@ def report(study: optuna.Study, competition: Competition, folder: Path) -> dict[
     axes = figure.add_subplot()
     bars = axes.barh(list(importance)[::-1], list(importance.values())[::-1])
     axes.bar_label(bars, fmt="%.2f", padding=3)
-    axes.set_xlabel(f"share of the variation of {competition.metric} ({len(trials)} trials)")
+    axes.set_xlabel(f"share of the variation of {competition.metric} ({counted(len(trials), 'trials')})")
     axes.set_xlim(0, 1.1)
     files.write(folder / "importance.png", lambda file: figure.savefig(file, format="png", dpi=120))
     return dict(importance)

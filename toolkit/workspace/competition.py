@@ -19,7 +19,7 @@ from toolkit.core.predictions import Predictions
 from toolkit.core.targets import LONG_FORMS, split_pairs
 from toolkit.core.targets import Target as Target  # noqa: PLC0414 - importers of Competition need it as well
 from toolkit.core.targets import class_order as class_order  # noqa: PLC0414
-from toolkit.errors import CompetitionError, few
+from toolkit.errors import CompetitionError, counted, few
 from toolkit.images.boxes import Boxes, Found, unknown
 from toolkit.workspace import path_patterns, row_files
 from toolkit.workspace.competition_toml import FILE as FILE  # noqa: PLC0414
@@ -167,7 +167,7 @@ class Competition(CompetitionFile):
         files, located = find_files(table, key, folder, where.pattern, f"[{part}]")
         if files and not located.found:
             raise CompetitionError(
-                f"none of the {len(files):,} {part} images is there; the first would be {files[0][1]}",
+                f"none of {counted(len(files), f'{part} images')} is there; the first would be {files[0][1]}",
                 hint=f"Set [{part}] images and pattern in {FILE}.",
             )
         if len({name for name, _ in files}) < len(files) and not self.per_id:

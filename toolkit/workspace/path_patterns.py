@@ -1,4 +1,4 @@
-"""Patterns: how a table's row names its image files, as in `{id}.png` or `{patient_id}/{image_id}.*`."""
+"""Patterns: how a table's row names its image files, as in `{id}.png`, `{id:05}.png` or `{patient_id}/{image_id}.*`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 
 from toolkit.errors import CompetitionError, few
 
-_FIELD = re.compile(r"\{([^{}]+)\}")  # not str.format: a column may be called "file.name" or "image: id"
+# not str.format: a column may be called "file.name" or "image: id"; `:05` fills numbers up with zeros
+_FIELD = re.compile(r"\{([^{}]+?)(?::0([1-9]\d?))?\}")
 
 
 def columns(pattern: str) -> list[str]:
@@ -20,7 +21,7 @@ def columns(pattern: str) -> list[str]:
     Raises:
         CompetitionError: it names none.
     """
-    names = list(dict.fromkeys(_FIELD.findall(pattern)))
+    names = list(dict.fromkeys(name for name, _ in _FIELD.findall(pattern)))
     if not names:
         raise CompetitionError(f"pattern {pattern!r} names no column", hint='Write for example "{id}.png".')
     return names
@@ -37,16 +38,20 @@ def require(pattern: str, known: Sequence[str], where: str) -> None:
 
 
 def fill(pattern: str, row: Mapping[str, str]) -> tuple[str, ...]:
-    """The pattern with one row's cells put in, cut at its own `*`: a cell's `*` stays a letter."""
-    return tuple(_FIELD.sub(lambda match: row[match[1]], piece) for piece in pattern.split("*"))
+    """The pattern with one row's cells put in, cut at its own `*`: a cell's `*` stays a letter.
+
+    >>> fill("{fold}/{id:04}.*", {"fold": "a*", "id": "7"})
+    ('a*/0007.', '')
+    """
+    return tuple(_FIELD.sub(lambda match: row[match[1]].zfill(int(match[2] or 0)), piece) for piece in pattern.split("*"))
 
 
 def filler(pattern: str) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
     """As `fill` for many rows, each given as its cells of `columns(pattern)`; the pattern is read once."""
-    names = columns(pattern)
-    if "*" in pattern or len(_FIELD.findall(pattern)) > len(names):
+    names, fields = columns(pattern), _FIELD.findall(pattern)
+    if "*" in pattern or len(fields) > len(names) or any(width for _, width in fields):
         return lambda row: fill(pattern, dict(zip(names, row, strict=True)))
-    template = "%s".join(piece.replace("%", "%%") for piece in _FIELD.split(pattern)[::2])
+    template = "%s".join(piece.replace("%", "%%") for piece in _FIELD.split(pattern)[::3])
     return lambda row: (template % row,)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from toolkit.errors import few
+from toolkit.errors import counted, few
 from toolkit.images.decode import SUFFIXES
 from toolkit.workspace import path_patterns
 
@@ -49,20 +49,19 @@ class RowFiles:
         if not self.changed:
             return ""
         what = " and ".join(self.changed)
-        return (
-            f"{sum(self.changed.values()):,} files differ in {what} from what rows name: {self.example[0]} is {self.example[1]}"
-        )
+        differ = counted(sum(self.changed.values()), "files differ")
+        return f"{differ} in {what} from what rows name: {self.example[0]} is {self.example[1]}"
 
     @property
     def unused_note(self) -> str:
         """Images that no row means, in one sentence; empty where there are none."""
-        return f"{len(self.unused):,} images belong to no row: {few(self.unused)}" if self.unused else ""
+        return f"{counted(len(self.unused), 'images belong')} to no row: {few(self.unused)}" if self.unused else ""
 
     @property
     def doubt(self) -> str:
         """Why some rows have no file though there are some that they may mean, in a sentence; empty where there is no doubt."""
         for row, files in self.ambiguous.items():
-            more = f" (and {len(self.ambiguous) - 1:,} rows like it)" if len(self.ambiguous) > 1 else ""
+            more = f" (and {counted(len(self.ambiguous) - 1, 'rows')} like it)" if len(self.ambiguous) > 1 else ""
             return f"{self.named[row]} is not there, and {few(files)} could each be meant{more}"
         for file, rows in self.clashes.items():
             return f"{few(self.named[row] for row in rows)} are not there, and {file} could be meant by each of them"

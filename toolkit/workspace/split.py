@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from toolkit.base import files
 from toolkit.base.text import csv_text, html
 from toolkit.core.targets import class_order
-from toolkit.errors import CompetitionError, SplitError, few
+from toolkit.errors import CompetitionError, SplitError, counted, few
 from toolkit.workspace.competition import Competition
 
 SPLIT_FILE = "split.csv"
@@ -59,7 +59,9 @@ class Split:
             if group:
                 homes.setdefault(group, set()).add(fold)
         if torn := sorted(group for group, folds_of_group in homes.items() if len(folds_of_group) > 1):
-            raise SplitError(f"{len(torn):,} groups are in more than one fold: {few(torn)}", hint="Make the split again.")
+            raise SplitError(
+                f"{counted(len(torn), 'groups are')} in more than one fold: {few(torn)}", hint="Make the split again."
+            )
 
     @property
     def count(self) -> int:
@@ -73,7 +75,7 @@ class Split:
         counts = Counter(zip(self.labels, self.folds.tolist(), strict=True))
         rows = [(name, *(counts[name, fold] for fold in folds)) for name in classes]
         heads = ["never held out" if fold == EXTRA else f"fold {fold}" for fold in folds]
-        return html.table(("class", *heads), rows, caption=f"split {self.digest}: {len(self.ids):,} rows")
+        return html.table(("class", *heads), rows, caption=f"split {self.digest}: {counted(len(self.ids), 'rows')}")
 
     @cached_property
     def digest(self) -> str:
@@ -264,23 +266,27 @@ def _of_groups(
 
 def _check(labels: NDArray[Any], names: Sequence[str], parts: int, groups: NDArray[Any] | None, count: int) -> None:
     if parts < 2:
-        raise SplitError(f"{parts} folds: at least 2 are needed", hint="A single split is a hold-out.", code="one-split")
+        raise SplitError(
+            f"{counted(parts, 'folds')}: at least 2 are needed", hint="A single split is a hold-out.", code="one-split"
+        )
     if count < parts:
-        raise SplitError(f"{count} rows cannot make {parts} folds")
+        raise SplitError(f"{counted(count, 'rows')} cannot make {counted(parts, 'folds')}")
     members = count_members(labels, len(names))
     small = [f"{names[c]} ({members[c]})" for c in range(len(names)) if 0 < members[c] < parts]
     if small:
         raise SplitError(
-            f"{len(small)} classes have fewer than {parts} members: {few(small, limit=10)}",
+            f"{counted(len(small), 'classes have')} fewer than {counted(parts, 'members')}: {few(small, limit=10)}",
             hint="Make fewer folds, or let such rows train in every fold, never scored.",
             code="rare-classes",
         )
     if groups is None:
         return
     if empty := int((groups == "").sum()):
-        raise SplitError(f"{empty:,} rows have an empty group", hint="Give each of them a group of its own.")
+        raise SplitError(f"{counted(empty, 'rows have')} an empty group", hint="Give each of them a group of its own.")
     if len(set(groups)) < parts:
-        raise SplitError(f"{len(set(groups))} groups cannot make {parts} folds", hint="Use fewer folds.")
+        raise SplitError(
+            f"{counted(len(set(groups)), 'groups')} cannot make {counted(parts, 'folds')}", hint="Use fewer folds."
+        )
 
 
 def count_members(labels: NDArray[Any], classes: int) -> NDArray[np.int64]:
@@ -306,7 +312,8 @@ def imbalance(labels: NDArray[Any], classes: Sequence[str], metric: str) -> list
     most, least = int(counts.argmax()), int(counts.argmin())
     plain = "" if "f1" in metric else f" {metric} says little about the small ones: look at macro_f1 too (toolkit score)."
     sentence = (
-        f"classes are imbalanced: {classes[most]!r} has {counts[most]:,} rows, {classes[least]!r} {counts[least]:,}.{plain} "
+        f"classes are imbalanced: {classes[most]!r} has {counted(counts[most], 'rows')}, "
+        f"{classes[least]!r} {counts[least]:,}.{plain} "
         f"A class-weighted or focal loss or a weighted sampler gives them more say."
     )
     return [sentence]

@@ -494,3 +494,29 @@ def test_the_pictures_of_a_matrix_keep_to_their_number(insects):
     html = page.PageTable(("n",), [(i,) for i in range(page.MOST_ROWS + 5)], "numbers").html
     assert len(Reading(html).rows) - 3 == page.MOST_ROWS
     assert "the first 1,000 of 1,005 rows" in html
+
+
+LONG = "a member with quite a long name"
+DRAWN = {
+    "bars": lambda n: figures.bars("t", ["a", "b"], {f"{i}{LONG}": [0.9, 0.8] for i in range(n)}),
+    "histogram": lambda n: figures.histogram("t", {f"{i}{LONG}": np.linspace(0, 1, 50) for i in range(n)}),
+    "lines": lambda n: figures.lines("t", *([{f"{i}{LONG}": [0, 1] for i in range(n)}] * 2), labels=("x", "y")),
+    "reliability": lambda n: figures.reliability("t", {f"{i}{LONG}": ([0.1, 0.9], [0.9, 1.0], [3, 4]) for i in range(n)}),
+    "scatter": lambda n: figures.scatter("t", {f"{i}{LONG}": np.random.default_rng(i).random((9, 2)) for i in range(n)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+@pytest.mark.parametrize("count", [2, 4])
+def test_no_legend_covers_what_is_drawn_or_leaves_the_figure(kind, count, monkeypatch):
+    seen = []
+    monkeypatch.setattr(figures, "_picture", lambda figure, alt: seen.append(figure))
+    DRAWN[kind](count)
+    (figure,) = seen
+    figure.draw_without_rendering()
+    (legend,) = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
+    names, whole = legend.get_window_extent(), figure.bbox
+    assert len(legend.get_texts()) == count
+    assert not any(names.overlaps(axes.get_tightbbox()) for axes in figure.axes)
+    assert whole.x0 <= names.x0
+    assert names.x1 <= whole.x1

@@ -21,7 +21,7 @@ BAD = {
     "empty": (b"", "is empty"),
     "blank": (b" \n\n", "is empty"),
     "binary": (b"\x89PNG\r\n\0\0\0", "not a text file"),
-    "short row": ("id,label\n1,a\n2\n3,b\n", "line 3 has 1 cells where the header has 2"),
+    "short row": ("id,label\n1,a\n2\n3,b\n", "line 3 has 1 cell where the header has 2"),
     "long row": ("id,label\n1,a\n2,b,c\n", "line 3 has 3 cells where the header has 2"),
     "every row long": ("id,label\n1,a,x\n2,b,y\n", "line 2 has 3 cells where the header has 2"),
     "trailing comma": ("id,label\n1,a,\n2,b,\n", "line 2 has 3"),
@@ -29,7 +29,7 @@ BAD = {
     "open quote": ('id,label\n1,"a\n2,b\n', "never closed"),
     "no id": ("name,label\n1,a\n", "has no column 'id'; it has 'name', 'label'"),
     "empty id": ("id,label\n1,a\n,b\n", "line 3: the id column 'id' is empty"),
-    "repeats": ("id,label\n1,a\n1,b\n2,c\n", "1 ids of column 'id' appear more than once: '1'"),
+    "repeats": ("id,label\n1,a\n1,b\n2,c\n", "column 'id' has 1 id more than once: '1'"),
 }
 
 

@@ -88,8 +88,8 @@ def test_rows_are_written_as_the_library_writes_them(task, form, header, line, f
     assert list(found.columns) == list(wanted.columns)
     for name in wanted.columns:
         if plan.format.values and not form.startswith("topk") and name in {field.name for field in fields}:
-            ours, theirs = found[name].astype(np.float32), wanted[name].astype(np.float32)
-            np.testing.assert_array_equal(ours.to_numpy().view(np.int32), theirs.to_numpy().view(np.int32))
+            ours, theirs = found[name].astype("float64"), wanted[name].astype("float64")
+            np.testing.assert_array_equal(ours.to_numpy().view(np.int64), theirs.to_numpy().view(np.int64))
         else:
             assert list(found[name]) == list(wanted[name])
 

@@ -127,7 +127,7 @@ CHANGED = {
     "an index column": (lambda text: _lines(text, lambda line: "," + line), "further columns"),
     "ids under another name": (lambda text: text.replace("id,ant", "ImageId,ant").encode(), "'ImageId' for 'id'"),
     "a class under another name": (lambda text: text.replace("id,ant", "id,ants").encode(), "has no column"),
-    "a row twice": (lambda text: (text + text.splitlines()[1] + "\n").encode(), "repeats 1 rows"),
+    "a row twice": (lambda text: (text + text.splitlines()[1] + "\n").encode(), "repeats 1 row"),
     "a row cut short": (lambda text: text.replace(",0.5,0.5,0\n", ",0.5\n", 1).encode(), "another number of cells"),
     "nothing": (lambda _: b"", "is empty"),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -22,6 +24,18 @@ def test_a_model_alone_keeps_no_pixels_and_says_the_same(done, packed, workspace
     assert not list(alone.glob("pixels.*"))
     key = recipe.models[0].key
     np.testing.assert_array_equal(np.load(alone / f"{key}.npy"), np.load(out / f"{key}.npy"))
+
+
+def test_images_may_be_called_in_any_bytes(done, packed, workspace, tmp_path):
+    """The job's file holds what the system calls them; a worker that could not read it would leave every row the prior."""
+    _, recipe, _, out = done
+    folder = (workspace / "test").rename(tmp_path / os.fsdecode(b"test\xfe"))
+    paths = tuple(map(str, sorted(folder.iterdir())))
+    (tmp_path / "results").mkdir()
+    job = worker.Job(str(packed.path), str(tmp_path / "results"), "cpu", recipe.models[:1], paths)
+    worker.work(worker.Job.read(job.write(tmp_path / "job.json")))
+    key = recipe.models[0].key
+    np.testing.assert_array_equal(np.load(tmp_path / "results" / f"{key}.npy"), np.load(out / f"{key}.npy"))
 
 
 def test_a_worker_goes_on_where_another_died(done, packed, monkeypatch):

@@ -9,6 +9,7 @@ from toolkit.analysis.data_audit import Audit
 from toolkit.analysis.label_doubts import Issue
 from toolkit.analysis.pages.page import Block, Gallery, Page, PageTable, Points, Section, Thumbnail, of_file
 from toolkit.analysis.picture_pairs import Pair, counts
+from toolkit.errors import counted
 from toolkit.workspace.competition import Competition
 
 MOST = 200  # issues and pairs with pictures; the CSV has all issues
@@ -27,7 +28,8 @@ def page(competition: Competition, audit: Audit) -> Page:
     """The page of an audit of this workspace."""
     leaks = sum(finding.severity == "leak" for finding in audit.findings)
     one = counts(audit.pairs).get("one picture", 0)
-    subtitle = f"{audit.images:,} pictures, {one:,} pairs of one, {len(audit.issues):,} doubtful labels, {leaks} leaks"
+    subtitle = f"{counted(audit.images, 'pictures')}, {counted(one, 'pairs')} of one, "
+    subtitle += f"{counted(len(audit.issues), 'doubtful labels')}, {counted(leaks, 'leaks')}"
     return Page(f"{competition.name}: audit of the data", subtitle, list(_sections(audit)))
 
 
@@ -59,7 +61,7 @@ def _sections(audit: Audit) -> Iterator[Section]:
 
 def _of_pairs(title: str, pairs: Sequence[Pair], why: str = "") -> Iterator[Section]:
     if pairs:
-        lead = f"{len(pairs):,} pairs" + (f", the first {MOST} of them shown" if len(pairs) > MOST else "")
+        lead = f"{counted(len(pairs), 'pairs')}" + (f", the first {MOST} of them shown" if len(pairs) > MOST else "")
         yield Section(title, [_pair(pair) for pair in pairs[:MOST]], lead + why)
 
 

@@ -24,6 +24,7 @@ from toolkit.analysis.pages.page import (
     of_file,
 )
 from toolkit.base.arrays import F64
+from toolkit.errors import counted
 from toolkit.images.statistics import quantiles
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ def write(survey: Survey) -> Path:
 
 
 def _subtitle(survey: Survey) -> str:
-    counts = [f"{len(files.ids):,} {part} images" for part, files in survey.files.items()]
-    sampled = [f"{len(files.sampled):,} of {len(files.ids):,} {part} images" for part, files in survey.files.items()]
+    counts = [counted(len(files.ids), f"{part} images") for part, files in survey.files.items()]
+    sampled = [f"{len(files.sampled):,} of {counted(len(files.ids), f'{part} images')}" for part, files in survey.files.items()]
     whole = all(len(files.sampled) + len(files.bad) >= len(files.ids) for files in survey.files.values())
     return ", ".join(counts) + (
         "; the pixels of all were looked at" if whole else f"; pixel figures from a random sample: {' and '.join(sampled)}"
@@ -94,13 +95,21 @@ def _facts(survey: Survey) -> Iterator[tuple[str, object, str]]:
     for name, counts in survey.classes.items():
         several = f"classes of {name}" if len(survey.classes) > 1 else "classes"
         most, least = (pick(counts.values(), default=0) for pick in (max, min))
-        yield several, len(counts), f"{most:,} to {least:,} rows each"
+        yield several, len(counts), f"{most:,} to {counted(least, 'rows')} each"
     yield "imbalance", f"{survey.imbalance:.1f} : 1", "largest class over smallest"
     if survey.groups:
-        yield "groups", survey.groups["count"], f"by {survey.groups['column']}, up to {survey.groups['largest']:,} rows"
+        yield (
+            "groups",
+            survey.groups["count"],
+            f"by {survey.groups['column']}, up to {counted(survey.groups['largest'], 'rows')}",
+        )
     yield "unusable files", sum(len(files.bad) for files in survey.files.values()), ""
     across = sum(double.first[0] != double.second[0] for double in survey.doubles)
-    yield "one picture twice", len(survey.doubles), f"{across:,} pairs across train and test" if survey.doubles else "pairs"
+    yield (
+        "one picture twice",
+        len(survey.doubles),
+        f"{counted(across, 'pairs')} across train and test" if survey.doubles else "pairs",
+    )
     yield "odd files", sum(map(len, survey.odd.values())), "sound, but unlike the rest"
 
 
@@ -117,7 +126,7 @@ def _classes(survey: Survey, name: str, counts: dict[str, int]) -> Section:
     return Section(
         f"Classes{_of(survey, name)}",
         [chart, PageTable(("class", "images", "share"), rows)],
-        f"{len(counts):,} classes, {total:,} labels."
+        f"{counted(len(counts), 'classes')}, {counted(total, 'labels')}."
         + (f" The {MOST_CLASSES} largest are drawn." if len(rows) > MOST_CLASSES else ""),
     )
 
@@ -241,7 +250,9 @@ def _doubles(survey: Survey) -> Section:
         for double in survey.doubles[:DRAWN]
     ]
     more = f" The surest {DRAWN} are shown." if len(survey.doubles) > DRAWN else ""
-    return Section("One picture twice", pairs, f"{len(survey.doubles):,} pairs among the images that were looked at.{more}")
+    return Section(
+        "One picture twice", pairs, f"{counted(len(survey.doubles), 'pairs')} among the images that were looked at.{more}"
+    )
 
 
 def _odd(survey: Survey) -> Section:

@@ -23,6 +23,7 @@ from toolkit.analysis.pages.page import (
     of_file,
 )
 from toolkit.blending.objectives import decide
+from toolkit.errors import counted
 
 if TYPE_CHECKING:
     from toolkit.analysis.ensemble_report import Judged, Report
@@ -44,7 +45,7 @@ def page(report: Report) -> Page:
     rows = max(len(judged.rows.ids) for judged in report.judged)
     return Page(
         f"{name}: the ensemble",
-        f"out of fold over {rows:,} rows, {report.competition.metric}: {scores}",
+        f"out of fold over {counted(rows, 'rows')}, {report.competition.metric}: {scores}",
         [section for section in _sections(report) if section.blocks],
     )
 
@@ -92,7 +93,11 @@ def _facts(report: Report) -> Iterator[tuple[str, object, str]]:
             yield f"calibration error{several}", f"{calibration.before['ece']:.4f}", note
     if report.submission:
         failed = sum(bool(seen) for *_, seen in report.checks)
-        yield "submission", report.submission.get("rows"), f"rows; {failed} warnings of {len(report.checks)} checks"
+        yield (
+            "submission",
+            report.submission.get("rows"),
+            f"rows; {counted(failed, 'warnings')} of {counted(len(report.checks), 'checks')}",
+        )
 
 
 def _score(judged: Judged, name: str, metric: str) -> float:

@@ -9,6 +9,7 @@ from toolkit.analysis.pages import figures
 from toolkit.analysis.pages.page import Block, PageTable, Picture, Points, Section
 from toolkit.analysis.run_history import RATE, WAITED
 from toolkit.base.text.html import shown
+from toolkit.errors import counted
 
 if TYPE_CHECKING:
     from toolkit.analysis.ensemble_report import Report
@@ -56,7 +57,7 @@ def _views(report: Report) -> Section:
     blocks: list[Block] = []
     for member, judged in report.views.items():
         sets = [(*_line(line), "chosen" if line["name"] == judged["chosen"] else "") for line in judged["sets"]]
-        title = f"{member}: {judged['metric']} on {judged['rows']:,} held-out rows, {when(judged['created'])}"
+        title = f"{member}: {judged['metric']} on {counted(judged['rows'], 'held-out rows')}, {when(judged['created'])}"
         blocks.append(Points([f"{member}: {judged['reason']}"]))
         blocks.append(PageTable(("set", *_LINE, ""), sets, title))
         blocks.append(
@@ -85,7 +86,7 @@ def _curves(report: Report) -> Section:
         y = {run: values[column] for run, values in runs.items() if column in values}
         x = {run: runs[run].get("epoch", list(range(1, len(y[run]) + 1))) for run in y}
         blocks.append(figures.lines(column, x, y, labels=("epoch", column), kinds=kinds))
-    more = f" The first {RUNS} of {len(report.runs):,} runs." if len(report.runs) > RUNS else ""
+    more = f" The first {RUNS} of {counted(len(report.runs), 'runs')}." if len(report.runs) > RUNS else ""
     return Section("Learning curves", blocks, f"A line per fold, a colour per member.{more}")
 
 
@@ -131,7 +132,7 @@ def _submission(report: Report) -> Section:
     blocks: list[Block] = []
     if report.submission:
         counts = [seen for *_, seen in report.checks if seen]
-        passed = f"{len(report.checks) - len(counts)} of {len(report.checks)} checks found nothing."
+        passed = f"{len(report.checks) - len(counts)} of {counted(len(report.checks), 'checks')} found nothing."
         blocks.append(Points([passed, *counts]))
         about: dict[str, Any] = {name: shown(report.submission.get(name)) for name in ("format", "rows")}
         about["created"] = when(report.submission.get("created"))

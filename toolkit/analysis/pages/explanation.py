@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from toolkit.analysis.pages import figures
 from toolkit.analysis.pages.page import Gallery, Page, PageTable, Section, thumbnail
+from toolkit.errors import counted
 
 if TYPE_CHECKING:
     from toolkit.analysis.explanation import Explanation
@@ -50,7 +51,7 @@ def page(explanation: Explanation) -> Page:
     ]
     return Page(
         f"{explanation.id}: {explanation.predicted} ({explanation.combined.max():.1%})",
-        f"target {explanation.target}, vote {explanation.vote}, {len(explanation.answers)} answers",
+        f"target {explanation.target}, vote {explanation.vote}, {counted(len(explanation.answers), 'answers')}",
         [
             Section(
                 "Picture",

@@ -14,6 +14,7 @@ import numpy as np
 from toolkit.analysis.pages.page import Picture
 from toolkit.base.arrays import F64
 from toolkit.base.quiet import quiet
+from toolkit.errors import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,6 +63,13 @@ def _picture(figure: Any, alt: str) -> Picture:
     return Picture(alt, svg[svg.index("<svg") :])
 
 
+def _legend(figure: Any, **how: Any) -> Any:
+    """The names of what is drawn below the axes, where nothing is covered: in as many columns as the figure is wide."""
+    names = [text for axes in figure.axes for text in axes.get_legend_handles_labels()[1]]
+    fitting = int(figure.get_figwidth() / (0.5 + 0.075 * max(map(len, names))))  # a letter of 8 points, and the line before it
+    return figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=max(1, min(len(names), fitting)), **how)
+
+
 def bars(
     title: str,
     names: Sequence[str],
@@ -75,7 +83,7 @@ def bars(
     with _axes(5.6, min(height, 14)) as (figure, axes):
         places, thick = np.arange(len(names)), 0.8 / max(1, len(series))
         for i, (name, values) in enumerate(series.items()):
-            axes.barh(places + (i - (len(series) - 1) / 2) * thick, values, thick, label=name)
+            axes.barh(places + (i - (len(series) - 1) / 2) * thick, values, thick, label=_short(name))
         if spans:
             axes.hlines(places, *zip(*spans, strict=True), color=_INK, linewidth=1.2)
             axes.axvline(0, color=_INK, linewidth=0.8)
@@ -84,7 +92,7 @@ def bars(
         axes.set_title(title)
         axes.set_xlabel(unit)
         if len(series) > 1:
-            figure.legend(frameon=False, loc="outside upper right", ncols=len(series))
+            _legend(figure)
         description = "; ".join(f"{name} {_list(values)}" for name, values in series.items())
         return _picture(figure, f"{title}. {', '.join(map(str, names[:12]))}: {description}")
 
@@ -115,12 +123,12 @@ def histogram(title: str, series: Mapping[str, F64], *, unit: str = "", bins: in
         edges = np.histogram_bin_edges(every, bins=bins) if len(every) else np.linspace(0, 1, bins + 1)
         for name, values in series.items():
             shares = np.histogram(values, edges)[0] / max(1, len(values))
-            axes.stairs(shares, edges, label=f"{name} ({len(values):,})", fill=len(series) == 1, linewidth=1.6)
+            axes.stairs(shares, edges, label=f"{_short(name)} ({len(values):,})", fill=len(series) == 1, linewidth=1.6)
         axes.set_title(title)
         axes.set_xlabel(unit)
         axes.set_ylabel("share")
         if len(series) > 1:
-            figure.legend(frameon=False, loc="outside lower center", ncols=len(series))
+            _legend(figure)
         middles = "; ".join(f"{name}: median {np.median(values):.4g}" for name, values in series.items() if len(values))
         return _picture(figure, f"{title}, histogram. {middles}")
 
@@ -152,7 +160,7 @@ def lines(
         if 1 < len(several) <= 12:
             for i, name in enumerate(several):
                 axes.plot([], [], color=COLOURS[i % len(COLOURS)], label=_short(name))
-            figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=min(len(several), 4))
+            _legend(figure)
         ends = "; ".join(f"{name} ends at {values[-1]:.4g}" for name, values in list(y.items())[:12] if len(values))
         return _picture(figure, f"{title}. {ends}")
 
@@ -165,13 +173,13 @@ def reliability(title: str, curves: Mapping[str, tuple[Sequence[float], Sequence
     with _axes(4.2, 3.9) as (figure, axes):
         axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":")
         for colour, (name, (confidence, accuracy, counts)) in zip(COLOURS, curves.items(), strict=False):
-            axes.plot(confidence, accuracy, label=name, linewidth=1.4, color=colour)
+            axes.plot(confidence, accuracy, label=_short(name), linewidth=1.4, color=colour)
             share = np.asarray(counts, float) / max(float(np.sum(counts)), 1.0)
             axes.scatter(confidence, accuracy, s=8 + 150 * share, color=colour, alpha=0.85, linewidths=0)
         axes.set_title(title)
         axes.set_xlabel("confidence")
         axes.set_ylabel("share right")
-        axes.legend(frameon=False, loc="upper left")
+        _legend(figure)
         description = "; ".join(
             f"{name}: {_list(right)} right at confidence {_list(sure)}" for name, (sure, right, _) in curves.items()
         )
@@ -199,15 +207,15 @@ def scatter(title: str, groups: Mapping[str, F64]) -> Picture:
     """Points (N, 2) per group; the points are one PNG within the SVG, whatever their number."""
     with _axes(5.0, 4.2) as (figure, axes):
         for name, points in groups.items():
-            label = f"{name} ({len(points):,})"
+            label = f"{_short(name)} ({len(points):,})"
             axes.scatter(points[:, 0], points[:, 1], s=6, alpha=0.6, linewidths=0, rasterized=True, label=label)
         axes.set_title(title)
         axes.set_xticks([])
         axes.set_yticks([])
-        for handle in figure.legend(frameon=False, markerscale=3, loc="outside lower center", ncols=len(groups)).legend_handles:
+        for handle in _legend(figure, markerscale=3).legend_handles:
             handle.set_rasterized(False)
         count = sum(len(points) for points in groups.values())
-        return _picture(figure, f"{title}: {count:,} points of {', '.join(groups)}")
+        return _picture(figure, f"{title}: {counted(count, 'points')} of {', '.join(groups)}")
 
 
 def _short(name: object, limit: int = 28) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from toolkit import __version__
 from toolkit.base import files
 from toolkit.base.text.html import shown, table
+from toolkit.errors import counted
 
 if TYPE_CHECKING:
     import jinja2
@@ -46,7 +47,7 @@ class PageTable:
     @property
     def title(self) -> str:
         """The caption, and how much is shown where that is not all."""
-        more = f"the first {MOST_ROWS:,} of {len(self.rows):,} rows, the others are in --json"
+        more = f"the first {MOST_ROWS:,} of {counted(len(self.rows), 'rows')}, the others are in --json"
         return self.caption if len(self.rows) <= MOST_ROWS else f"{self.caption}: {more}" if self.caption else more
 
 

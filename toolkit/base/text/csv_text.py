@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from toolkit.base import files
 from toolkit.base.text import text_forms
 from toolkit.base.text.text_forms import Decoded, TextForm
-from toolkit.errors import CompetitionError, few
+from toolkit.errors import CompetitionError, counted, few
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,7 +140,7 @@ def _reason(error: Exception) -> str:
     text = str(error).splitlines()[0].removeprefix("CSV parse error: ")
     if match := re.match(r"(?:Row #(\d+): )?Expected (\d+) columns, got (\d+)", text):
         row, expected, got = match.groups()
-        return f"{f'line {row} has' if row else 'a line has'} {got} cells where the header has {expected}"
+        return f"{f'line {row} has' if row else 'a line has'} {counted(int(got), 'cells')} where the header has {expected}"
     return text
 
 
@@ -158,6 +158,6 @@ def _check_unique(path: Path, ids: Sequence[str], column: str) -> None:
     if len(names) < len(ids):
         repeated = [name for name, count in Counter(ids).items() if count > 1]
         raise CompetitionError(
-            f"{path}: {len(repeated):,} ids of column {column!r} appear more than once: {few(repeated)}",
+            f"{path}: column {column!r} has {counted(len(repeated), 'ids')} more than once: {few(repeated)}",
             hint='Remove the repeats, or set per_id = "mean" in competition.toml if a row has several images.',
         )

@@ -10,6 +10,7 @@ import click
 
 from toolkit.base.text.printing import Table, facts
 from toolkit.cli import options
+from toolkit.errors import counted
 
 if TYPE_CHECKING:
     from toolkit.models.adopt import Adopted
@@ -111,9 +112,9 @@ def _text(done: Adopted) -> Table:
     lines = [*card(done.card), ("Batches", _BATCHING[done.batching])]
     if done.accuracy is not None:
         rows = (
-            f"{done.checked} images of fold {done.card.fold}"
+            f"{counted(done.checked, 'images')} of fold {done.card.fold}"
             if done.card.fold is not None
-            else f"{done.checked} training images"
+            else f"{counted(done.checked, 'training images')}"
         )
         lines.append(("Accuracy", f"{done.accuracy:.4f} on {rows}"))
     return facts([*lines, *(("Note", note) for note in done.notes), ("Wrote", shown(done.path))])

@@ -9,6 +9,7 @@ import click
 from toolkit.base.text.printing import Mark, Part, facts
 from toolkit.cli import options
 from toolkit.cli.progress import bar
+from toolkit.errors import counted
 
 if TYPE_CHECKING:
     from toolkit.workspace.competition import Competition
@@ -40,8 +41,8 @@ def command(competition: Competition, *, no_test: bool) -> options.Said:
     for finding in report.findings:
         rows += [(MARKS[finding.severity], finding.what), *([("", finding.hint)] if finding.hint else [])]
     rows += [("Judge", f"{judge.target}: {judge}") for judge in report.judges]
-    kept = f"{shown(fixes)} ({len(report.issues):,} labels)" if fixes else f"{FIXES} is in use and was left as it is"
+    kept = f"{shown(fixes)} ({counted(len(report.issues), 'labels')})" if fixes else f"{FIXES} is in use and was left as it is"
     rows.append(("Wrote", f"{shown(page)}, {kept}"))
     nothing = [] if report.findings else ["Nothing was found."]
-    lines: list[Part] = [f"Looked at {report.images:,} pictures", *nothing, facts(rows)]
+    lines: list[Part] = [f"Looked at {counted(report.images, 'pictures')}", *nothing, facts(rows)]
     return report.record | {"page": str(page), "labels_fix": str(fixes or "")}, lines

@@ -15,6 +15,7 @@ from toolkit.blending.weighers import WEIGHERS
 from toolkit.cli import options, summaries
 from toolkit.cli.completion import FILES, offer
 from toolkit.core.voting import VOTES
+from toolkit.errors import counted
 
 if TYPE_CHECKING:
     from toolkit.blending.mix_tables import Mixed
@@ -155,7 +156,7 @@ def _chosen(verdict: Verdict, record: dict[str, Any]) -> Iterator[tuple[str, str
     """What was chosen and why; what is as usual is left out."""
     if record["plans"] > 1:
         picks = ", ".join(f"{name} ({count})" for name, count in verdict.picks.items())
-        yield "Tried", f"{record['plans']} plans; chosen in the outer folds: {picks}"
+        yield "Tried", f"{counted(record['plans'], 'plans')}; chosen in the outer folds: {picks}"
     yield "Chosen", verdict.reason
     yield "Weights", _listed(record["members"], "{} {:.4g}")
     if record["vote"] != "soft":
@@ -185,9 +186,11 @@ def _mixed(mixed: Mixed) -> list[Part]:
     summary = []
     if mixed.ties:
         summary.append(
-            ("Ties", f"{mixed.ties:,} rows; each went to the first table named of those tied (or the mean, if soft)")
+            ("Ties", f"{counted(mixed.ties, 'rows')}; each went to the first table named of those tied (or the mean, if soft)")
         )
-    summary.append(("Wrote", f"{summaries.shown(mixed.path)} ({mixed.record['rows']:,} rows × {', '.join(mixed.predictions)})"))
+    summary.append(
+        ("Wrote", f"{summaries.shown(mixed.path)} ({counted(mixed.record['rows'], 'rows')} × {', '.join(mixed.predictions)})")
+    )
     if mixed.path.suffix == ".parquet":
         summary.append(("Next", Verbatim(f"toolkit submit --name {mixed.path.stem}")))
     return [*lines, facts(summary)]

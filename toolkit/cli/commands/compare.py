@@ -11,6 +11,7 @@ import click
 from toolkit.base.text.printing import Part, Table, facts
 from toolkit.cli import options
 from toolkit.cli.completion import RUNS
+from toolkit.errors import counted
 
 if TYPE_CHECKING:
     from toolkit.analysis.run_comparison import Comparison
@@ -39,7 +40,7 @@ def command(competition: Competition, runs: tuple[str, ...]) -> options.Said:
 
 def _lines(found: Comparison) -> Iterator[Part]:
     names, count = list(found.estimates), len(found.estimates)
-    yield facts([("Target", f"{found.target}, {found.metric}, {found.rows:,} rows")])
+    yield facts([("Target", f"{found.target}, {found.metric}, {counted(found.rows, 'rows')}")])
     settings = [(key, *(str(said[name]) for name in names)) for key, said in found.differing.items()]
     if settings:
         yield Table(("", *names), settings, "l" + "p" * count, caption="Settings")

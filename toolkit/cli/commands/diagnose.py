@@ -10,6 +10,7 @@ import click
 from toolkit.base.text.printing import INTERVAL, Mark, Part, Table, interval
 from toolkit.cli import options
 from toolkit.cli.completion import FILES
+from toolkit.errors import counted
 
 if TYPE_CHECKING:
     from toolkit.analysis.member_diagnosis import Diagnosis
@@ -40,7 +41,7 @@ def command(competition: Competition, tables: tuple[str, ...], fit_on: str, read
         diagnosis = member_diagnosis.diagnose(rows, competition.score)
         record[target.name] = diagnosis.record
         lines += [
-            f"Target {target.name}, {diagnosis.rows:,} rows",
+            f"Target {target.name}, {counted(diagnosis.rows, 'rows')}",
             *_findings(diagnosis),
             _members(diagnosis, competition.metric),
         ]

@@ -11,6 +11,7 @@ import click
 from toolkit.base.text.printing import Mark, Table, Verbatim, facts
 from toolkit.cli import options
 from toolkit.cli.completion import FILES, MEMBERS, VIEWS
+from toolkit.errors import counted
 
 if TYPE_CHECKING:
     from toolkit.blending.combination import Combination
@@ -77,11 +78,11 @@ def _text(fused: Fused) -> Table:
     )
     size = f"{fused.bytes / 1e6:.2f} MB, the parts {fused.parts_bytes / 1e6:.2f} MB ({smaller:.2f}×)"
     rows = [
-        ("Fused", f"{len(fused.models)} models: {', '.join(fused.models)}"),
+        ("Fused", f"{counted(len(fused.models), 'models')}: {', '.join(fused.models)}"),
         ("Views", "; ".join(views)),
         *card(fused.card),
         ("Labels", f"{flips:.0f} of {fused.checked} changed against the ensemble of the parts"),
-        ("Size", f"{size}; {fused.nodes:,} nodes, the parts {fused.parts_nodes:,}"),
+        ("Size", f"{size}; {counted(fused.nodes, 'nodes')}, the parts {fused.parts_nodes:,}"),
         ("Speed", f"{fused.rate:,.0f} images/s on the CPU, the parts {fused.parts_rate:,.0f} ({faster:.2f}×)"),
         *slower,
         ("Wrote", shown(fused.path)),

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 _NEXT = """Next:
   toolkit split                                {split}
-  toolkit init --recipe timm_kfold             a training script of your own, in recipes/ (there are also: {recipes})
-  python recipes/timm_kfold.py                 trains each fold and exports it
+  toolkit init --recipe {recipe:<22} a training script of your own, in recipes/ (there are also: {others})
+  python recipes/{file:<29} trains each fold and exports it
   toolkit ensemble folds/*.onnx --tta auto     predicts the test images, with the views that pay on held-out ones
   toolkit submit                               checks, then writes submission.csv"""
 
@@ -95,11 +95,12 @@ def command(ctx: click.Context, /, folder: Path | None, recipe: str, *, force: b
     path = discovery.write(force=force)
     from toolkit.setup.recipe_files import recipe_names
 
-    others = ", ".join(name for name in recipe_names() if name != "timm_kfold")
-    split = "stratified folds" + (" that keep groups whole" if wishes["group"] else "")
-    after = _NEXT.format(split=split, recipes=others)
+    recipe = discovery.recipe
+    others = ", ".join(name for name in recipe_names() if name != recipe)
+    split = "stratified folds" + (" that keep groups whole" if discovery.competition.group else "")
+    after = _NEXT.format(split=split, recipe=recipe, file=f"{recipe}.py", others=others)
     lines = [*discovery.lines, f"Wrote {path}", *map(Verbatim, after.splitlines())]
-    return {"ok": True, "path": str(path), "found": list(discovery.lines)}, lines
+    return {"ok": True, "path": str(path), "found": list(discovery.lines), "recipe": recipe}, lines
 
 
 def _discovered(root: Path, wishes: Wishes) -> Discovery:

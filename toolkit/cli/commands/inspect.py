@@ -11,6 +11,7 @@ import click
 from toolkit.base.text.printing import facts
 from toolkit.cli import options
 from toolkit.cli.completion import FILES
+from toolkit.errors import counted
 
 
 @click.command()
@@ -29,6 +30,6 @@ def command(models: tuple[str, ...]) -> Iterator[options.Said]:
     for path in find_exports(models):
         export, found = onnx_file.read(path), onnx_file.facts(path)
         every.append({"path": shown(path), "digest": export.digest, **found, "card": asdict(export.card)})
-        size = f"opset {found['opset']}, IR {found['ir']}, {found['bytes'] / 1e6:.2f} MB, {found['nodes']} nodes"
+        size = f"opset {found['opset']}, IR {found['ir']}, {found['bytes'] / 1e6:.2f} MB, {counted(found['nodes'], 'nodes')}"
         said = facts([*card(export.card), ("File", f"{size}, digest {export.digest}")])
         yield {"ok": True, "models": every}, [*([""] if len(every) > 1 else []), shown(path), said]

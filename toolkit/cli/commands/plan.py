@@ -10,6 +10,7 @@ import click
 from toolkit.base.text.printing import INTERVAL, Mark, Part, Table, Verbatim, facts, interval
 from toolkit.cli import options
 from toolkit.cli.completion import FILES
+from toolkit.errors import counted
 from toolkit.images.views import written
 from toolkit.runtime.devices import PROVIDERS
 
@@ -42,7 +43,8 @@ def command(competition: Competition, models: tuple[str, ...], budget: str, devi
 
 
 def _text(plan: TimePlan, metric: str, command_line: str) -> list[Part]:
-    head = f"{plan.images:,} images on {plan.device} in {_span(plan.budget)}; scores of {plan.rows:,} held-out rows"
+    head = f"{counted(plan.images, 'images')} on {plan.device} in {_span(plan.budget)}"
+    head += f"; scores of {counted(plan.rows, 'held-out rows')}"
     rows = []
     for line in plan.lines:
         score = line.estimate

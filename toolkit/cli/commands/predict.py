@@ -12,6 +12,7 @@ from toolkit.base.text.printing import Mark, Table, facts
 from toolkit.cli import options
 from toolkit.cli.completion import FILES, offer
 from toolkit.core.voting import VOTES
+from toolkit.errors import counted
 
 if TYPE_CHECKING:
     from toolkit.blending.combination import Combination
@@ -101,9 +102,13 @@ def _record(tables: WrittenTables) -> dict[str, Any]:
 def _text(tables: WrittenTables) -> Table:
     from toolkit.cli.summaries import shown
 
-    rows: list[tuple[str, str]] = [(Mark("Bad", "odd"), f"{len(tables.bad):,} images were left out:")] if tables.bad else []
+    rows: list[tuple[str, str]] = (
+        [(Mark("Bad", "odd"), f"{counted(len(tables.bad), 'images were')} left out:")] if tables.bad else []
+    )
     rows += [("", image.why) for image in tables.bad]
     rows += [("Note", note) for note in tables.notes]
     for path, by_target in tables.written.items():
-        rows.append(("Wrote", f"{shown(path)} ({len(next(iter(by_target.values()))):,} rows × {', '.join(by_target)})"))
+        rows.append(
+            ("Wrote", f"{shown(path)} ({counted(len(next(iter(by_target.values()))), 'rows')} × {', '.join(by_target)})")
+        )
     return facts(rows)

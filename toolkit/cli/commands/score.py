@@ -12,6 +12,7 @@ from toolkit.base.text.printing import INTERVAL, Mark, Part, Table, interval
 from toolkit.cli import options
 from toolkit.cli.completion import FILES
 from toolkit.core.metrics import METRICS
+from toolkit.errors import counted
 
 if TYPE_CHECKING:
     from toolkit.analysis.scores import Scored
@@ -89,7 +90,7 @@ def _details(what: str, scored: Scored, *, classes: bool) -> Iterator[Part]:
         ]
         yield Table(("class", "rows", "precision", "recall", "F1", "AUC"), rows, "prrrrr", caption=f"Classes of {what}")
         if (more := len(scored.classes) - _SHOWN) > 0:
-            yield f"… and {more} more classes: --json has all"
+            yield f"… and {counted(more, 'more classes')}: --json has all"
     if (one := scored.calibration) is not None:
         names = ("ece", "brier", "log_loss")
         before, after = ([f"{values[name]:.5f}" for name in names] for values in (one.before, one.after))

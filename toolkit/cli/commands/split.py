@@ -9,6 +9,7 @@ import click
 from toolkit.base.text.printing import Mark, Part, Table
 from toolkit.cli import options
 from toolkit.core.twins import twins_note
+from toolkit.errors import counted
 
 if TYPE_CHECKING:
     from toolkit.workspace.competition import Competition
@@ -75,7 +76,7 @@ def _remarks(split: Split) -> list[Part]:
         worst = max(spread, key=lambda name: spread[name])
         counts = sorted(row[worst] for row in scored)
         if spread[worst]:
-            lines.append(f"Largest spread: class {worst} has {counts[0]} to {counts[-1]} rows per fold")
+            lines.append(f"Largest spread: class {worst} has {counts[0]} to {counted(counts[-1], 'rows')} per fold")
     leak = "; rows of one may stand in two folds, which is a leak"
     for note, end in ((twins_note(split.labels, "classes"), ""), (twins_note(split.groups, "groups"), leak)):
         lines += [Mark(f"Warning: {note}{end}", "odd")] if note else []
@@ -86,5 +87,5 @@ def _remarks(split: Split) -> list[Part]:
         words = f"class {name} is absent from fold {', '.join(map(str, folds))}: scores there say nothing of it"
         lines.append(Mark(f"Warning: {words}", "odd"))
     if len(missing) > _SHOWN:
-        lines.append(Mark(f"Warning: {len(missing) - _SHOWN} more classes are absent from some folds", "odd"))
+        lines.append(Mark(f"Warning: {counted(len(missing) - _SHOWN, 'more classes are')} absent from some folds", "odd"))
     return lines

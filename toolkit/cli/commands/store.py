@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from toolkit.cli import options, summaries
+from toolkit.errors import counted
 
 if TYPE_CHECKING:
     from toolkit.workspace.competition import Competition
@@ -46,7 +47,7 @@ def compact(competition: Competition) -> options.Said:
     from toolkit.inference.store import maintenance
 
     done = maintenance.compact(competition.path("store"))
-    text = f"{done.before:,} segments became {done.after:,}, {done.freed / 1e6:,.1f} MB are free again"
+    text = f"{counted(done.before, 'segments')} became {done.after:,}, {done.freed / 1e6:,.1f} MB are free again"
     return {"ok": True, "before": done.before, "after": done.after, "freed": done.freed}, text
 
 
@@ -65,6 +66,6 @@ def prune(competition: Competition, older: int | None, *, stale: bool, dry_run: 
     chosen = maintenance.useless(tables, stale=stale or older is None, older=older)
     freed = sum(kept.size for kept in chosen) if dry_run else maintenance.prune(root, chosen)
     verb = "would be removed" if dry_run else "removed"
-    text = f"{len(chosen)} of {len(tables)} tables {verb}, {freed / 1e6:,.1f} MB"
+    text = f"{len(chosen)} of {counted(len(tables), 'tables')} {verb}, {freed / 1e6:,.1f} MB"
     record = {"ok": True, "removed": [kept.record for kept in chosen], "bytes": freed, "dry_run": dry_run}
     return record, [*(summaries.stored(chosen) if chosen else []), text]

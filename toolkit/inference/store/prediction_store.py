@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from toolkit.base import files, sealed
 from toolkit.base.arrays import F32
-from toolkit.errors import StoreError
+from toolkit.errors import StoreError, counted
 from toolkit.inference.store.file_index import DIGEST, Digests, ImageIndex
 
 SEGMENT_ROWS = 4096
@@ -127,7 +127,9 @@ class StoreTable:
     def _keep_the_usual(self, width: int) -> None:
         for segment in self.segments:
             if segment.width != width:
-                sealed.set_aside(segment.path, f"its rows have {segment.width} values", "they are computed again where wanted")
+                sealed.set_aside(
+                    segment.path, f"its rows have {counted(segment.width, 'values')}", "they are computed again where wanted"
+                )
         self.segments = [segment for segment in self.segments if segment.width == width]
 
     def __len__(self) -> int:
@@ -152,7 +154,9 @@ class StoreTable:
             self.refresh()
             place = self._lookup.find(digests)
         if (place < 0).any():
-            raise StoreError(f"{int((place < 0).sum()):,} rows are not in the store", hint="Run the same command again.")
+            raise StoreError(
+                f"{counted(int((place < 0).sum()), 'rows are')} not in the store", hint="Run the same command again."
+            )
         rows = np.empty((len(digests), self.segments[0].width if self.segments else 0), dtype=np.float32)
         home = np.searchsorted(self._starts, place, side="right") - 1
         for number in np.unique(home):

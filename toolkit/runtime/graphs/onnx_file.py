@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit.base import files
 from toolkit.core.cards import KEY, Card
-from toolkit.errors import CardError, ModelError, few
+from toolkit.errors import CardError, ModelError, counted, few
 from toolkit.runtime.graphs import safety, trial
 
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # operators that onnxruntime itself brings
@@ -108,7 +108,7 @@ def parse(data: bytes, path: Path, *, external: bool = False) -> Any:
     outside = [tensor.name for tensor in safety.tensors(model) if tensor.external_data or tensor.data_location]
     if outside:
         raise ModelError(
-            f"{path} keeps {len(outside)} tensors in other files ({few(outside)}); exports are self-contained",
+            f"{path} keeps {counted(len(outside), 'tensors')} in other files ({few(outside)}); exports are self-contained",
             hint="Export it with torch.onnx.export(..., external_data=False), or with `toolkit export`.",
         )
     foreign = sorted({node.domain for node in safety.nodes(model)} - set(DOMAINS) - {f.domain for f in model.functions})
@@ -275,13 +275,18 @@ def _check_shapes(path: Path, model: Any, card: Card) -> None:
     initialized = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initialized]
     if len(inputs) != 1 or len(model.graph.output) != 1:
-        raise CardError(f"{path} has {len(inputs)} inputs and {len(model.graph.output)} outputs where one of each is needed")
+        raise CardError(
+            f"{path} has {counted(len(inputs), 'inputs')} and {counted(len(model.graph.output), 'outputs')} "
+            f"where one of each is needed"
+        )
     image = inputs[0].type.tensor_type
     height, width = card.preprocess.size
     if image.elem_type != onnx.TensorProto.UINT8 or _dims(image)[1:] != [3, height, width]:
         raise CardError(f"{path}: the card says uint8 images of 3 × {height} × {width}, the graph takes {_type(inputs[0])}")
     if _dims(model.graph.output[0].type.tensor_type)[1:] not in ([card.width], ["?"]):
-        raise CardError(f"{path}: the card says {card.width} logits, the graph gives {_type(model.graph.output[0])}")
+        raise CardError(
+            f"{path}: the card says {counted(card.width, 'logits')}, the graph gives {_type(model.graph.output[0])}"
+        )
 
 
 def _dims(tensor: Any) -> list[int | str]:

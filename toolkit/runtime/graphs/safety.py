@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import ModelError
+from toolkit.errors import ModelError, counted
 
 ROUNDS = 100_000  # of loops inside loops together: no classifier comes near, and a few bytes could otherwise run for ever
 ELEMENTS = 1 << 28  # that one constant size may ask for: 1 GiB of float32
@@ -34,7 +34,7 @@ def check(model: Any, path: Path) -> None:
             for value in constants.get(node.input[_SIZES[node.op_type]], []):
                 if value and abs(size := prod(value)) > ELEMENTS:
                     raise ModelError(
-                        f"{path} asks for a tensor of {abs(size):,} elements ({node.op_type})", hint="Copy it again."
+                        f"{path} asks for a tensor of {counted(abs(size), 'elements')} ({node.op_type})", hint="Copy it again."
                     )
     work = _Work(path, constants, {(f.domain, f.name): f.node for f in model.functions})
     work.nodes(model.graph.node, rounds=1, depth=0)

@@ -13,12 +13,12 @@ from toolkit.base import files
 from toolkit.base.arrays import Ints
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import LONG_FORMS
-from toolkit.errors import CompetitionError, DataError, ImageError, ToolkitError, few
+from toolkit.errors import CompetitionError, DataError, ImageError, ToolkitError, counted, few
 from toolkit.images.boxes import Box, BoxTable, unknown
 from toolkit.submissions.bundle.contents import Recipe, Wanted
 from toolkit.submissions.bundle.sheet import Rows, Sheet, SheetForm, ids_of, of_ids, read_rows, read_sample
 from toolkit.submissions.form import cells
-from toolkit.submissions.form.cells import CELLS, Column
+from toolkit.submissions.form.cells import CELLS, SUMMED, Column
 from toolkit.workspace import path_patterns, row_files
 from toolkit.workspace.competition_toml import FILE, CompetitionFile
 from toolkit.workspace.row_files import RowFiles
@@ -133,6 +133,8 @@ def write_submission(path: Path, sheet: Sheet, form: str, columns: Sequence[Colu
     Raises:
         StoreError: it cannot be written.
     """
+    summed = form.partition(":")[0] in SUMMED
+    tables = {name: cells.normalised(table) if summed else table for name, table in tables.items()}
     contents: list[Any] = [[row[place] for row in sheet.rows] for place in range(len(sheet.header))]
     for column in columns:
         table = tables[column.target.name]
@@ -147,7 +149,7 @@ def texts(form: str, column: Column, table: Predictions, rows: Ints, places: Int
     base = form.partition(":")[0]
     if base in LONG_FORMS:
         assert table.values is not None
-        return cells.numbers(np.where(places < 0, 0.0, table.values[rows, places])).texts()
+        return cells.summing(table, np.where(places < 0, 0.0, table.values[rows, places])).texts()
     by_row = CELLS[base](column, table).texts()
     return [by_row[row] for row in rows.tolist()]
 
@@ -199,7 +201,7 @@ def _boxes(
     key = competition.sample_id if competition.sample_id in boxes.header else competition.id
     by_id = dict(zip(boxes.column(key, file), _cells(boxes, columns, file), strict=True))
     if missing := [row_id for row_id in ids if row_id not in by_id]:
-        raise DataError(f"{file} has no row for {len(missing):,} ids: {few(missing)}")
+        raise DataError(f"{file} has no row for {counted(len(missing), 'ids')}: {few(missing)}")
     return [columns.box(by_id[row_id], f"{file}, {row_id!r}") for row_id in ids]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from toolkit.base import durations
-from toolkit.errors import DeviceError, ToolkitError
+from toolkit.errors import DeviceError, ToolkitError, counted
 from toolkit.runtime.devices import gpu_count
 from toolkit.submissions.bundle.contents import Blended, Model, Part, Recipe, agreement_line, blend
 from toolkit.submissions.bundle.request import Asked, NoBoxesError, Request, read_request, write_submission
@@ -113,12 +113,12 @@ def run(request: Request, device: str, deadline: float, started: float, say: Say
         _say_error(fault, say)
     _write(request, ())  # a file stands from here on, whatever happens
     devices = _devices(device, recipe, len(request.paths))
-    packed = f"{recipe.created[:16].replace('T', ' ')}: {len(recipe.models)} models"
+    packed = f"{recipe.created[:16].replace('T', ' ')}: {counted(len(recipe.models), 'models')}"
     say(f"Bundle {recipe.name!r} of {packed}, vote {recipe.vote}, format {recipe.form}")
     say(agreement_line(recipe.agreement))
     where = f"{len(devices)} × {devices[0]}" if devices else "nothing to do"
     limit = f", to end within {deadline:,.0f} s" if deadline else ""
-    say(f"{len(request.sheet.once):,} rows, {len(request.paths):,} images, {where}{limit}")
+    say(f"{counted(len(request.sheet.once), 'rows')}, {counted(len(request.paths), 'images')}, {where}{limit}")
     with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
         bounds = np.linspace(0, len(request.paths), len(devices) + 1).astype(int).tolist()
         parts = [Part(start, stop, Path(scratch, str(start))) for start, stop in pairwise(bounds)]
@@ -209,7 +209,10 @@ def _write(request: Request, parts: Sequence[Part]) -> tuple[Blended, float]:
 
 def _report(request: Request, workers: Sequence[_Worker], blended: Blended, *, late: bool, spent: float, say: Say) -> int:
     models, rows = request.wanted.recipe.models, len(request.sheet.once)
-    say(f"Wrote {request.output}: {rows:,} rows from {len(blended.models)} of {len(models)} models in {spent:,.1f} s")
+    say(
+        f"Wrote {request.output}: {counted(rows, 'rows')} from {len(blended.models)} of {counted(len(models), 'models')} "
+        f"in {spent:,.1f} s"
+    )
     broken = _failures(models, workers)
     for line in broken:
         say(f"Warning: {line}")
@@ -217,13 +220,13 @@ def _report(request: Request, workers: Sequence[_Worker], blended: Blended, *, l
     if rest:
         say(f"Not finished{' before the deadline' if late else ''}: {', '.join(rest)}")
     if bad := [why for worker in workers for why in bad_images(worker.part.out).values()]:
-        say("\n  ".join([f"{len(bad):,} images cannot be used:", *bad[:10]]))
+        say("\n  ".join([f"{counted(len(bad), 'images')} cannot be used:", *bad[:10]]))
     if cut := [why for worker in workers for why in cut_short(worker.part.out).values()]:
-        say("\n  ".join([f"{len(cut):,} images are not whole; what is there was used:", *cut[:10]]))
+        say("\n  ".join([f"{counted(len(cut), 'images are')} not whole; what is there was used:", *cut[:10]]))
     if blended.partial:
-        say(f"{blended.partial:,} rows have the word of a single model")
+        say(f"{counted(blended.partial, 'rows have')} the word of a single model")
     if blended.prior:
-        say(f"{blended.prior:,} rows have the class prior")
+        say(f"{counted(blended.prior, 'rows have')} the class prior")
     return int(bool(broken or request.faults or (rest and not late) or blended.prior == rows))
 
 

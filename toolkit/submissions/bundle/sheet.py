@@ -16,7 +16,7 @@ from toolkit.base import files
 from toolkit.base.arrays import Ints
 from toolkit.base.text import text_forms
 from toolkit.core.targets import LONG_FORMS, split_pairs
-from toolkit.errors import CompetitionError, DataError, few
+from toolkit.errors import CompetitionError, DataError, counted, few
 from toolkit.images import decode
 from toolkit.submissions.form.cells import Column
 
@@ -94,7 +94,9 @@ def read_rows(path: Path) -> Rows:
     header = tuple(rows.pop(0))
     if odd := [number for number, row in enumerate(rows, 2) if len(row) != len(header)]:
         where = f"the first in line {odd[0]}"
-        warnings.append(f"{path}: {len(odd):,} rows have another number of cells than the header, {where}: filled up or cut")
+        warnings.append(
+            f"{path}: {counted(len(odd), 'rows have')} another number of cells than the header, {where}: filled up or cut"
+        )
         rows = [(row + [""] * len(header))[: len(header)] for row in rows]
     return Rows(header, rows, tuple(warnings))
 
@@ -144,9 +146,9 @@ def read_sample(path: Path, asked: SheetForm) -> Sheet:
         return replace(of_ids(list(dict.fromkeys(ids)), asked, warnings), cells=table)
     if asked.form in LONG_FORMS and (places < 0).any():
         number = int((places < 0).sum())
-        warnings.append(f"{path}: {number:,} rows name no class, as in line {int(places.argmin()) + 2}; they get 0")
+        warnings.append(f"{path}: {counted(number, 'rows name')} no class, as in line {int(places.argmin()) + 2}; they get 0")
     if repeated := len(ids) - len(set(zip(ids, places.tolist(), strict=True))):
-        warnings.append(f"{path} repeats {repeated:,} rows of column {asked.key!r}; each is answered")
+        warnings.append(f"{path} repeats {counted(repeated, 'rows')} of column {asked.key!r}; each is answered")
     return Sheet(header, rows, tuple(warnings), tuple(ids), places, table)
 
 

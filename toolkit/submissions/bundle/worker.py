@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.base import documents, files
+from toolkit.base import files
 from toolkit.base.arrays import F32, U8, Ints
 from toolkit.base.runners.threads import spread
 from toolkit.core import voting
 from toolkit.core.cards import Preprocess
-from toolkit.errors import DeviceError, ImageError, ModelError, ToolkitError
+from toolkit.errors import DeviceError, ImageError, ModelError, ToolkitError, counted
 from toolkit.images import decode, geometry
 from toolkit.images.boxes import Box
 from toolkit.images.treatments import CutShortError
@@ -49,8 +49,8 @@ class Job:
 
     @classmethod
     def read(cls, path: Path) -> Job:
-        """Read what `write` wrote."""
-        raw = documents.read_json(path)
+        """Read what `write` wrote: as long as there are images, with names in any bytes."""
+        raw = json.loads(files.read(path))
         models = tuple(Model(**(model | {"views": tuple(model["views"])})) for model in raw["models"])
         boxes = {name: [box and Box(*box) for box in every] for name, every in raw["boxes"].items()}
         return cls(**(raw | {"models": models, "paths": tuple(raw["paths"]), "boxes": boxes}))
@@ -103,7 +103,7 @@ def _fill(job: Job, model: Model, table: Any, source: _Pixels) -> None:
     for rows, pixels in source.blocks(card.preprocess, _cuts([model])[card.preprocess], todo):
         views = [run(geometry.turned(pixels[cut], turn)) for cut, turn in map(parse, model.views)]
         if any(logits.shape[1] != card.width for logits in views):
-            raise ModelError(f"{model.file} gives {views[0].shape[1]} logits where its card says {card.width}")
+            raise ModelError(f"{model.file} gives {counted(views[0].shape[1], 'logits')} where its card says {card.width}")
         table[rows] = np.concatenate([voting.merge_views(views, output) for output in card.outputs], axis=1)
 
 
@@ -137,7 +137,7 @@ def _runner(path: Path, device: str) -> Callable[[U8], F32]:
         whole[: len(part)] = part  # must not depend on how many others there are
         logits: F32 = session.run(None, {name: whole})[0]
         if logits.ndim != 2 or len(logits) != size:
-            raise ModelError(f"{path.name} gives an output of shape {logits.shape} for {size} images")
+            raise ModelError(f"{path.name} gives an output of shape {logits.shape} for {counted(size, 'images')}")
         return logits[: len(part)]
 
     return lambda pixels: np.concatenate(list(workers.map(padded, [pixels[i : i + size] for i in range(0, len(pixels), size)])))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,15 +40,21 @@ class Column:
 
 Columns = tuple[Column, ...]
 
+WRITER = 2  # how numbers become text; 1, of manifests that do not say: all as float32
+SUMMED = ("probabilities", "long", "joined")  # formats whose rows hold every class, which graders add up
+_FIRST = -13  # below 1e-13 there are no ten digits with an exact power of ten
+_POWERS = np.array([float(f"1e{power}") for power in range(_FIRST, 10)])
+_SCALES = np.array([float(f"1e{9 - power}") for power in range(_FIRST, 10)])
+
 
 @dataclass(frozen=True, eq=False)
 class Numbers:
-    """Cells with a number each: float32 [N], of which -0 became 0."""
+    """Cells with a number each: float32 or float64 [N], of which -0 became 0."""
 
-    values: NDArray[np.float32]
+    values: NDArray[np.floating[Any]]
 
     def texts(self) -> list[str]:
-        """The shortest text that reads back to the same float32; Arrow's may be another (1 for 1.0)."""
+        """The shortest text that reads back to the same number of its type; Arrow's may be another (1 for 1.0)."""
         texts: list[str] = self.values.astype(str).tolist()
         return texts
 
@@ -109,9 +115,15 @@ def flags(column: Column, table: Predictions) -> Cells:
 
 
 def probability(column: Column, table: Predictions) -> Cells:
-    """The numbers of the column's class."""
+    """The numbers of the column's class, which nobody adds up."""
     assert table.values is not None
     return numbers(table.values[:, table.classes.index(column.part)])
+
+
+def of_class(column: Column, table: Predictions) -> Cells:
+    """The numbers of the column's class beside those of all other classes."""
+    assert table.values is not None
+    return summing(table, table.values[:, table.classes.index(column.part)])
 
 
 def best(column: Column, table: Predictions) -> Cells:
@@ -130,12 +142,36 @@ def numbers(values: NDArray[Any]) -> Numbers:
     return Numbers(values.astype(np.float32) + np.float32(0))
 
 
+def normalised(table: Predictions) -> Predictions:
+    """The table with rows of probabilities divided by their sum, in float64; tables of others' rounded numbers need it."""
+    if table.values is None or not _adds_up(table):
+        return table
+    return replace(table, values=table.values / table.values.sum(axis=1, keepdims=True))
+
+
+def summing(table: Predictions, values: NDArray[np.float64]) -> Numbers:
+    """Values [N] of a normalised table as the numbers of cells; what does not add up (multilabel, scores) is float32.
+
+    Ten significant digits each: no value moves by more than 5e-10 of itself, so however many classes there are, a row's
+    numbers sum to 1 within 5e-10, distinct float32 stay distinct, and the text is hardly longer than that of float32.
+    """
+    if not _adds_up(table):
+        return numbers(values)
+    place = np.searchsorted(_POWERS, values, side="right") - 1
+    scale = _SCALES[np.maximum(place, 0)]
+    return Numbers(np.where(place < 0, values, np.rint(values * scale) / scale) + 0.0)
+
+
+def _adds_up(table: Predictions) -> bool:
+    return table.kind == "probabilities" and not table.multilabel
+
+
 # what a row's cell holds where a row stands for an id; in the long forms it is the number of an id and a class
 CELLS: dict[str, Callable[[Column, Predictions], Cells]] = {
     "labels": labels,
     "indices": indices,
     "flags": flags,
     "probability": probability,
-    "probabilities": probability,
+    "probabilities": of_class,
     "topk": best,
 }

@@ -73,7 +73,7 @@ class Labels(Format):
         """Whether every word of the cells is a class, and the metric does not ask for the number of a binary target."""
         if competition.score.accepts != "labels" and all(c.target.task == "binary" for c in columns):
             return False
-        return all(_words(sample, c) - {""} <= set(c.classes) for c in columns)
+        return all(words_of(sample, c) - {""} <= set(c.classes) for c in columns)
 
     def faults(self, frame: pd.DataFrame, key: str, columns: Columns) -> Iterator[Problem]:
         """Cells that are no class."""
@@ -298,7 +298,7 @@ def _seen(sample: pd.DataFrame, column: Column) -> list[str]:
     return [str(cell) for cell in sample[column.name].unique() if cell != ""]
 
 
-def _words(sample: pd.DataFrame, column: Column) -> set[str]:
+def words_of(sample: pd.DataFrame, column: Column) -> set[str]:
     """The different labels in a column's cells."""
     several, separator = column.target.multilabel, column.target.separator
     return {word for cell in _seen(sample, column) for word in (cell.split(separator) if several else [cell])}

@@ -12,8 +12,9 @@ from toolkit.base.text import arrow_csv
 from toolkit.core.predictions import Predictions
 from toolkit.errors import CompetitionError, SubmissionError, few
 from toolkit.submissions.form import cells
-from toolkit.submissions.form.cells import Cells, Columns, Lists, Numbers
-from toolkit.submissions.form.formats import FORMATS, Format, value_columns
+from toolkit.submissions.form.cells import SUMMED, WRITER, Cells, Columns, Lists, Numbers
+from toolkit.submissions.form.formats import FORMATS, Format, value_columns, words_of
+from toolkit.workspace import row_files
 from toolkit.workspace.competition import FILE, Competition
 
 if TYPE_CHECKING:
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SubmissionLayout:
-    """A format fitted to a sample: its name (`topk:5`), the id column, and what the value columns hold."""
+    """A format fitted to a sample: its name (`topk:5`), the id column, what value columns hold, how numbers are written."""
 
     name: str
     format: Format
     key: str
     columns: Columns
+    writer: int = WRITER
 
     def rows(self, frame: pd.DataFrame) -> tuple[Any, Any]:
         """The id (an Arrow array [N]) and, in the long forms, the class number (int64 [N]) that each row stands for."""
@@ -55,23 +57,30 @@ class SubmissionLayout:
                     code="vote-soft",
                 )
             tables[target.name] = table.with_classes(target.classes)
+        if self.writer >= 2 and self.format.name in SUMMED:
+            return {name: cells.normalised(table) for name, table in tables.items()}
         return tables
 
     def texts(self, tables: Mapping[str, Predictions]) -> dict[str, Any]:
         """The text of every value column (Arrow arrays [N]); `tables` hold the same N rows for every target."""
         texts = arrow_csv.in_threads(
-            lambda column: as_text(self.format.cells(column, tables[column.target.name])), self.columns
+            lambda column: self._text(self.format.cells(column, tables[column.target.name])), self.columns
         )
         return {column.name: text for column, text in zip(self.columns, texts, strict=True)}
 
     def pair_texts(self, table: Predictions, rows: Any, classes: Any) -> Any:
         """In the long forms, the text (an Arrow array [N]) of the only value column: row `rows[i]`, class `classes[i]`."""
         assert table.values is not None
-        return as_text(cells.numbers(table.values[rows, classes]))
+        return self._text(cells.summing(table, table.values[rows, classes]))
+
+    def _text(self, content: Cells) -> Any:
+        if self.writer < 2 and isinstance(content, Numbers):
+            content = cells.numbers(content.values)
+        return as_text(content)
 
 
 def as_text(content: Cells) -> Any:
-    """The text of cells as an Arrow array [N], numbers as the shortest that reads back to the same float32."""
+    """The text of cells as an Arrow array [N], numbers as the shortest that reads back to the same."""
     import pyarrow as pa
 
     kind = pa.large_string()
@@ -153,9 +162,21 @@ def _require_id(sample: pd.DataFrame, competition: Competition) -> None:
 def _undecided(sample: pd.DataFrame, competition: Competition, possible: list[str]) -> CompetitionError:
     columns = few(value_columns(sample, competition), limit=12)
     doubt = f"could be {' or '.join(possible)}" if possible else "fits no format"
+    doubt += _strange(sample, competition) if "labels" in possible else ""
     targets = "; ".join(f"{t.name!r} ({t.task}: {few(t.classes, limit=6)})" for t in competition.targets)
     choices = "; ".join(f"{name}: {FORMATS[name].summary}" for name in (possible or FORMATS))
     return CompetitionError(
         f"the sample submission (columns {columns}) {doubt}, for targets {targets} and metric {competition.metric}",
         hint=f"Set format under [submission] in {FILE}: {choices}.",
     )
+
+
+def _strange(sample: pd.DataFrame, competition: Competition) -> str:
+    """What the sample's cells say that is no class, where they are to be class names; with the class that was likely meant."""
+    for column in FORMATS["labels"].columns(sample, competition, 0):
+        classes = {row_files.folded(name.strip()): name for name in column.classes}
+        if unknown := sorted(words_of(sample, column) - {""} - set(column.classes)):
+            alike = [(word, classes[key]) for word in unknown if (key := row_files.folded(word.strip())) in classes]
+            near = "; but for case, outer spaces or normal form {!r} is {!r}".format(*alike[0]) if alike else ""
+            return f": its cells hold {few(unknown)}, which is no class{near}"
+    return ""

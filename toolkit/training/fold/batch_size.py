@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from toolkit.errors import TrainingError
+from toolkit.errors import TrainingError, counted
 
 _SIGNS = (
     "out of memory",
@@ -40,7 +40,7 @@ def largest(step: Callable[[int], None], limit: int) -> int:
         fitting = size
     if not fitting:
         raise TrainingError(
-            f"a batch of {sizes[0]} images does not fit into memory",
+            f"a batch of {counted(sizes[0], 'images')} does not fit into memory",
             hint="Use smaller images or a smaller network.",
             code="smaller-images",
         )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from toolkit.base import files, sealed
 from toolkit.base.runners.threads import spread
 from toolkit.core.cards import Preprocess
-from toolkit.errors import StoreError
+from toolkit.errors import StoreError, counted
 from toolkit.images import render
 from toolkit.images.boxes import Box
 from toolkit.inference.store.file_index import ImageIndex
@@ -100,7 +100,7 @@ def decoded(
     shape = (len(paths), 3, *preprocess.size)
     if not whole(path, shape, np.uint8):
         size = int(np.prod(shape, dtype=np.int64))
-        say(f"decoding {len(paths):,} images once into {path} ({_bytes(size)})")
+        say(f"decoding {counted(len(paths), 'images')} once into {path} ({_bytes(size)})")
         files.sweep(root / "cache")
         room(path, size)
         source = Undecoded(paths, preprocess, boxes)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.core.cards import Preprocess
-from toolkit.errors import AlignmentError, TrainingError, few
+from toolkit.errors import AlignmentError, TrainingError, counted, few
 from toolkit.training import label_fixes
 from toolkit.training.fold.decoded_cache import Pixels, Undecoded, decoded
 from toolkit.training.fold.process_group import ALONE, Team
@@ -52,7 +52,7 @@ class Samples:
         """
         if missing := [name for name in ids if name not in self._places]:
             raise AlignmentError(
-                f"{len(missing):,} ids of the split have no training image: {few(missing)}",
+                f"{counted(len(missing), 'ids of the split have')} no training image: {few(missing)}",
                 hint="Make the split again with `toolkit split`.",
             )
         return Rows(self, np.array([self._places[name] for name in ids], dtype=np.int64))
@@ -111,7 +111,7 @@ class Rows:
             TrainingError: not one target per row, or rows that were joined already.
         """
         if len(targets) != len(self.places) or self.extra:
-            raise TrainingError(f"{len(targets)} soft targets for {len(self)} rows")
+            raise TrainingError(f"{counted(len(targets), 'soft targets')} for {counted(len(self), 'rows')}")
         return replace(self, soft=np.asarray(targets, dtype=np.float32))
 
     def joined(self, extra: Rows) -> Rows:
@@ -195,7 +195,7 @@ def decode(
     truth = label_fixes.training_truth(competition)[target]
     if len(pairs) != len(truth):
         raise TrainingError(
-            f"{len(pairs):,} training images for {len(truth):,} ids: recipes train on one image per id",
+            f"{counted(len(pairs), 'training images')} for {counted(len(truth), 'ids')}: recipes train on one image per id",
             hint=f"Name one file per row in {FILE}.",
         )
     if only:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from toolkit.base import files
-from toolkit.errors import TrainingError
+from toolkit.errors import TrainingError, counted
 from toolkit.training.fold import state_file
 from toolkit.training.fold.process_group import Team
 from toolkit.training.fold.samples import Batches, Fold
@@ -263,13 +263,14 @@ class FoldTrainer:
         sampler, count = self.parts.feed.batch_sampler, self.team.size
         if not isinstance(sampler, Batches):
             raise TrainingError(
-                f"{self.fold.title}: {count} processes can share only batches of toolkit.training.loader",
+                f"{self.fold.title}: {counted(count, 'processes')} can share only batches of toolkit.training.loader",
                 hint="Make the feed with it, or spread folds over the processes.",
                 code="spread-folds",
             )
         if sampler.size < count:
             raise TrainingError(
-                f"{self.fold.title}: a batch of {sampler.size} images cannot be shared by {count} processes",
+                f"{self.fold.title}: a batch of {counted(sampler.size, 'images')} "
+                f"cannot be shared by {counted(count, 'processes')}",
                 hint="Use larger batches or fewer processes.",
                 code="fewer-processes",
             )

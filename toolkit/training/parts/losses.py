@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from toolkit.errors import TrainingError
+from toolkit.errors import TrainingError, counted
 from toolkit.training.parts.by_name import choose
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def make(name: str, *, classes: int, counts: Sequence[int] | None = None, **opti
     if LOSSES[name].counts:
         if counts is None or len(counts) != classes:
             raise TrainingError(
-                f"loss {name!r} needs the number of training rows of each of {classes} classes, "
+                f"loss {name!r} needs the number of training rows of each of {counted(classes, 'classes')}, "
                 f"got {None if counts is None else len(counts)}"
             )
         given["counts"] = tuple(int(count) for count in counts)
@@ -58,7 +58,9 @@ def _checked(name: str, classes: int, given: Mapping[str, Any], logits: torch.Te
 
     loss = LOSSES[name]
     if logits.ndim != 2 or logits.shape[1] != classes:
-        raise TrainingError(f"loss {name!r} is over {classes} classes, the model gives logits {tuple(logits.shape)}")
+        raise TrainingError(
+            f"loss {name!r} is over {counted(classes, 'classes')}, the model gives logits {tuple(logits.shape)}"
+        )
     hard = targets.ndim == 1
     if not hard and targets.shape != logits.shape:
         raise TrainingError(f"loss {name!r}: targets {tuple(targets.shape)} do not fit logits {tuple(logits.shape)}")

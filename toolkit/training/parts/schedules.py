@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from toolkit.errors import TrainingError
+from toolkit.errors import TrainingError, counted
 from toolkit.models import networks
 from toolkit.training.parts.by_name import choose
 
@@ -131,7 +131,7 @@ def make(
     name, given = choose("schedule", SCHEDULES, name, options)
     schedule = SCHEDULES[name]
     if not 0 <= warmup < epochs:
-        raise TrainingError(f"a warm-up of {warmup:g} epochs leaves nothing of {epochs} epochs")
+        raise TrainingError(f"a warm-up of {warmup:g} epochs leaves nothing of {counted(epochs, 'epochs')}")
     peak = max(float(group["lr"]) for group in optimiser.param_groups)
     for group in optimiser.param_groups:
         group["lr"] = lr * float(group["lr"]) / peak

@@ -11,7 +11,7 @@ from typing import Any
 
 from toolkit.base import documents, files
 from toolkit.core.lineage import Lineage, SeenIds
-from toolkit.errors import TrainingError, few
+from toolkit.errors import TrainingError, counted, few
 from toolkit.models import checkpoints
 from toolkit.models.checkpoints import Checkpoint
 from toolkit.training.settings import setting
@@ -93,7 +93,9 @@ def start_of(competition: Competition, split: Split, config: Any, fold: int | No
         if origin.seen is None:
             unknown.append(f"{path} has seen {few(elsewhere)}: whether rows of this split are among them is not known")
         elif (shared := origin.seen.shared(split.held_out(fold)))[0]:
-            seen.append(f"trained on {shared[0]:,} of {shared[1]:,} ids of fold {fold}, under split {elsewhere[0].split}")
+            seen.append(
+                f"trained on {shared[0]:,} of {counted(shared[1], 'ids')} of fold {fold}, under split {elsewhere[0].split}"
+            )
     chosen = own and card is not None and card.selected_on_heldout
     return Start(path, origin, tuple(seen), tuple(unknown), chosen)
 
