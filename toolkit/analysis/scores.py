@@ -69,20 +69,24 @@ class Scored:
         }
 
 
-def score(rows: MemberRows, names: Sequence[str], *, calibration: bool = False) -> list[Scored]:
-    """Every member's table on each of these metrics.
+def score(
+    rows: MemberRows, names: Sequence[str], *, calibration: bool = False, widen: Mapping[str, float] | None = None
+) -> list[Scored]:
+    """Every member's table on each of these metrics; `widen` stretches the intervals of members, of a nested one: `widening`.
 
     Raises:
         DataError: a metric that needs something else than probabilities of this truth.
     """
-    return [_scored(rows, table, names, calibration=calibration) for table in rows.stack]
+    stretch = [{"it": (widen or {}).get(name, 1.0)} for name in rows.members]
+    return [_scored(rows, table, names, own, calibration=calibration) for table, own in zip(rows.stack, stretch, strict=True)]
 
 
-def _scored(rows: MemberRows, table: F64, names: Sequence[str], *, calibration: bool) -> Scored:
+def _scored(rows: MemberRows, table: F64, names: Sequence[str], widen: Mapping[str, float], *, calibration: bool) -> Scored:
     truth = rows.truth.decided
     every = {name: METRICS[name] for name in names}
     whole = {
-        name: compare(truth, metric, {"it": table}, baseline="it", groups=rows.groups)["it"] for name, metric in every.items()
+        name: compare(truth, metric, {"it": table}, baseline="it", groups=rows.groups, widen=widen)["it"]
+        for name, metric in every.items()
     }
     numbers = [] if rows.folds is None else np.unique(rows.folds).tolist()
     folds = {name: {int(k): _of_fold(rows, table, metric, k) for k in numbers} for name, metric in every.items()}

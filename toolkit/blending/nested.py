@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -148,6 +148,27 @@ def compare(
         gain_low, gain_high = gain + stretch * (np.quantile(gains, tails) - gain)
         estimates[name] = Estimate(*map(float, (once[column], low, high, gain + 0.0, gain_low, gain_high)))
     return estimates
+
+
+def joint(metric: Metric, truths: Sequence[Labels], classes: Sequence[int]) -> tuple[Metric, Labels]:
+    """The mean of a metric over several targets, whose tables stand side by side [N, sum of classes], and the truth it is told.
+
+    Of one target, the metric and the truth as they are.
+    """
+    if len(truths) == 1:
+        return metric, truths[0]
+    parts = [truth.reshape(len(truth), -1).astype(np.int64) for truth in truths]
+    columns, places = np.cumsum([0, *classes]), np.cumsum([0, *(part.shape[1] for part in parts)])
+
+    def mean(joined: Labels, values: F64) -> float:
+        scores = []
+        for i, truth in enumerate(truths):
+            own = joined[:, places[i] : places[i + 1]]
+            own = own.astype(bool) if truth.ndim == 2 else own[:, 0]
+            scores.append(score_of(own, metric, values[:, columns[i] : columns[i + 1]]))
+        return float(np.mean(scores))
+
+    return replace(metric, score=mean, accepts="probabilities", rows=None), np.concatenate(parts, axis=1)
 
 
 def widening(folds: int) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from toolkit.base import documents, files
 from toolkit.base.arrays import F64
 from toolkit.base.schema import checked
 from toolkit.blending import outside_tables
-from toolkit.blending.blend import Blend, read_blend
+from toolkit.blending.blend import Blend, OuterBlends, read_blend
 from toolkit.blending.calibration import prior_shift
 from toolkit.blending.outside_tables import Reading
 from toolkit.blending.plan_selection import Verdict, judge, plans
@@ -131,7 +133,7 @@ def rows_of(competition: Competition, target: Target, tables: Mapping[str, Predi
     if not ids:
         raise AlignmentError("the tables share no ids", hint="Ids are compared as text: '7' and '007' differ.")
     stack = stack_values(align_members(tables, ids, target.classes))
-    folds, groups = _folds_and_groups(competition, ids)
+    folds, groups = folds_and_groups(competition, ids)
     every = {row_id for table in tables.values() for row_id in table.ids}
     few_rows = (f"{len(every) - len(ids):,} of {len(every):,} rows are left out: not all tables and the truth have them",)
     notes = few_rows if len(every) > len(ids) else ()
@@ -183,9 +185,12 @@ def fit(
         )  # fmt: skip
         if verdict.blend is None:
             raise DataError("stacking has no weight per member to write", hint="Use another weigher.")
-        blend = replace(verdict.blend, views=rows.views)
+        outer = OuterBlends(verdict.outer, dict(zip(rows.ids, verdict.folds.tolist(), strict=True))) if verdict.outer else None
+        blend = replace(verdict.blend, views=rows.views, outer=outer)
         verdicts[target.name] = replace(verdict, blend=with_prior(blend, rows.truth, prior) if prior else blend)
         records[target.name] = _record(verdicts[target.name], rows, len(every), prior)
+        if outer is not None:
+            records[target.name]["outer"] = _outer_record(competition, verdicts[target.name].blend, target.classes)
     document = {"schema": SCHEMA, "metric": competition.metric, "targets": records}
     return files.write_text(competition.path(FILE), documents.to_json(document, indent=2) + "\n"), verdicts
 
@@ -226,18 +231,54 @@ def read_blends(competition: Competition) -> dict[str, Blend]:
         targets = document["targets"]
         if missing := [target.name for target in competition.targets if target.name not in targets]:
             raise DataError(f"{path} says nothing of target {few(missing)}, only of {few(targets)}", hint=_AGAIN)
-        return {target.name: _blend_of(path, targets[target.name], target) for target in competition.targets}
+        return {t.name: _blend_of(competition, path, targets[t.name], t) for t in competition.targets}
     except FileNotFoundError:
         raise DataError(f"{path} does not exist", hint="Run `toolkit blend` first.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{path} cannot be read ({type(error).__name__}: {error})", hint=_AGAIN) from error
 
 
-def _blend_of(path: Path, record: Mapping[str, Any], target: Target) -> Blend:
+def _blend_of(competition: Competition, path: Path, record: Mapping[str, Any], target: Target) -> Blend:
     try:
-        return read_blend(record, target.classes)
+        blend = read_blend(record, target.classes)
+        fitted = bool(record.get("fitted", record.get("plan") != "uniform"))  # earlier versions said the plan alone
+        return replace(blend, fitted=fitted, outer=_read_outer(competition, record.get("outer"), blend, target))
     except DataError as error:
         raise DataError(f"{path}, target {target.name!r}: {error.message}", hint=error.hint, code=error.code) from error
+
+
+def _outer_record(competition: Competition, blend: Blend | None, classes: Sequence[str]) -> dict[str, Any]:
+    """Each outer fold's blend as plain values, which rows it has (those of the split by its digest, else by id), and of what.
+
+    blend.json may be edited: outer folds then say nothing of what stands in it.
+    """
+    assert blend is not None
+    assert blend.outer is not None
+    outer = blend.outer
+    split = Split.if_made(competition)
+    of_split = dict(zip(split.ids, split.folds.tolist(), strict=True)) if split else {}
+    known = split is not None and all(of_split.get(name) == fold for name, fold in outer.folds.items())
+    rows = {"split": split.digest} if split is not None and known else {"rows": dict(outer.folds)}
+    return {"of": _digest(blend, classes)} | rows | {"blends": {str(n): own.record(classes) for n, own in outer.blends.items()}}
+
+
+def _digest(blend: Blend, classes: Sequence[str]) -> str:
+    """Sixteen hex digits of what is done to members' tables."""
+    applied = {key: value for key, value in blend.record(classes).items() if key != "views"}
+    return hashlib.blake2b(json.dumps(applied, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _read_outer(competition: Competition, record: Mapping[str, Any] | None, blend: Blend, target: Target) -> OuterBlends | None:
+    """What `_outer_record` wrote; None where it was not written, or blend or split are others by now."""
+    if not record or record["of"] != _digest(blend, target.classes):
+        return None
+    blends = {int(number): read_blend(own, target.classes) for number, own in record["blends"].items()}
+    if "rows" in record:
+        return OuterBlends(blends, {str(name): int(fold) for name, fold in record["rows"].items()})
+    split = Split.if_made(competition)
+    if split is None or split.digest != record["split"]:
+        return None
+    return OuterBlends(blends, dict(zip(split.ids, split.folds.tolist(), strict=True)))
 
 
 def views_of(blends: Mapping[str, Blend]) -> str:
@@ -256,6 +297,7 @@ def _record(verdict: Verdict, rows: MemberRows, tried: int, prior: str) -> dict[
     return verdict.blend.record(rows.truth.classes) | {
         "weigher": verdict.weights.how,
         "plan": verdict.chosen,
+        "fitted": verdict.blend.fitted,
         "reason": verdict.reason,
         "plans": tried,
         "picks": dict(verdict.picks),
@@ -292,7 +334,7 @@ def _meta(path: Path) -> Mapping[str, Any]:
         return {}
 
 
-def _folds_and_groups(competition: Competition, ids: Sequence[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
+def folds_and_groups(competition: Competition, ids: Sequence[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
     """Folds and groups of these rows, where split.csv has all of them; else groups alone, where the truth names a column."""
     split = Split.if_made(competition)
     place = {name: i for i, name in enumerate(split.ids)} if split else {}
