@@ -181,9 +181,15 @@ def test_a_blend_and_thresholds_have_their_nested_score(digits):
 
 def test_predictions_of_before_say_so_and_no_number(digits):
     run("ensemble", "folds/whole.*.onnx", "--device", "cpu", "--name", "old")
+    run("ensemble", "folds/whole.*.onnx", "--device", "cpu", "--tta", "flip", "--name", "flipped")
+    both = run("compare", "old", "flipped")
+    plain, flipped = (float(number) for number in re.findall(r"accuracy (\d\.\d+)", both))
+    assert plain == pytest.approx(worth_of_the_plain(digits), abs=1e-5)
+    assert flipped < plain - 0.1
     path = digits / "predictions" / "old.parquet"
     table = prediction_files.read_table(path)
     prediction_files.write_table(path, table.predictions, {k: v for k, v in table.meta.items() if k != "evidence"})
+    assert "unknown: made by an earlier version" in " ".join(run("compare", "old", "flipped").split())
     shown = run("submit", "--name", "old")
     assert "Evidence unknown: made by an earlier version" in shown
     assert "Out of fold" not in shown

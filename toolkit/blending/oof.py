@@ -281,6 +281,43 @@ def _read_outer(competition: Competition, record: Mapping[str, Any] | None, blen
     return OuterBlends(blends, dict(zip(split.ids, split.folds.tolist(), strict=True)))
 
 
+def estimated(competition: Competition) -> dict[str, Any]:
+    """What blend.json says of the score of its blends, as predictions keep it: the nested one where something was fitted.
+
+    Of several targets it is the mean, which has no interval. A file that was edited, or does not say what was settled without
+    each fold, says nothing of the blends that stand in it.
+
+    Raises:
+        DataError: see `read_blends`.
+    """
+    blends = read_blends(competition)
+    targets = documents.read_json(competition.path(FILE))["targets"]
+    records = [targets[name] for name in blends]
+    whole = [blend.outer is not None if blend.fitted else _is_plain_mean(blend) for blend in blends.values()]
+    if not all(whole) or not all("estimates" in record for record in records):
+        return {"unknown": f"{FILE} was edited, or written by an earlier version"}
+    which = ["nested" if blend.fitted else "uniform" for blend in blends.values()]
+    every = [record["estimates"][name] for name, record in zip(which, records, strict=True)]
+    rows = min(int(record["rows"]) for record in records)
+    alone = len(every) == 1
+    return {
+        "metric": competition.metric,
+        "out_of_fold": float(np.mean([estimate["score"] for estimate in every])),
+        "interval": [every[0]["low"], every[0]["high"]] if alone else None,
+        "rows": rows,
+        "of": rows,
+        "kind": "nested" if "nested" in which else "plain",
+        "optimistic": "; ".join(dict.fromkeys(n for r in records for n in r.get("notes", ()) if " is optimistic: " in n)),
+        "notes": ["of the out-of-fold tables that the blend was made of: those combined now must have been made alike"],
+    }
+
+
+def _is_plain_mean(blend: Blend) -> bool:
+    """Whether it is what nothing was fitted for, but for the class shares of the test set."""
+    alike = blend.vote == "soft" and bool((blend.warm == 1).all()) and bool(np.ptp(blend.weights) < 1e-12)
+    return alike and (blend.adjustment is None or blend.adjusted == "prior")
+
+
 def views_of(blends: Mapping[str, Blend]) -> str:
     """The view sets that the members' tables were made with, as `--tta` takes them; of the first target that names any."""
     sets = next((dict(blend.views) for blend in blends.values() if blend.views), {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,24 @@ class Evidence:
 def of(meta: Mapping[str, Any]) -> dict[str, Any]:
     """What predictions say of their score out of fold (see `as_made.measure`): of `unknown` why it is not known."""
     record = meta.get("evidence")
-    return dict(record) if isinstance(record, Mapping) and record else dict(EARLIER)
+    return dict(record) if isinstance(record, Mapping) and ("unknown" in record or _is_score(record)) else dict(EARLIER)
+
+
+def _is_score(record: Mapping[str, Any]) -> bool:
+    """Whether it says a score, of how many rows, and what kind of number that is; records of before do not."""
+    numbers = [record.get("out_of_fold"), record.get("rows"), record.get("of"), *(record.get("interval") or ())]
+    finite = all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
+    return (
+        finite and len(numbers) in (3, 5) and all(isinstance(record.get(key), str) for key in ("metric", "kind", "optimistic"))
+    )
+
+
+def described(meta: Mapping[str, Any]) -> dict[str, str]:
+    """The views of predictions, as they were asked for, and how their models voted; that a blend was applied."""
+    return {
+        "views": str(meta.get("view_set", "")),
+        "vote": str(meta.get("vote", "")) + (", blend" if meta.get("blend") else ""),
+    }
 
 
 def kind(record: Mapping[str, Any]) -> str:
@@ -65,18 +83,25 @@ def kind(record: Mapping[str, Any]) -> str:
 
 def lines(record: Mapping[str, Any]) -> list[str]:
     """The score in sentences: with its interval, on how many rows, and what keeps it from being that of the test set."""
-    if record.get("out_of_fold") is None:
-        return [f"Evidence unknown: {record['unknown']}"] if record.get("unknown") else []
+    if not record:
+        return []
+    record = of({"evidence": record})
+    if "unknown" in record:
+        return [f"Evidence unknown: {record['unknown']}"]
     low, high = record.get("interval") or (None, None)
     sure = f" (95 % {low:.4f} to {high:.4f})" if low is not None else ""
     mark = " (optimistic)" if record.get("optimistic") else ""
-    rows, every = record["rows"], record.get("of", record["rows"])
+    rows, every = record["rows"], record["of"]
     count = f"{rows:,} of {every:,} held-out rows" if rows < every else f"{rows:,} rows"
     how = ", nested: what was chosen or fitted had not seen the rows it is scored on" if record.get("kind") == "nested" else ""
     value = f"{record['metric']} {record['out_of_fold']:.4f}"
-    text = [f"Out of fold {value}{mark}{sure}, {count}, as made{how}"]
-    text += [f"Optimistic: {record['optimistic']}"] if record.get("optimistic") else []
-    return text + [str(note) for note in record.get("notes", ())]
+    return [f"Out of fold {value}{mark}{sure}, {count}, as made{how}", *remarks(record)]
+
+
+def remarks(record: Mapping[str, Any]) -> list[str]:
+    """Why a score is too good, and what else keeps it from being that of the test set."""
+    optimistic = [f"Optimistic: {record['optimistic']}"] if record.get("optimistic") else []
+    return optimistic + [str(note) for note in record.get("notes", ())]
 
 
 def gather(competition: Competition, meta: Mapping[str, Any]) -> Evidence:

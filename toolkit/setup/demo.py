@@ -82,13 +82,18 @@ def run(root: Path, *, say: Say, bar: Bar = _no_bar) -> Demo:
         competition=competition,
         metric=competition.metric,
         folds={f"fold {export.card.fold}": export.card.score or 0.0 for export in exports},
-        out_of_fold={
-            line.name: line.estimate.score for line in finding.sets if line.name in (view_selection.NONE, chosen, other)
-        },
+        out_of_fold=_out_of_fold(finding, other),
         held_out={name: ensembles[name].predictions[truth.target].score(competition.score, truth) for name in (chosen, other)},
         chosen=chosen,
         receipt=receipt,
     )
+
+
+def _out_of_fold(finding: view_selection.ViewFinding, other: str) -> dict[str, float]:
+    """The scores of the plain image, of the set that was chosen (nested: it was chosen on these rows), and of another."""
+    shown = (view_selection.NONE, finding.chosen, other)
+    scores = {line.name: line.estimate.score for line in finding.sets if line.name in shown}
+    return scores | ({finding.chosen: finding.nested.score} if finding.chosen != view_selection.NONE else {})
 
 
 def _train(root: Path) -> None:

@@ -67,12 +67,12 @@ class Entry:
     @property
     def views(self) -> str:
         """The views of its predictions, as they were asked for."""
-        return str(self._meta.get("view_set", ""))
+        return evidence.described(self._meta)["views"]
 
     @property
     def vote(self) -> str:
         """How its models voted; that a blend was applied."""
-        return str(self._meta.get("vote", "")) + (", blend" if self._meta.get("blend") else "")
+        return evidence.described(self._meta)["vote"]
 
     @property
     def _meta(self) -> Mapping[str, Any]:
