@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -247,20 +247,21 @@ def _judged(competition: Competition, target: Target, tables: Mapping[str, Path]
     rows = oof.read_members(competition, target, tables, common=True)
     known = blend is not None and set(blend.members) <= set(rows.members)
     marks = {name: why for name in rows.members if (why := optimistic(oof.chosen_by(tables[name])))}
-    rows, combined, how, fitted = _together(rows, blend if known else None, target)
-    if whole := "; ".join(filter(None, [fitted, *dict.fromkeys(marks.values())])):
+    joined = _together(rows, blend if known else None, target)
+    rows, combined = joined.rows, joined.combined
+    of_members = dict.fromkeys(marks[name] for name in joined.members if name in marks)
+    if whole := "; ".join(filter(None, [joined.fitted, *of_members])):
         marks[ENSEMBLE] = whole
     together = replace(rows, members=(*rows.members, ENSEMBLE), stack=np.concatenate([rows.stack, combined[None]]))
     truth = rows.truth.decided
     enough = rows.folds is not None or len(set(rows.groups or rows.ids)) >= FOLDS
-    outer = blend.outer if known and blend is not None else None
-    widen = {ENSEMBLE: widening(len(outer.blends))} if outer is not None else {}
+    widen = {ENSEMBLE: widening(joined.outer)} if joined.outer > 1 else {}
     scores = score(together, [competition.metric], calibration=enough, widen=widen)
     return Judged(
         target,
         rows,
         combined,
-        how,
+        joined.how,
         dict(zip(together.members, scores, strict=True)),
         _by_fold(together, competition),
         _confused(truth, decide(combined, truth), len(target.classes)),
@@ -270,13 +271,27 @@ def _judged(competition: Competition, target: Target, tables: Mapping[str, Path]
     )
 
 
-def _together(rows: oof.MemberRows, blend: Blend | None, target: Target) -> tuple[oof.MemberRows, F64, str, str]:
-    """The rows that have an answer, what members say together of them [N, C], how, and why its score is too good.
+class _Joined(NamedTuple):
+    """The rows that have an answer, what members say together of them [N, C], how, and which of them have a say.
+
+    `fitted` says why its score is too good, `outer` without how many folds it was settled.
+    """
+
+    rows: oof.MemberRows
+    combined: F64
+    how: str
+    members: tuple[str, ...]
+    fitted: str = ""
+    outer: int = 0
+
+
+def _together(rows: oof.MemberRows, blend: Blend | None, target: Target) -> _Joined:
+    """What members say together of their rows: as blend.json says, else their plain mean.
 
     A blend that was fitted is, for the rows of each fold, the one that the other folds lead to. One that leaves no numbers
     gives way to the plain mean.
     """
-    plain = rows, rows.stack.mean(axis=0), "the plain mean of the members", ""
+    plain = _Joined(rows, rows.stack.mean(axis=0), "the plain mean of the members", rows.members)
     if blend is None:
         return plain
     how = f"blend.json: {blend.vote} vote with {blend.spec}"
@@ -284,7 +299,7 @@ def _together(rows: oof.MemberRows, blend: Blend | None, target: Target) -> tupl
         order = [rows.members.index(name) for name in blend.members]
         values = blend.apply(rows.stack[order], multilabel=target.multilabel).values
         why = "blend.json was fitted to these rows" if blend.fitted else ""
-        return plain if values is None else (rows, values, how, why)
+        return plain if values is None else _Joined(rows, values, how, blend.weighing, why)
     places = [places for _, places in blend.outer.parts(rows.ids)]
     votes = blend.outer.apply(rows.stack, rows.members, rows.ids, multilabel=target.multilabel)
     parts = [vote.values for vote in votes if vote.values is not None]
@@ -292,7 +307,9 @@ def _together(rows: oof.MemberRows, blend: Blend | None, target: Target) -> tupl
         return plain
     by_place = np.argsort(np.concatenate(places), kind="stable")
     kept = np.concatenate(places)[by_place]
-    return rows.take(kept), np.concatenate(parts)[by_place], f"{how}; in these figures settled without each row's fold", ""
+    how += "; in these figures settled without each row's fold"
+    weighing = tuple(dict.fromkeys(name for own in [blend, *blend.outer.blends.values()] for name in own.weighing))
+    return _Joined(rows.take(kept), np.concatenate(parts)[by_place], how, weighing, outer=len(votes))
 
 
 def _by_fold(rows: oof.MemberRows, competition: Competition) -> dict[int, dict[str, Estimate] | None]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from toolkit.base import documents, sealed
 from toolkit.base.text import html
-from toolkit.blending import nested
+from toolkit.blending import nested, oof
 from toolkit.blending.nested import Estimate
 from toolkit.core import prediction_files
 from toolkit.core.lineage import optimistic
@@ -22,7 +22,6 @@ from toolkit.core.predictions import Predictions, concat
 from toolkit.ensemble import evidence
 from toolkit.errors import DataError, few
 from toolkit.workspace.competition import Competition, Target
-from toolkit.workspace.split import Split
 
 NAMES = frozenset({"config.member"})  # what a run is called is no difference in what it is
 
@@ -174,8 +173,8 @@ def _of_target(competition: Competition, target: Target, runs: Sequence[Run], dr
         if values is None:
             raise DataError(f"run {name!r} has labels only, and a comparison needs probabilities")
         stack[name] = values
-    first = runs[0].name
-    estimates = nested.compare(truth.decided, metric, stack, baseline=first, groups=_groups(competition, ids), draws=draws)
+    first, groups = runs[0].name, oof.folds_and_groups(competition, ids)[1]
+    estimates = nested.compare(truth.decided, metric, stack, baseline=first, groups=groups, draws=draws)
     others = {name: verdict(estimate, metric, len(ids), first) for name, estimate in estimates.items() if name != first}
     differing = _differing(runs)
     folds = _by_fold(runs, target, truth, metric)
@@ -225,13 +224,6 @@ def _notes(runs: Sequence[Run], differing: Mapping[str, Mapping[str, Any]], rows
     if all(run.settings.get("config.seeds", 1) == 1 for run in runs):
         notes.append("each was trained from one seed; the interval does not show what another seed would change")
     return notes
-
-
-def _groups(competition: Competition, ids: Sequence[str]) -> tuple[str, ...] | None:
-    split = Split.if_made(competition)
-    home = dict(zip(split.ids, split.groups, strict=True)) if split else {}
-    groups = tuple(home.get(name, "") for name in ids)
-    return groups if all(groups) else None
 
 
 def _about(path: Path) -> dict[str, Any]:

@@ -89,12 +89,12 @@ def lines(record: Mapping[str, Any]) -> list[str]:
     if "unknown" in record:
         return [f"Evidence unknown: {record['unknown']}"]
     low, high = record.get("interval") or (None, None)
-    sure = f" (95 % {low:.4f} to {high:.4f})" if low is not None else ""
+    sure = f" (95 % {low:.5f} to {high:.5f})" if low is not None else ""
     mark = " (optimistic)" if record.get("optimistic") else ""
     rows, every = record["rows"], record["of"]
     count = f"{rows:,} of {every:,} held-out rows" if rows < every else f"{rows:,} rows"
     how = ", nested: what was chosen or fitted had not seen the rows it is scored on" if record.get("kind") == "nested" else ""
-    value = f"{record['metric']} {record['out_of_fold']:.4f}"
+    value = f"{record['metric']} {record['out_of_fold']:.5f}"
     return [f"Out of fold {value}{mark}{sure}, {count}, as made{how}", *remarks(record)]
 
 
