@@ -209,3 +209,20 @@ def test_ranks_and_hard_votes_are_taken_as_they_are(copied):  # noqa: F811
     assert record["members"]["m1"] == pytest.approx(right[1].mean())
     numbers = measure(replace(copied, metric="log_loss"), how, rows=0)
     assert numbers == {"unknown": "log_loss needs probabilities, this table has labels"}
+
+
+def test_a_pooled_area_beside_those_of_the_folds_until_ranks_are_asked_for(copied):  # noqa: F811
+    """One fold's model is surer of a class than the other: the note says so, and a rank vote takes each fold for itself."""
+    truth, split = copied.truth()["label"], Split.read(copied.path("split.csv"))
+    rng, labels = np.random.default_rng(0), copied.truth()["label"].decided
+    logits = 1.5 * np.eye(3)[labels] + rng.normal(0, 1, (ROWS, 3)) + np.outer(split.folds, [4.0, 0.0, -4.0])
+    values = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    predictions = Predictions("label", "probabilities", truth.ids, truth.classes, values)
+    prediction_files.write_table(copied.path("oof", "m.parquet"), {"label": predictions}, {"member": "m"})
+    area = replace(copied, metric="roc_auc")
+    soft = measure(area, Making({"label": {"m": 1.0}}), rows=0)
+    ranks = measure(area, Making({"label": {"m": 1.0}}, {}, Combination(vote="rank")), rows=0)
+    (note,) = soft["notes"]
+    assert "on different scales" in note
+    assert ranks["notes"] == []
+    assert ranks["out_of_fold"] > soft["out_of_fold"] + 0.03

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from toolkit.base.arrays import F64
 from toolkit.blending import oof
 from toolkit.blending.blend import Blend, OuterBlends
-from toolkit.blending.nested import Estimate, compare, joint, widening
+from toolkit.blending.nested import Estimate, compare, fold_scales, joint, widening
 from toolkit.core.alignment import align_members, shared_ids, stack_values
 from toolkit.core.predictions import Predictions, concat
 from toolkit.core.voting import WHOLE_TABLE
@@ -150,7 +150,8 @@ def _record(
     if not ids:
         raise DataError("none of the held-out rows has a label")
     outer = _outer_folds(making, rules)
-    estimate = estimated(competition, {name: table.align(ids) for name, table in combined.items()}, truth, outer=outer)
+    tables = {name: table.align(ids) for name, table in combined.items()}
+    estimate = estimated(competition, tables, truth, outer=outer)
     alone = {
         name: float(np.mean([held_out.tables[t][name].score(competition.score, truth[t].align(ids)) for t in combined]))
         for name in making.members
@@ -166,8 +167,20 @@ def _record(
         "kind": "nested" if outer else "plain",
         "optimistic": "; ".join([*held_out.optimistic, *_fitted_on_them(making)]),
         "members": alone,
-        "notes": [*held_out.notes, *prior],
+        "notes": [*held_out.notes, *prior, *_scales(competition, tables, truth)],
     }
+
+
+def _scales(competition: Competition, tables: Mapping[str, Predictions], truth: Mapping[str, Predictions]) -> Iterator[str]:
+    """Of each target whose pooled score is not what its folds' scores explain: both."""
+    for name, table in tables.items():
+        folds, groups = oof.folds_and_groups(competition, table.ids)
+        if folds is None or table.values is None:
+            continue
+        own = truth[name].align(table.ids).with_classes(table.classes).decided
+        scales = fold_scales(own, competition.score, table.values, folds, groups=groups)
+        if scales is not None and scales.note:
+            yield (f"{name}: " if len(tables) > 1 else "") + scales.note
 
 
 def _shifted(blend: Blend) -> bool:
