@@ -393,7 +393,7 @@ def _picture(name: str) -> Callable[[Path], None]:
 
 
 def _seen(folder: Path, seed: int) -> str:
-    """Both decoders, against Pillow's own strict reading of the same bytes."""
+    """Both decoders, against Pillow's own strict reading of the same bytes; of a JPEG without its end marker, with one."""
     from PIL import Image, ImageFile
 
     from toolkit.errors import ImageError
@@ -412,6 +412,8 @@ def _seen(folder: Path, seed: int) -> str:
     if not seen:
         raise refusals[0]
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    if decoding.lacks_end(data):
+        data = data + b"\xff\xd9"
     with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
         warnings.simplefilter("ignore")
         theirs = np.asarray(image.convert("RGB"), dtype=np.int64)

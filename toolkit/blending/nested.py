@@ -180,20 +180,13 @@ def fold_scales(
     """A table [N, C] scored as a whole and fold by fold, for metrics that compare rows with each other; else None.
 
     Rows of a fold without all it takes, as an area of one class, are not in the mean. Of more than 20,000 rows, that many bound
-    the difference.
+    the difference. None as well where no fold has what the metric needs.
     """
     if metric.accepts != "scores" or metric.rows is not None or len(np.unique(folds)) < 2:
         return None
 
     def mean(rows: Labels, table: F64) -> float:
-        scores = []
-        for number in np.unique(folds[rows]):
-            inside = folds[rows] == number
-            with suppress(DataError):
-                scores.append(metric.score(truth[rows[inside]], table[inside]))
-        if not scores:
-            raise DataError(f"{metric.name} cannot be had of any fold")
-        return float(np.mean(scores))
+        return _mean_of_folds(truth[rows], metric, table, folds[rows])
 
     def excess(rows: Labels, table: F64) -> float:
         return mean(rows, table) - metric.score(truth[rows], table)
@@ -207,6 +200,17 @@ def fold_scales(
         return FoldScales(metric.score(truth, values), mean(every, values), estimate.low, estimate.high)
     except DataError:
         return None
+
+
+def _mean_of_folds(truth: Labels, metric: Metric, values: F64, folds: NDArray[np.int64]) -> float:
+    scores = []
+    for number in np.unique(folds):
+        inside = folds == number
+        with suppress(DataError):
+            scores.append(metric.score(truth[inside], values[inside]))
+    if not scores:
+        raise DataError(f"{metric.name} cannot be had of any fold")
+    return float(np.mean(scores))
 
 
 def joint(metric: Metric, truths: Sequence[Labels], classes: Sequence[int]) -> tuple[Metric, Labels]:

@@ -229,10 +229,10 @@ def _seen(competition: Competition, exports: Sequence[Export], ids: set[str], *,
         if export.card.fold is None or parts:
             seen = {name for part in parts if split is not None for name in split.training(part.fold)} if parts else ids
             count = len(seen & ids)
-            sentences += [f"{export.title} was trained on {count:,} of {counted(len(ids), 'rows')}"] if count else []
+            sentences += [f"{export.title} was trained on {count:,} of these {counted(len(ids), 'rows')}"] if count else []
         else:
             sentences.append(
-                f"{export.title} was trained on another split: which of {counted(len(ids), 'rows')} it saw is not known"
+                f"{export.title} was trained on another split: which of these {counted(len(ids), 'rows')} it saw is not known"
             )
     if sentences and not allowed:
         raise DataError(

@@ -45,19 +45,11 @@ def command(
     python, cuda, chosen = _target(python, cuda)
     with bar("Comparing pixels") as progress:
         bundle = pack.make(
-            competition,
-            output,
-            python=python,
-            cuda=cuda,
-            name=name,
-            wheels=not no_wheels,
-            deadline=limit,
-            progress=progress,
+            competition, output, python=python, cuda=cuda, name=name, wheels=not no_wheels, deadline=limit, progress=progress
         )
     run = f"python {bundle.path}/run.py --test DIR --sample FILE --out submission.csv"
-    size = (
-        f"{counted(len(bundle.recipe.models), 'models')}, {counted(len(bundle.wheels), 'wheels')}, {bundle.size / 1e6:,.0f} MB"
-    )
+    models, wheels = counted(len(bundle.recipe.models), "models"), counted(len(bundle.wheels), "wheels")
+    size = f"{models}, {wheels}, {bundle.size / 1e6:,.0f} MB"
     record = {"ok": True, "path": str(bundle.path), "bytes": bundle.size, "wheels": list(bundle.wheels), "run": run}
     record |= {"python": python, "cuda": cuda}
     return record, [f"Made {bundle.path}: {size}", *chosen, bundle.agreement, Verbatim(f"Run it as: {run}")]
