@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.exporter import keep_the_registry, remember
-from tests.processes import forking
+from tests.processes import forking, in_turn
 
 CLASSES = ("ant", "bee", "cat")
 NUMBERS = itertools.count()
@@ -23,6 +23,11 @@ NUMBERS = itertools.count()
 # A hundred processes import torch in these tests: 6 s of work where its bytecode is kept, 20 s where none may be written.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    in_turn(
+        ("torch.onnx", "torchvision.transforms.v2", "onnxscript", "timm", "pyarrow.parquet", "scipy.stats", "sklearn.metrics")
+    )
 
 # A deadline per example measures the machine's load, not the code. Every run draws others; `--hypothesis-profile thorough` draws many.
 hypothesis.settings.register_profile("toolkit", deadline=None, max_examples=20)

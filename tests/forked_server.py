@@ -146,7 +146,13 @@ class Server:
             numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
         asked, left = b"", int.from_bytes(head, "little")
         while len(asked) < left:
-            asked += client.recv(left - len(asked))
+            more = client.recv(left - len(asked))
+            if not more:  # it was killed while it asked
+                for number in numbers:
+                    os.close(number)
+                self.forget(client)
+                return None
+            asked += more
         request = json.loads(asked)
         if pid := os.fork():
             for number in numbers:

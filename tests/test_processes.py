@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import array
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -99,3 +102,13 @@ print(there, out.shape, layer.weight.grad is not None)
 """
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True (2, 3) True\n"
+
+
+def test_one_that_is_killed_while_it_asks_stops_nobody(python):
+    path = Path(python).read_text().splitlines()[1].removeprefix("# ")
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(path)
+        line.sendmsg([(1000).to_bytes(4, "little")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [2]))])
+        line.sendall(b'{"argv": [')
+    done = subprocess.run([python, "-c", "print(1)"], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "1\n"

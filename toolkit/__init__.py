@@ -60,6 +60,7 @@ _HOMES = {
     "survey": "analysis.data_survey:survey",
     "views_table": "ensemble.view_selection:table",
     "vote": "core.voting:vote",
+    "with_evidence": "ensemble.run:with_evidence",
     "write_csv": "base.text.csv_text:write",
 }
 
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from toolkit.core.voting import vote as vote
     from toolkit.ensemble import tta, view_selection
     from toolkit.ensemble.run import run_ensemble as run_ensemble
+    from toolkit.ensemble.run import with_evidence as with_evidence
     from toolkit.errors import AlignmentError as AlignmentError
     from toolkit.errors import CardError as CardError
     from toolkit.errors import CompetitionError as CompetitionError

@@ -4,6 +4,7 @@ import csv
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.analysis.pages.test_pages import run, sound, text_of
@@ -11,6 +12,7 @@ from tests.conftest import CLASSES, draw, make_workspace
 from toolkit.analysis import data_survey
 from toolkit.analysis.pages import data
 from toolkit.base.text import html
+from toolkit.core.metrics import METRICS
 from toolkit.images import statistics
 from toolkit.workspace.competition import Competition
 
@@ -55,7 +57,7 @@ def test_the_survey_finds_what_is_wrong(tmp_path):
     assert said["doubles"]["pairs"][0][1][:2] == ["train", "0007"]
     assert said["doubles"]["exact"] == 1
     advice = " ".join(said["advice"])
-    assert "imbalanced 20:1 (fewest: 'cat' with 1)" in advice
+    assert "imbalanced 20:1 (fewest: 'cat' with 1): accuracy hardly sees the rare ones" in advice
     assert "brightness" in advice
     assert "aspect" in advice
     assert "2 train images cannot be used" in advice
@@ -134,3 +136,19 @@ def test_the_survey_names_what_pictures_hide(tmp_path):
     assert not any(odd.what == "blank" for odd in survey.odd["train"])
     brightness = survey.files["test"].pixel["brightness"]
     assert np.allclose(brightness, 0.5, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("metric", "said", "not_said"),
+    [
+        ("quadratic_kappa", "keep what gains quadratic_kappa", "F1"),
+        ("macro_f1", "keep what gains macro_f1", "hardly"),
+        ("roc_auc", "keep what gains roc_auc", "calibrate"),
+        ("log_loss", "calibrate after those", "try a weighted"),
+        ("weighted_f1", "weighted_f1 hardly sees", "try a weighted"),
+    ],
+)
+def test_the_cure_of_imbalance_is_one_for_the_metric(metric, said, not_said):
+    (advice,) = data_survey._about_classes("label", {"a": 900, "b": 9}, METRICS[metric])  # a sentence of a page of many
+    assert said in advice
+    assert not_said not in advice

@@ -16,7 +16,9 @@ from toolkit.blending.blend import Blend
 from toolkit.blending.mix_tables import agreement, majority
 from toolkit.cli import cli
 from toolkit.core.activations import softmax
-from toolkit.core.prediction_files import read_meta, read_table
+from toolkit.core.prediction_files import read_meta, read_table, write_table
+from toolkit.core.predictions import Predictions
+from toolkit.workspace.competition import Competition
 
 CLASSES = ("ant", "bee", "cat")
 IDS = [str(9000 + i) for i in range(11)]
@@ -26,8 +28,8 @@ def run(*arguments):
     return CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
 
 
-def probabilities(seed):
-    return softmax(np.random.default_rng(seed).normal(0, 2, (11, 3)))
+def probabilities(seed, rows=11):
+    return softmax(np.random.default_rng(seed).normal(0, 2, (rows, 3)))
 
 
 @pytest.fixture
@@ -162,3 +164,32 @@ def test_agreement_is_over_all_targets_at_once():
     c, d = np.eye(4, dtype=bool), np.eye(4, dtype=bool)
     d[1, 2] = True
     assert agreement([[a, b], [c, d]]).tolist() == [[1, 0.25], [0.25, 1]]
+
+
+def test_a_mix_has_the_score_that_blend_json_knows_of_it(workspace):
+    """The nested one of a fitted blend, that of the plain mean where nothing was fitted; none of tables weighed by hand."""
+    truth = Competition.read(workspace).truth()["label"]
+    for seed, name in enumerate("ab"):
+        said = probabilities(seed, len(truth)) + (1 + seed) / 3 * np.eye(3)[truth.decided]
+        rows = Predictions("label", "probabilities", truth.ids, truth.classes, said / said.sum(axis=1, keepdims=True))
+        write_table(workspace / "oof" / f"{name}.parquet", {"label": rows}, {"selected": "best" if name == "b" else "last"})
+        pd.DataFrame(probabilities(seed), columns=list(CLASSES)).assign(id=IDS).to_csv(f"{name}_test.csv", index=False)
+
+    def mixed(*words):
+        assert run("blend", "--apply", "a_test.csv", "b_test.csv", *words).exit_code == 0
+        return read_table(workspace / "predictions" / "blend.parquet").meta["evidence"]
+
+    for weigher, kind, estimate in (("best_single", "nested", "nested"), ("uniform", "plain", "uniform")):
+        assert run("blend", "--weigher", weigher, "--vote", "soft", "--calibrate", "none", "--always").exit_code == 0
+        known = json.loads((workspace / "blend.json").read_text())["targets"]["label"]["estimates"][estimate]
+        record = mixed()
+        assert (record["kind"], record["out_of_fold"], record["interval"]) == (
+            kind,
+            known["score"],
+            [known["low"], known["high"]],
+        )
+        assert record["optimistic"].startswith("b is optimistic: ")
+    assert "weights were given" in mixed("--weights", "2,1")["unknown"]
+    text = (workspace / "blend.json").read_text()
+    (workspace / "blend.json").write_text(text.replace('"a": 0.5', '"a": 0.4').replace('"b": 0.5', '"b": 0.6'))
+    assert mixed() == {"unknown": "blend.json was edited, or written by an earlier version"}

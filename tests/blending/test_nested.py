@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.blending.test_weighers import EVERY, NAMES, make, scored
-from toolkit.blending.nested import Estimate, compare, decide_between, nested, outer_folds, weigher, widening
+from toolkit.blending.nested import Estimate, compare, decide_between, fold_scales, nested, outer_folds, weigher, widening
 from toolkit.blending.objectives import BRIER
 from toolkit.blending.plan_selection import judge
 from toolkit.core.metrics import METRICS
@@ -170,3 +170,24 @@ def test_nested_weighers_are_fitted_without_their_fold():
         out = folds == fold
         rule = weigher("convex", LOSS)(stack[:, ~out], truth[~out])
         np.testing.assert_allclose(said[out], rule(stack[:, out]), atol=1e-12)
+
+
+@pytest.mark.parametrize(("shift", "seen"), [(0.0, False), (4.0, True)])
+def test_a_pooled_score_that_folds_do_not_explain_is_said_with_theirs(shift, seen):
+    """Fold models that are as good as each other, one of them surer of everything: pooled, their rows are out of order."""
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(0)
+    truth, folds = rng.integers(0, 2, 400), np.arange(400) % 4
+    odds = 1.5 * truth + rng.normal(0, 1, 400) + shift * (folds == 1)
+    values = np.stack([1 / (1 + np.exp(odds)), 1 / (1 + np.exp(-odds))], axis=1)
+    scales = fold_scales(truth, METRICS["roc_auc"], values, folds)
+    assert scales.pooled == pytest.approx(roc_auc_score(truth, odds))
+    assert scales.mean == pytest.approx(np.mean([roc_auc_score(truth[folds == k], odds[folds == k]) for k in range(4)]))
+    assert bool(scales.note) is seen
+    if seen:
+        assert scales.low > 0.02
+        assert f"{scales.pooled:.5f}" in scales.note
+        assert f"{scales.mean:.5f}" in scales.note
+    assert fold_scales(truth, METRICS["accuracy"], values, folds) is None
+    assert fold_scales(truth, METRICS["roc_auc"], values, np.zeros(400, dtype=np.int64)) is None

@@ -60,10 +60,10 @@ def test_the_choice_is_nested_cross_validation_written_out(metric):
     stack, truth = make(rows=90, members=3, classes=3, seed=2)
     every = plans(metric, ("uniform", "convex"), multilabel=False)
     folds = outer_folds(truth, 3)
-    said, picks, best = choose(stack, truth, metric, every, folds)
-    for number, fold in enumerate(range(3)):
+    said, outer, best = choose(stack, truth, metric, every, folds)
+    for fold in range(3):
         expected = chosen_by_hand(stack, truth, every, folds, metric, [fold])
-        assert picks[number] == expected
+        assert outer[fold].plan == expected
         seen, out = folds != fold, folds == fold
         np.testing.assert_allclose(said[out], by_hand(expected, stack[:, seen], truth[seen], stack[:, out], metric), atol=1e-9)
     assert best.plan == chosen_by_hand(stack, truth, every, folds, metric, [])
@@ -157,10 +157,10 @@ def test_of_many_rows_some_choose_and_all_settle(monkeypatch):
     stack, truth = make(rows=400, members=3, seed=6)
     every, folds = plans(LOSS, multilabel=False), outer_folds(truth)
     monkeypatch.setattr(plan_selection, "ENOUGH", 150)
-    said, picks, best = choose(stack, truth, LOSS, every, folds)
-    for fold, plan in enumerate(picks):
+    said, outer, best = choose(stack, truth, LOSS, every, folds)
+    for fold, fitted in outer.items():
         seen, out = folds != fold, folds == fold
-        np.testing.assert_allclose(said[out], by_hand(plan, stack[:, seen], truth[seen], stack[:, out], LOSS), atol=1e-9)
+        np.testing.assert_allclose(said[out], by_hand(fitted.plan, stack[:, seen], truth[seen], stack[:, out], LOSS), atol=1e-9)
     np.testing.assert_allclose(best.apply(stack), by_hand(best.plan, stack, truth, stack, LOSS), atol=1e-9)
 
 

@@ -290,6 +290,8 @@ def test_cuda_that_is_not_there_is_an_error(workspace, folds):
         (["ensemble", "folds", "--tta", "spin"], 2, "unknown view 'spin'"),
         (["ensemble", "folds", "--weights", "1,2,3"], 1, "3 numbers for 2 models"),
         (["ensemble", "folds", "--members", "huge"], 1, "'huge'"),
+        (["ensemble", "folds", "--evidence", "0"], 2, "'0' is not all, none or a number of rows"),
+        (["ensemble", "folds", "--evidence", "some"], 2, "'some' is not all, none or a number of rows"),
         (["ensmble"], 2, "Did you mean 'ensemble'"),
         (["ensemble", "folds", "--tat", "flip"], 2, "--tta"),
         (["inspect", "nothing.onnx"], 1, "nothing.onnx"),
@@ -349,3 +351,43 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(workspace, folds, q
     assert computed + stored == 2000 * 2 * 8
     assert stored > 0
     assert stored % (2 * 8) == 0  # whatever was finished is there for every model and view
+
+
+def test_the_score_of_views_is_announced_measured_and_kept(workspace, folds):
+    from toolkit.cli.commands import ensemble
+    from toolkit.ensemble import as_made
+
+    assert ensemble.ROWS == as_made.ROWS
+    made = invoke("ensemble", "folds", "--tta", "vflip", "--no-tta-check", "--evidence", "10", "--device", "cpu")
+    assert "Scoring out of fold with these views: 10 of 24 held-out rows, 20 passes, about" in made.stderr
+    assert "10 of 24 held-out rows, as made" in made.stdout
+    record = json.loads(invoke("ensemble", "folds", "--tta", "vflip", "--evidence", "all", "--json").stdout)
+    assert (record["evidence"]["rows"], record["evidence"]["kind"]) == (24, "plain")
+    assert json.loads(invoke("submit", "--json").stdout)["scores"] == record["evidence"]
+
+
+def test_what_goes_wrong_while_scoring_leaves_the_predictions(workspace, folds, monkeypatch):
+    from toolkit.ensemble import as_made
+
+    def broken(*_, **__):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(as_made, "held_out_rows", broken)
+    made = invoke("ensemble", "folds", "--device", "cpu")
+    assert made.exit_code == 0, made.output
+    assert "Evidence unknown: RuntimeError: no such kernel" in made.stdout
+    sent = invoke("submit")
+    assert sent.exit_code == 0, sent.output
+    assert "Evidence unknown: RuntimeError: no such kernel" in sent.stdout
+
+
+def test_ctrl_c_while_scoring_leaves_predictions_that_can_be_submitted(workspace, folds, monkeypatch):
+    from toolkit.ensemble import as_made
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(as_made, "held_out_rows", interrupted)
+    assert invoke("ensemble", "folds", "--device", "cpu").exit_code == 130
+    sent = invoke("submit")
+    assert "Evidence unknown: it was not measured after the predictions were made" in sent.stdout

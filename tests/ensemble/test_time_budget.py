@@ -161,7 +161,7 @@ def test_what_was_never_timed_or_never_scored_is_named(workspace, folds, monkeyp
     assert result.exit_code == 1
     assert "tiny was never timed on cpu" in result.output
     assert "toolkit ensemble" in result.output
-    assert run("ensemble", "folds").exit_code == 0
+    assert run("ensemble", "folds", "--evidence", "none").exit_code == 0
     result = run("plan", "--budget", "1h")
     assert result.exit_code == 1
     assert "tiny has no held-out rows" in result.output

@@ -8,7 +8,7 @@ import torch
 
 from tests.conftest import card, network
 from tests.ensemble.torch_reference import normalised
-from toolkit.ensemble.unseen import out_of_fold
+from toolkit.ensemble.unseen import _spread, out_of_fold
 from toolkit.errors import ModelError
 from toolkit.images.render import load
 from toolkit.inference.execution import Execution
@@ -38,3 +38,20 @@ def test_out_of_fold_refuses_another_split(workspace, folds):
     other = Split(split.ids, split.labels, split.groups, 1 - split.folds)
     with pytest.raises(ModelError, match="was trained on split"):
         out_of_fold(competition, exports, other)
+
+
+def test_a_sample_has_every_class_its_share_and_smaller_ones_are_in_larger_ones():
+    """Sorted by class, as files often are: 300, 90 and 10 rows of one fold, none of the other's."""
+    labels = ("ant",) * 300 + ("bee",) * 90 + ("cat",) * 10
+    ids = tuple(f"{row:03d}" for row in range(800))
+    split = Split(ids, labels * 2, ("",) * 800, np.repeat([0, 1], 400))
+    label = dict(zip(ids, labels * 2, strict=True))
+    samples = [_spread(split, 1, limit) for limit in (20, 120, 399)]
+    for sample in samples:
+        counts = [sum(label[name] == kind for name in sample) for kind in ("ant", "bee", "cat")]
+        assert np.abs(np.array(counts) - len(sample) * np.array([0.75, 0.225, 0.025])).max() <= 1.5
+        assert set(sample) <= set(split.held_out(1))
+    assert [len(sample) for sample in samples] == [20, 120, 399]
+    assert set(samples[0]) < set(samples[1]) < set(samples[2])
+    assert list(samples[1]) == sorted(samples[1])
+    assert _spread(split, 1, None) == _spread(split, 1, 400) == split.held_out(1)

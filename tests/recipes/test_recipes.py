@@ -190,6 +190,7 @@ def test_a_smoke_run_keeps_nothing(path, place):
     ran = run(path, tiny, "--smoke", "--member", "smoke")
     assert ran.exit_code == 0, ran.output
     assert f"fold 0  {Competition.read(tiny).metric} 0." in ran.output
+    assert "fitting" not in ran.output  # two batches say nothing of it
     assert {p: p.stat().st_mtime_ns for p in tiny.rglob("*") if p.is_file()} == before
 
 

@@ -101,7 +101,7 @@ def test_list_score_and_json(two):
     assert listed.exit_code == 0, listed.output
     rows = [line.split() for line in listed.output.splitlines()[1:]]
     assert [row[0] for row in rows] == [first.id, second.id]
-    assert rows[0][-2:] == ["ensemble", "0.91200"]
+    assert rows[0][3:] == ["ensemble", "none", "soft", "unknown:", "made", "by", "an", "earlier", "version", "0.91200"]
     assert rows[1][-2:] == ["0.95000", "0.94000"]
     record = json.loads(run("--json").output)
     assert [(e["public"], e["private"]) for e in record["submissions"]] == [(0.912, None), (0.95, 0.94)]

@@ -15,7 +15,9 @@ from toolkit.base.text import arrow_csv
 from toolkit.cli import cli
 from toolkit.core import prediction_files
 from toolkit.core.predictions import Predictions
+from toolkit.ensemble.run import with_evidence
 from toolkit.errors import DataError, SubmissionError
+from toolkit.inference.execution import Execution
 from toolkit.inference.exports import find_exports
 from toolkit.submissions import ledger, submission, verify
 from toolkit.submissions import manifest as manifests
@@ -42,7 +44,8 @@ def out_of_fold(competition, member="tiny", seed=0, sharp=1.0):
 
 
 def predicted(competition, **choices):
-    return ensemble(competition, find_exports(["folds/*.onnx"], base=competition.root), device="cpu", **choices)
+    made = ensemble(competition, find_exports(["folds/*.onnx"], base=competition.root), device="cpu", **choices)
+    return with_evidence(competition, made, Execution("cpu"))
 
 
 def run(*words):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from toolkit.base.arrays import F64
 from toolkit.core import prediction_files
+from toolkit.core.metrics import Metric
 from toolkit.errors import DataError, SubmissionError, counted, few
 from toolkit.images import statistics
 from toolkit.images.duplicates import twins
@@ -276,7 +277,7 @@ def _shifts(by_part: Mapping[Part, Files]) -> list[Shift]:
 def _advice(survey: Survey) -> list[str]:
     advice = list(_about_files(survey))
     for name, counts in survey.classes.items():
-        advice += _about_classes(name, counts)
+        advice += _about_classes(name, counts, survey.competition.score)
     if survey.groups:
         g = survey.groups
         kept, column = max(g["agreement"].values(), default=0.0), g["column"]
@@ -332,7 +333,7 @@ def _about_kinds(files: Files) -> Iterator[str]:
         yield f"Grey and colour images are mixed ({_listed(modes)}): grey ones are repeated in three channels."
 
 
-def _about_classes(name: str, counts: Mapping[str, int]) -> list[str]:
+def _about_classes(name: str, counts: Mapping[str, int], metric: Metric) -> list[str]:
     advice = []
     present = {label: count for label, count in counts.items() if count}
     if absent := [label for label, count in counts.items() if not count]:
@@ -342,13 +343,19 @@ def _about_classes(name: str, counts: Mapping[str, int]) -> list[str]:
     ratio = max(present.values()) / min(present.values())
     if ratio >= IMBALANCED:
         rare = min(present, key=lambda label: present[label])
-        advice.append(
-            f"Target {name!r} is imbalanced {ratio:.0f}:1 (fewest: {rare!r} with {present[rare]:,}): judge by macro-F1, and "
-            "try a weighted or focal loss or a weighted sampler."
-        )
+        advice.append(f"Target {name!r} is imbalanced {ratio:.0f}:1 (fewest: {rare!r} with {present[rare]:,}): {_cure(metric)}")
     if tiny := [label for label, count in present.items() if count < 5]:
         advice.append(f"Target {name!r}: {few(tiny)} with fewer than 5 images cannot be in every one of five folds.")
     return advice
+
+
+def _cure(metric: Metric) -> str:
+    """What helps against imbalance where it is this metric that counts."""
+    if metric.name == "accuracy" or metric.name.startswith(("micro_", "weighted_")):
+        return f"{metric.name} hardly sees the rare ones, and a loss or sampler weighted for them may cost more than it wins."
+    if metric.accepts == "probabilities":
+        return f"{metric.name} wants the shares as they are; weighted losses and samplers shift them, so calibrate after those."
+    return f"try a weighted or focal loss or a weighted sampler, and keep what gains {metric.name} out of fold."
 
 
 def _listed(counts: Mapping[str, int]) -> str:

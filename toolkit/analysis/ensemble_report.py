@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,12 @@ from toolkit.base import documents, files, provenance
 from toolkit.base.arrays import F64
 from toolkit.blending import oof
 from toolkit.blending.blend import Blend
-from toolkit.blending.nested import Estimate, compare
+from toolkit.blending.nested import Estimate, compare, widening
 from toolkit.blending.objectives import decide
 from toolkit.core import prediction_files
-from toolkit.ensemble import tta
-from toolkit.errors import DataError, SubmissionError, counted
+from toolkit.core.lineage import optimistic
+from toolkit.ensemble import evidence, tta
+from toolkit.errors import DataError, SubmissionError, counted, few
 from toolkit.submissions import manifest
 from toolkit.submissions.checks import CODES
 from toolkit.submissions.submission import last_made
@@ -40,9 +41,10 @@ class Judged:
     """One target: its members' out-of-fold tables and what they give together, with the scores of each.
 
     `folds` has each member's score of each fold with its interval, None where the metric has no value there. `combined` float64
-    [N, C] is what blend.json makes of them, else their mean; `confused` int64 [C, C] counts truth by decided label (of a
-    multilabel target, each label's truth by what was said: [C, 2, 2]). `pairs` say how members go together, `without` what
-    leaving one out of the plain mean brings; both are empty for a single member.
+    [N, C] is what blend.json makes of them (settled without each row's fold, where it was fitted), else their mean, and `how`
+    says so. `optimistic` says by member, ENSEMBLE among them, why its scores are too good, of those that are. `confused` int64
+    [C, C] counts truth by decided label (of a multilabel target, each label's truth by what was said: [C, 2, 2]). `pairs` say
+    how members go together, `without` what leaving one out of the plain mean brings; both are empty for a single member.
     """
 
     target: Target
@@ -54,6 +56,11 @@ class Judged:
     confused: NDArray[np.int64]
     pairs: tuple[member_diagnosis.Pair, ...]
     without: Mapping[str, Estimate]
+    optimistic: Mapping[str, str]
+
+    def title(self, name: str) -> str:
+        """A member's name beside its score, which says that this is too good where it is."""
+        return f"{name} (optimistic)" if name in self.optimistic else name
 
     @property
     def confidence(self) -> F64:
@@ -115,6 +122,13 @@ class Report:
         }
 
     @property
+    def evidence(self) -> list[tuple[str, dict[str, Any]]]:
+        """What the last predictions and the submission would score as they were made, where there are any."""
+        both = {"last predictions": evidence.of(self.predictions) if self.predictions else {}}
+        both["submission"] = dict(self.submission.get("scores", {}))
+        return [(what, record) for what, record in both.items() if record]
+
+    @property
     def watched(self) -> dict[str, float]:
         """The figures that are compared with the last report's: scores, rows, calibration, weights."""
         figures = self.figures
@@ -160,6 +174,7 @@ class Report:
                 judged.target.name: {
                     "rows": len(judged.rows.ids),
                     "how": judged.how,
+                    "optimistic": dict(judged.optimistic),
                     "scores": {name: scored.record(self.competition.metric) for name, scored in judged.scores.items()},
                     "folds": {
                         fold: {name: asdict(fold_estimate) for name, fold_estimate in estimates.items()} if estimates else None
@@ -231,27 +246,70 @@ def keep(report: Report) -> Path:
 def _judged(competition: Competition, target: Target, tables: Mapping[str, Path], blend: Blend | None) -> Judged:
     rows = oof.read_members(competition, target, tables, common=True)
     known = blend is not None and set(blend.members) <= set(rows.members)
-    combined, how = rows.stack.mean(axis=0), "the plain mean of the members"
-    if blend is not None and known:
-        order = [rows.members.index(name) for name in blend.members]
-        values = blend.apply(rows.stack[order], multilabel=target.multilabel).values
-        if values is not None:
-            combined, how = values, f"blend.json: {blend.vote} vote with {blend.spec}"
+    marks = {name: why for name in rows.members if (why := optimistic(oof.chosen_by(tables[name])))}
+    joined = _together(rows, blend if known else None, target)
+    rows, combined = joined.rows, joined.combined
+    of_members = dict.fromkeys(marks[name] for name in joined.members if name in marks)
+    if whole := "; ".join(filter(None, [joined.fitted, *of_members])):
+        marks[ENSEMBLE] = whole
     together = replace(rows, members=(*rows.members, ENSEMBLE), stack=np.concatenate([rows.stack, combined[None]]))
     truth = rows.truth.decided
     enough = rows.folds is not None or len(set(rows.groups or rows.ids)) >= FOLDS
-    scores = score(together, [competition.metric], calibration=enough)
+    widen = {ENSEMBLE: widening(joined.outer)} if joined.outer > 1 else {}
+    scores = score(together, [competition.metric], calibration=enough, widen=widen)
     return Judged(
         target,
         rows,
         combined,
-        how,
+        joined.how,
         dict(zip(together.members, scores, strict=True)),
         _by_fold(together, competition),
         _confused(truth, decide(combined, truth), len(target.classes)),
         tuple(member_diagnosis.pairs(rows)) if len(rows.members) > 1 else (),
         member_diagnosis.ablation(rows, competition.score) if len(rows.members) > 1 else {},
+        marks,
     )
+
+
+class _Joined(NamedTuple):
+    """The rows that have an answer, what members say together of them [N, C], how, and which of them have a say.
+
+    `fitted` says why its score is too good, `outer` without how many folds it was settled.
+    """
+
+    rows: oof.MemberRows
+    combined: F64
+    how: str
+    members: tuple[str, ...]
+    fitted: str = ""
+    outer: int = 0
+
+
+def _together(rows: oof.MemberRows, blend: Blend | None, target: Target) -> _Joined:
+    """What members say together of their rows: as blend.json says, else their plain mean.
+
+    A blend that was fitted is, for the rows of each fold, the one that the other folds lead to. One that leaves no numbers
+    gives way to the plain mean.
+    """
+    plain = _Joined(rows, rows.stack.mean(axis=0), "the plain mean of the members", rows.members)
+    if blend is None:
+        return plain
+    how = f"blend.json: {blend.vote} vote with {blend.spec}"
+    if blend.outer is None:
+        order = [rows.members.index(name) for name in blend.members]
+        values = blend.apply(rows.stack[order], multilabel=target.multilabel).values
+        why = "blend.json was fitted to these rows" if blend.fitted else ""
+        return plain if values is None else _Joined(rows, values, how, blend.weighing, why)
+    places = [places for _, places in blend.outer.parts(rows.ids)]
+    votes = blend.outer.apply(rows.stack, rows.members, rows.ids, multilabel=target.multilabel)
+    parts = [vote.values for vote in votes if vote.values is not None]
+    if not parts or len(parts) < len(votes):
+        return plain
+    by_place = np.argsort(np.concatenate(places), kind="stable")
+    kept = np.concatenate(places)[by_place]
+    how += "; in these figures settled without each row's fold"
+    weighing = tuple(dict.fromkeys(name for own in [blend, *blend.outer.blends.values()] for name in own.weighing))
+    return _Joined(rows.take(kept), np.concatenate(parts)[by_place], how, weighing, outer=len(votes))
 
 
 def _by_fold(rows: oof.MemberRows, competition: Competition) -> dict[int, dict[str, Estimate] | None]:
@@ -314,6 +372,9 @@ def _about(judged: Judged, report: Report) -> Iterator[str]:
             f"{calibration.before['ece']:.3f} to {calibration.after['ece']:.3f}, which matters to metrics of probabilities "
             "(toolkit blend --calibrate temperature)."
         )
+    for why in dict.fromkeys(judged.optimistic.values()):
+        names = [member for member, reason in judged.optimistic.items() if reason == why]
+        yield f"{name}the scores of {few(names)} are optimistic: {why}."
     for pair in judged.pairs:
         if pair.copies:
             yield f"{name}{pair.first} and {pair.second} are {pair.copies}: one of them is enough."

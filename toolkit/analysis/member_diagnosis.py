@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from toolkit.analysis.scores import per_class
 from toolkit.base.arrays import F64, Labels
-from toolkit.blending.nested import Estimate, compare, outer_folds, row_scores, score_of, units
+from toolkit.blending.nested import Estimate, compare, fold_scales, outer_folds, row_scores, score_of, units
 from toolkit.blending.objectives import decide
 from toolkit.blending.oof import MemberRows
 from toolkit.core.metrics import Metric
@@ -109,9 +109,17 @@ def diagnose(rows: MemberRows, metric: Metric, *, draws: int = 1000, seed: int =
         _by_class(rows, mean),
         tuple(finding for finding in permuted if finding),
         tuple(odd),
-        rows.notes,
+        (*rows.notes, *_scales(rows, metric)),
         len(rows.ids),
     )
+
+
+def _scales(rows: MemberRows, metric: Metric) -> Iterator[str]:
+    """Of each member whose score over all rows is not what those of its folds explain: both."""
+    for name, table in zip(rows.members, rows.stack, strict=True):
+        scales = rows.folds is not None and fold_scales(rows.truth.decided, metric, table, rows.folds, groups=rows.groups)
+        if scales and scales.note:
+            yield f"{name}: {scales.note}"
 
 
 def pairs(rows: MemberRows) -> list[Pair]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,15 @@ import numpy as np
 
 from toolkit.base import documents, sealed
 from toolkit.base.text import html
-from toolkit.blending import nested
+from toolkit.blending import nested, oof
 from toolkit.blending.nested import Estimate
 from toolkit.core import prediction_files
 from toolkit.core.lineage import optimistic
 from toolkit.core.metrics import Metric
 from toolkit.core.predictions import Predictions, concat
+from toolkit.ensemble import evidence
 from toolkit.errors import DataError, counted, few
 from toolkit.workspace.competition import Competition, Target
-from toolkit.workspace.split import Split
 
 NAMES = frozenset({"config.member"})  # what a run is called is no difference in what it is
 
@@ -44,7 +44,8 @@ class Comparison:
     """Runs over the rows that all of them predict; the first is what the others are compared with.
 
     `differing` says the settings by name and run; `folds` the scores by fold and run, where all have one split; `estimates` the
-    score of each and its gain over the first, paired row by row, with 95 % intervals; `verdicts` the same in words.
+    score of each and its gain over the first, paired row by row, with 95 % intervals; `verdicts` the same in words;
+    `optimistic` why scores are too good, by run, of those that are.
     """
 
     target: str
@@ -55,12 +56,24 @@ class Comparison:
     estimates: Mapping[str, Estimate]
     verdicts: Mapping[str, str]
     notes: tuple[str, ...]
+    optimistic: Mapping[str, str] = field(default_factory=dict)
+
+    def title(self, name: str) -> str:
+        """A run's name beside its score, which says that this is too good where it is."""
+        return f"{name} (optimistic)" if name in self.optimistic else name
 
     def _repr_html_(self) -> str:
         """Scores with gains and verdicts, folds and settings side by side, for notebooks."""
         first, runs = next(iter(self.estimates), ""), list(self.estimates)
         scores = [
-            (name, e.score, e.low, e.high, *((None,) * 3 if name == first else (e.gain, e.gain_low, e.gain_high)), per_run)
+            (
+                self.title(name),
+                e.score,
+                e.low,
+                e.high,
+                *((None,) * 3 if name == first else (e.gain, e.gain_low, e.gain_high)),
+                per_run,
+            )
             for name, e in self.estimates.items()
             for per_run in [self.verdicts.get(name, "")]
         ]
@@ -115,6 +128,22 @@ def compare(competition: Competition, words: Sequence[str], *, draws: int = 1000
     return [_of_target(competition, target, runs, draws) for target in shared]
 
 
+def as_made(competition: Competition, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What predictions of these names would score out of fold, as they say themselves, with their views and vote.
+
+    Nothing where a name is a run's or no predictions'.
+
+    Raises:
+        DataError: predictions that cannot be read.
+    """
+    paths = {name: competition.path("predictions", f"{name}.parquet") for name in names}
+    runs = [name for name in names if Path(name).is_dir() or competition.path("runs", name).is_dir()]
+    if runs or not all(path.is_file() for path in paths.values()):
+        return {}
+    metas = {name: prediction_files.read_meta(path) for name, path in paths.items()}
+    return {name: evidence.described(meta) | evidence.of(meta) for name, meta in metas.items()}
+
+
 def verdict(estimate: Estimate, metric: Metric, rows: int, other: str) -> str:
     """A gain with its interval in words: better, worse, or how many more rows it would take to tell."""
     gain = f"{estimate.gain:+.5f} in {metric.name}, 95 % {estimate.gain_low:+.5f} to {estimate.gain_high:+.5f}"
@@ -144,14 +173,14 @@ def _of_target(competition: Competition, target: Target, runs: Sequence[Run], dr
         if values is None:
             raise DataError(f"run {name!r} has labels only, and a comparison needs probabilities")
         stack[name] = values
-    first = runs[0].name
-    estimates = nested.compare(truth.decided, metric, stack, baseline=first, groups=_groups(competition, ids), draws=draws)
+    first, groups = runs[0].name, oof.folds_and_groups(competition, ids)[1]
+    estimates = nested.compare(truth.decided, metric, stack, baseline=first, groups=groups, draws=draws)
     others = {name: verdict(estimate, metric, len(ids), first) for name, estimate in estimates.items() if name != first}
     differing = _differing(runs)
     folds = _by_fold(runs, target, truth, metric)
-    return Comparison(
-        target.name, competition.metric, len(ids), differing, folds, estimates, others, tuple(_notes(runs, differing, len(ids)))
-    )
+    notes = tuple(_notes(runs, differing, len(ids)))
+    marks = {run.name: run.optimistic for run in runs if run.optimistic}
+    return Comparison(target.name, competition.metric, len(ids), differing, folds, estimates, others, notes, marks)
 
 
 def _by_fold(runs: Sequence[Run], target: Target, truth: Predictions, metric: Metric) -> dict[int, dict[str, float | None]]:
@@ -197,13 +226,6 @@ def _notes(runs: Sequence[Run], differing: Mapping[str, Mapping[str, Any]], rows
     if all(run.settings.get("config.seeds", 1) == 1 for run in runs):
         notes.append("each was trained from one seed; the interval does not show what another seed would change")
     return notes
-
-
-def _groups(competition: Competition, ids: Sequence[str]) -> tuple[str, ...] | None:
-    split = Split.if_made(competition)
-    home = dict(zip(split.ids, split.groups, strict=True)) if split else {}
-    groups = tuple(home.get(name, "") for name in ids)
-    return groups if all(groups) else None
 
 
 def _about(path: Path) -> dict[str, Any]:

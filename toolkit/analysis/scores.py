@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from toolkit.base.arrays import F64
 from toolkit.blending.calibration import calibration_error, reliability, temperature
-from toolkit.blending.nested import Estimate, compare, nested, outer_folds, score_of, then
+from toolkit.blending.nested import Estimate, compare, fold_scales, nested, outer_folds, score_of, then
 from toolkit.blending.objectives import BRIER, area, decide
 from toolkit.blending.oof import MemberRows
 from toolkit.core import metrics
@@ -46,13 +46,17 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores by metric: the whole with its interval and each fold (None where the metric has no value there); the classes."""
+    """Scores by metric: the whole with its interval and each fold (None where the metric has no value there); the classes.
+
+    `notes` say where a score over all rows is not what those of the folds explain.
+    """
 
     metrics: Mapping[str, Estimate]
     folds: Mapping[str, Mapping[int, float | None]]
     classes: Mapping[str, Class]
     calibration: Calibrated | None
     rows: int
+    notes: tuple[str, ...] = ()
 
     def record(self, first: str) -> dict[str, Any]:
         """Plain values, those of the metric `first` on top."""
@@ -63,31 +67,40 @@ class Scored:
 
         return whole(first) | {
             "rows": self.rows,
+            "notes": list(self.notes),
             "metrics": {name: whole(name) for name in self.metrics},
             "classes": {name: _finite(asdict(class_score)) for name, class_score in self.classes.items()},
             "calibration": asdict(self.calibration) if self.calibration else None,
         }
 
 
-def score(rows: MemberRows, names: Sequence[str], *, calibration: bool = False) -> list[Scored]:
-    """Every member's table on each of these metrics.
+def score(
+    rows: MemberRows, names: Sequence[str], *, calibration: bool = False, widen: Mapping[str, float] | None = None
+) -> list[Scored]:
+    """Every member's table on each of these metrics; `widen` stretches the intervals of members, of a nested one: `widening`.
 
     Raises:
         DataError: a metric that needs something else than probabilities of this truth.
     """
-    return [_scored(rows, table, names, calibration=calibration) for table in rows.stack]
+    stretch = [{"it": (widen or {}).get(name, 1.0)} for name in rows.members]
+    return [_scored(rows, table, names, own, calibration=calibration) for table, own in zip(rows.stack, stretch, strict=True)]
 
 
-def _scored(rows: MemberRows, table: F64, names: Sequence[str], *, calibration: bool) -> Scored:
+def _scored(rows: MemberRows, table: F64, names: Sequence[str], widen: Mapping[str, float], *, calibration: bool) -> Scored:
     truth = rows.truth.decided
     every = {name: METRICS[name] for name in names}
     whole = {
-        name: compare(truth, metric, {"it": table}, baseline="it", groups=rows.groups)["it"] for name, metric in every.items()
+        name: compare(truth, metric, {"it": table}, baseline="it", groups=rows.groups, widen=widen)["it"]
+        for name, metric in every.items()
     }
     numbers = [] if rows.folds is None else np.unique(rows.folds).tolist()
     folds = {name: {int(k): _of_fold(rows, table, metric, k) for k in numbers} for name, metric in every.items()}
     classes_scored = dict(zip(rows.truth.classes, per_class(truth, table), strict=True))
-    return Scored(whole, folds, classes_scored, calibrated(rows, table) if calibration else None, len(rows.ids))
+    scales = (
+        [] if rows.folds is None else [fold_scales(truth, m, table, rows.folds, groups=rows.groups) for m in every.values()]
+    )
+    notes = tuple(one.note for one in scales if one and one.note)
+    return Scored(whole, folds, classes_scored, calibrated(rows, table) if calibration else None, len(rows.ids), notes)
 
 
 def _of_fold(rows: MemberRows, table: F64, metric: Metric, fold: int) -> float | None:

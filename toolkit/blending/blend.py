@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from toolkit.base.arrays import F64
 from toolkit.base.schema import checked
@@ -21,7 +22,8 @@ class Blend:
     """Members' weights (float64 [M], >= 0, summing to 1), the vote, and what is done to probabilities before and after it.
 
     `temperatures` (float64 [M]) divide a member's logits: 1 leaves it as it is. `adjustment` changes the outcome of the vote:
-    `adjusted` says what it is (one of ADJUSTMENTS, or "prior"). `views` are those its members' tables were made with.
+    `adjusted` says what it is (one of ADJUSTMENTS, or "prior"). `views` are those its members' tables were made with. `fitted`
+    says that rows had a say in it, and `outer` how it was settled without each fold of these: none where that is not known.
 
     Raises:
         DataError: an unknown vote, numbers that do not fit the members, weights or temperatures that cannot be, or an
@@ -35,6 +37,8 @@ class Blend:
     adjustment: Adjustment | None = None
     adjusted: str = ""
     views: Mapping[str, str] | None = None
+    fitted: bool = False
+    outer: OuterBlends | None = None
 
     def __post_init__(self) -> None:
         weights = np.asarray(self.weights, dtype=np.float64)
@@ -64,6 +68,11 @@ class Blend:
     def plain(self) -> bool:
         """Whether it is a weighted vote and nothing else."""
         return self.adjustment is None and bool((self.warm == 1).all())
+
+    @property
+    def weighing(self) -> tuple[str, ...]:
+        """The members that weigh anything."""
+        return tuple(name for name, weight in zip(self.members, self.weights.tolist(), strict=True) if weight)
 
     @property
     def spec(self) -> str:
@@ -127,6 +136,28 @@ class Blend:
                 thresholds = 1 / (1 + np.exp(adjustment.bias)) if adjustment.multilabel else np.exp(adjustment.bias)
                 record["thresholds"] = dict(zip(classes, thresholds.tolist(), strict=True))
         return record
+
+
+@dataclass(frozen=True, eq=False)
+class OuterBlends:
+    """A blend as it was chosen and fitted without each outer fold: the blend by fold, and the fold of each row by its id."""
+
+    blends: Mapping[int, Blend]
+    folds: Mapping[str, int]
+
+    def apply(self, stack: F64, members: Sequence[str], ids: Sequence[str], *, multilabel: bool = False) -> list[Vote]:
+        """What is said of each row, fold by fold as `parts` has them, from tables of these members [M, N, C]."""
+        votes = []
+        for number, rows in self.parts(ids):
+            blend = self.blends[number].among(members)
+            order = [members.index(name) for name in blend.members]
+            votes.append(blend.apply(stack[order][:, rows], multilabel=multilabel))
+        return votes
+
+    def parts(self, ids: Sequence[str]) -> list[tuple[int, NDArray[np.int64]]]:
+        """The fold numbers and the places of their ids; ids without a fold are in none."""
+        place = np.array([self.folds.get(name, -1) for name in ids], dtype=np.int64)
+        return [(number, np.flatnonzero(place == number)) for number in sorted(self.blends) if (place == number).any()]
 
 
 def cool(p: F64, temperature: float, *, multilabel: bool = False) -> F64:

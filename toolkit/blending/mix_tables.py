@@ -94,6 +94,9 @@ def mix(
         first = next(iter(blends.values()))
         share = {n: w for n, w in zip(first.members, first.weights.tolist(), strict=True) if n in paths}
         meta |= {"vote": first.vote, "blend": {t.name: blends[t.name].record(t.classes) for t in competition.targets}}
+    given = "labels were counted" if labels else "weights were given"
+    unknown = {"unknown": f"tables made elsewhere were combined, and {given}: no held-out rows are known of that"}
+    meta["evidence"] = unknown if labels or weights else oof.estimated(competition)
     path = _written(competition, name, output, combined, paths, share, meta)
     return Mixed(path, combined, share, agreement(ballots), ties)
 

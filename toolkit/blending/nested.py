@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from toolkit.blending.weighers import fit_weights
 from toolkit.core import metrics
 from toolkit.core.metrics import Metric
 from toolkit.errors import DataError, counted
+
+SCALED, SCALES = 20_000, 200  # rows and draws that bound how far the scales of folds differ
 
 Rule = Callable[[F64], F64]  # tables [M, n, C] → what is said of their rows, [n, C]
 Chooser = Callable[[F64, Labels], Rule]  # looks at some rows' tables and truth, and settles on a rule
@@ -148,6 +151,83 @@ def compare(
         gain_low, gain_high = gain + stretch * (np.quantile(gains, tails) - gain)
         estimates[name] = Estimate(*map(float, (once[column], low, high, gain + 0.0, gain_low, gain_high)))
     return estimates
+
+
+@dataclass(frozen=True)
+class FoldScales:
+    """A score over all rows, the mean of the folds' own, and a 95 % interval of how much the second exceeds the first."""
+
+    pooled: float
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def note(self) -> str:
+        """A sentence where the difference is no chance; empty where it may be."""
+        if self.low <= 0 <= self.high:
+            return ""
+        return (
+            f"pooled over the folds {self.pooled:.5f}, the folds alone {self.mean:.5f} in the mean (95 % of the difference "
+            f"{self.low:+.5f} to {self.high:+.5f}): fold models answer on different scales, and the rows of a test set are all "
+            "answered on one; a rank vote ranks within each fold, and is scored so"
+        )
+
+
+def fold_scales(
+    truth: Labels, metric: Metric, values: F64, folds: NDArray[np.int64], *, groups: Sequence[str] | None = None
+) -> FoldScales | None:
+    """A table [N, C] scored as a whole and fold by fold, for metrics that compare rows with each other; else None.
+
+    Rows of a fold without all it takes, as an area of one class, are not in the mean. Of more than 20,000 rows, that many bound
+    the difference.
+    """
+    if metric.accepts != "scores" or metric.rows is not None or len(np.unique(folds)) < 2:
+        return None
+
+    def mean(rows: Labels, table: F64) -> float:
+        scores = []
+        for number in np.unique(folds[rows]):
+            inside = folds[rows] == number
+            with suppress(DataError):
+                scores.append(metric.score(truth[rows[inside]], table[inside]))
+        if not scores:
+            raise DataError(f"{metric.name} cannot be had of any fold")
+        return float(np.mean(scores))
+
+    def excess(rows: Labels, table: F64) -> float:
+        return mean(rows, table) - metric.score(truth[rows], table)
+
+    every = np.arange(len(truth))
+    few = every if len(every) <= SCALED else np.sort(np.random.default_rng(0).choice(every, SCALED, replace=False))
+    some = None if groups is None else [groups[i] for i in few.tolist()]
+    try:
+        gap = replace(metric, name=f"{metric.name} by fold", score=excess)
+        estimate = compare(few, gap, {"": values[few]}, baseline="", groups=some, draws=SCALES)[""]
+        return FoldScales(metric.score(truth, values), mean(every, values), estimate.low, estimate.high)
+    except DataError:
+        return None
+
+
+def joint(metric: Metric, truths: Sequence[Labels], classes: Sequence[int]) -> tuple[Metric, Labels]:
+    """The mean of a metric over several targets, whose tables stand side by side [N, sum of classes], and the truth it is told.
+
+    Of one target, the metric and the truth as they are.
+    """
+    if len(truths) == 1:
+        return metric, truths[0]
+    parts = [truth.reshape(len(truth), -1).astype(np.int64) for truth in truths]
+    columns, places = np.cumsum([0, *classes]), np.cumsum([0, *(part.shape[1] for part in parts)])
+
+    def mean(joined: Labels, values: F64) -> float:
+        scores = []
+        for i, truth in enumerate(truths):
+            own = joined[:, places[i] : places[i + 1]]
+            own = own.astype(bool) if truth.ndim == 2 else own[:, 0]
+            scores.append(score_of(own, metric, values[:, columns[i] : columns[i + 1]]))
+        return float(np.mean(scores))
+
+    return replace(metric, score=mean, accepts="probabilities", rows=None), np.concatenate(parts, axis=1)
 
 
 def widening(folds: int) -> float:

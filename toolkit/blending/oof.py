@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from toolkit.base import documents, files
 from toolkit.base.arrays import F64
 from toolkit.base.schema import checked
 from toolkit.blending import outside_tables
-from toolkit.blending.blend import Blend, read_blend
+from toolkit.blending.blend import Blend, OuterBlends, read_blend
 from toolkit.blending.calibration import prior_shift
 from toolkit.blending.outside_tables import Reading
 from toolkit.blending.plan_selection import Verdict, judge, plans
@@ -131,7 +133,7 @@ def rows_of(competition: Competition, target: Target, tables: Mapping[str, Predi
     if not ids:
         raise AlignmentError("the tables share no ids", hint="Ids are compared as text: '7' and '007' differ.")
     stack = stack_values(align_members(tables, ids, target.classes))
-    folds, groups = _folds_and_groups(competition, ids)
+    folds, groups = folds_and_groups(competition, ids)
     every = {row_id for table in tables.values() for row_id in table.ids}
     few_rows = (
         f"{len(every) - len(ids):,} of {counted(len(every), 'rows are')} left out: not all tables and the truth have them",
@@ -185,9 +187,12 @@ def fit(
         )  # fmt: skip
         if verdict.blend is None:
             raise DataError("stacking has no weight per member to write", hint="Use another weigher.")
-        blend = replace(verdict.blend, views=rows.views)
+        outer = OuterBlends(verdict.outer, dict(zip(rows.ids, verdict.folds.tolist(), strict=True))) if verdict.outer else None
+        blend = replace(verdict.blend, views=rows.views, outer=outer)
         verdicts[target.name] = replace(verdict, blend=with_prior(blend, rows.truth, prior) if prior else blend)
         records[target.name] = _record(verdicts[target.name], rows, len(every), prior)
+        if outer is not None:
+            records[target.name]["outer"] = _outer_record(competition, verdicts[target.name].blend, target.classes)
     document = {"schema": SCHEMA, "metric": competition.metric, "targets": records}
     return files.write_text(competition.path(FILE), documents.to_json(document, indent=2) + "\n"), verdicts
 
@@ -228,18 +233,91 @@ def read_blends(competition: Competition) -> dict[str, Blend]:
         targets = document["targets"]
         if missing := [target.name for target in competition.targets if target.name not in targets]:
             raise DataError(f"{path} says nothing of target {few(missing)}, only of {few(targets)}", hint=_AGAIN)
-        return {target.name: _blend_of(path, targets[target.name], target) for target in competition.targets}
+        return {t.name: _blend_of(competition, path, targets[t.name], t) for t in competition.targets}
     except FileNotFoundError:
         raise DataError(f"{path} does not exist", hint="Run `toolkit blend` first.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{path} cannot be read ({type(error).__name__}: {error})", hint=_AGAIN) from error
 
 
-def _blend_of(path: Path, record: Mapping[str, Any], target: Target) -> Blend:
+def _blend_of(competition: Competition, path: Path, record: Mapping[str, Any], target: Target) -> Blend:
     try:
-        return read_blend(record, target.classes)
+        blend = read_blend(record, target.classes)
+        fitted = bool(record.get("fitted", record.get("plan") != "uniform"))  # earlier versions said the plan alone
+        return replace(blend, fitted=fitted, outer=_read_outer(competition, record.get("outer"), blend, target))
     except DataError as error:
         raise DataError(f"{path}, target {target.name!r}: {error.message}", hint=error.hint, code=error.code) from error
+
+
+def _outer_record(competition: Competition, blend: Blend | None, classes: Sequence[str]) -> dict[str, Any]:
+    """Each outer fold's blend as plain values, which rows it has (those of the split by its digest, else by id), and of what.
+
+    blend.json may be edited: outer folds then say nothing of what stands in it.
+    """
+    assert blend is not None
+    assert blend.outer is not None
+    outer = blend.outer
+    split = Split.if_made(competition)
+    of_split = dict(zip(split.ids, split.folds.tolist(), strict=True)) if split else {}
+    known = split is not None and all(of_split.get(name) == fold for name, fold in outer.folds.items())
+    rows = {"split": split.digest} if split is not None and known else {"rows": dict(outer.folds)}
+    return {"of": _digest(blend, classes)} | rows | {"blends": {str(n): own.record(classes) for n, own in outer.blends.items()}}
+
+
+def _digest(blend: Blend, classes: Sequence[str]) -> str:
+    """Sixteen hex digits of what is done to members' tables."""
+    applied = {key: value for key, value in blend.record(classes).items() if key != "views"}
+    return hashlib.blake2b(json.dumps(applied, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _read_outer(competition: Competition, record: Mapping[str, Any] | None, blend: Blend, target: Target) -> OuterBlends | None:
+    """What `_outer_record` wrote; None where it was not written, or blend or split are others by now."""
+    if not record or record["of"] != _digest(blend, target.classes):
+        return None
+    blends = {int(number): read_blend(own, target.classes) for number, own in record["blends"].items()}
+    if "rows" in record:
+        return OuterBlends(blends, {str(name): int(fold) for name, fold in record["rows"].items()})
+    split = Split.if_made(competition)
+    if split is None or split.digest != record["split"]:
+        return None
+    return OuterBlends(blends, dict(zip(split.ids, split.folds.tolist(), strict=True)))
+
+
+def estimated(competition: Competition) -> dict[str, Any]:
+    """What blend.json says of the score of its blends, as predictions keep it: the nested one where something was fitted.
+
+    Of several targets it is the mean, which has no interval. A file that was edited, or does not say what was settled without
+    each fold, says nothing of the blends that stand in it.
+
+    Raises:
+        DataError: see `read_blends`.
+    """
+    blends = read_blends(competition)
+    targets = documents.read_json(competition.path(FILE))["targets"]
+    records = [targets[name] for name in blends]
+    whole = [blend.outer is not None if blend.fitted else _is_plain_mean(blend) for blend in blends.values()]
+    if not all(whole) or not all("estimates" in record for record in records):
+        return {"unknown": f"{FILE} was edited, or written by an earlier version"}
+    which = ["nested" if blend.fitted else "uniform" for blend in blends.values()]
+    every = [record["estimates"][name] for name, record in zip(which, records, strict=True)]
+    rows = min(int(record["rows"]) for record in records)
+    alone = len(every) == 1
+    return {
+        "metric": competition.metric,
+        "out_of_fold": float(np.mean([estimate["score"] for estimate in every])),
+        "interval": [every[0]["low"], every[0]["high"]] if alone else None,
+        "rows": rows,
+        "of": rows,
+        "kind": "nested" if "nested" in which else "plain",
+        "optimistic": "; ".join(dict.fromkeys(n for r in records for n in r.get("notes", ()) if " is optimistic: " in n)),
+        "notes": ["of the out-of-fold tables that the blend was made of: those combined now must have been made alike"],
+    }
+
+
+def _is_plain_mean(blend: Blend) -> bool:
+    """Whether it is what nothing was fitted for, but for the class shares of the test set."""
+    alike = blend.vote == "soft" and bool((blend.warm == 1).all()) and bool(np.ptp(blend.weights) < 1e-12)
+    return alike and (blend.adjustment is None or blend.adjusted == "prior")
 
 
 def views_of(blends: Mapping[str, Blend]) -> str:
@@ -258,6 +336,7 @@ def _record(verdict: Verdict, rows: MemberRows, tried: int, prior: str) -> dict[
     return verdict.blend.record(rows.truth.classes) | {
         "weigher": verdict.weights.how,
         "plan": verdict.chosen,
+        "fitted": verdict.blend.fitted,
         "reason": verdict.reason,
         "plans": tried,
         "picks": dict(verdict.picks),
@@ -294,7 +373,7 @@ def _meta(path: Path) -> Mapping[str, Any]:
         return {}
 
 
-def _folds_and_groups(competition: Competition, ids: Sequence[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
+def folds_and_groups(competition: Competition, ids: Sequence[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
     """Folds and groups of these rows, where split.csv has all of them; else groups alone, where the truth names a column."""
     split = Split.if_made(competition)
     place = {name: i for i, name in enumerate(split.ids)} if split else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -39,7 +39,8 @@ class Verdict:
 
     `weights` were fitted to all rows by the weigher of the plan that is `chosen`; `blend` is the whole of that plan's outcome,
     None for stacking. `picks` counts in how many outer folds each plan was the one chosen, `predicted` holds what the nested
-    choice says of each row, float64 [N, C].
+    choice says of each row, float64 [N, C]. `outer` has the blend of each outer fold, settled without it (none where the plain
+    mean was chosen, which nothing was fitted for, or one has no weight per member), `folds` int64 [N] these folds.
     """
 
     estimates: Mapping[str, Estimate]
@@ -49,6 +50,8 @@ class Verdict:
     blend: Blend | None
     picks: Mapping[str, int]
     predicted: F64
+    outer: Mapping[int, Blend]
+    folds: NDArray[np.int64]
 
     def _repr_html_(self) -> str:
         """The estimates side by side, for notebooks."""
@@ -237,8 +240,8 @@ def choose(
     *,
     options: Mapping[str, Any] | None = None,
     report: Callable[[int, int], None] | None = None,
-) -> tuple[F64, list[BlendPlan], _Fitted]:
-    """Choose among plans and score the choice: what is said of each row [N, C], the plan of each outer fold, the final one.
+) -> tuple[F64, dict[int, _Fitted], _Fitted]:
+    """Choose among plans and score the choice: what is said of each row [N, C], the choice of each outer fold, the final one.
 
     For each outer fold the plan is chosen by its cross-validated score on the other folds, settled on them, and applied to the
     fold left out: neither choice nor numbers have seen it. The final plan is chosen and settled on all rows alike. Of more
@@ -256,12 +259,12 @@ def choose(
         )
     work = _Choice(stack, truth, metric, folds, options or {}, report or (lambda _done, _total: None))
     few = work if len(truth) <= ENOUGH or len(every) == 1 else work.thinned()
-    predicted, picks = np.empty(stack.shape[1:]), []
+    predicted, outer = np.empty(stack.shape[1:]), {}
     for number in numbers:
         left, out = frozenset({int(number)}), np.flatnonzero(folds == number)
-        picks.append(few.best(left, every))
-        predicted[out] = work.without(left, picks[-1:])[0].apply(stack.take(out, axis=1))
-    return predicted, picks, work.without(frozenset(), [few.best(frozenset(), every)])[0]
+        outer[int(number)] = work.without(left, [few.best(left, every)])[0]
+        predicted[out] = outer[int(number)].apply(stack.take(out, axis=1))
+    return predicted, outer, work.without(frozenset(), [few.best(frozenset(), every)])[0]
 
 
 def judge(
@@ -292,7 +295,7 @@ def judge(
         folds = outer_folds(truth, groups=groups, seed=seed)
     check_groups(folds, groups)
     names = list(members) or [str(place) for place in range(len(stack))]
-    apart, picks, best = choose(stack, truth, metric, every, folds, options=options, report=report)
+    apart, outer, best = choose(stack, truth, metric, every, folds, options=options, report=report)
     plain = _fit(stack, truth, metric, [BlendPlan("uniform")], {})[0]
     tables = {
         "best_single": nested(stack, truth, {"best_single": weigher("best_single", metric)}, folds)["best_single"],
@@ -300,7 +303,8 @@ def judge(
         "in_sample": best.apply(stack),
         "nested": apart,
     }
-    widen = dict.fromkeys(("best_single", "nested"), widening(len(np.unique(folds))))
+    chosen_among = {"best_single": len(stack) > 1, "nested": every != [BlendPlan("uniform")]}
+    widen = {name: widening(len(np.unique(folds))) for name, several in chosen_among.items() if several}
     estimates = compare(truth, metric, tables, groups=groups, widen=widen, draws=draws, seed=seed)
     chosen, reason = decide_between(best.plan.name, estimates["nested"], metric)
     if len(every) > 1 and best.plan == BlendPlan("uniform"):
@@ -308,5 +312,12 @@ def judge(
     if always and chosen != best.plan.name:
         chosen, reason = best.plan.name, f"{best.plan.name} because it was asked for, although the rule says: {reason}"
     used = best if chosen == best.plan.name else plain
-    counts = {plan.name: sum(pick == plan for pick in picks) for plan in every if plan in picks}
-    return Verdict(estimates, chosen, reason, used.weights, used.blend(names), counts, apart)
+    picks = [fitted.plan for fitted in outer.values()]
+    counts = {plan.name: picks.count(plan) for plan in every if plan in picks}
+    fitted = used is best and best.plan != BlendPlan("uniform")
+    blend = used.blend(names)
+    without = {number: own.blend(names) for number, own in outer.items()} if fitted and blend else {}
+    settled = {number: own for number, own in without.items() if own is not None}
+    blend = blend and replace(blend, fitted=fitted)
+    whole = settled if len(settled) == len(without) else {}
+    return Verdict(estimates, chosen, reason, used.weights, blend, counts, apart, whole, folds)

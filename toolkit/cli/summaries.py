@@ -72,6 +72,9 @@ def _remarks(made: EnsembleRun) -> Iterator[tuple[str, str]]:
         yield WARNING, f"time was up: {len(late)} of {counted(there, 'models are')} not in it: {few(late, limit=12)}"
         yield "", "their finished rows are kept: the same command again goes on there"
     rows = len(next(iter(made.predictions.values())))
+    from toolkit.ensemble import evidence
+
+    yield from (("Score" if i == 0 else "", line) for i, line in enumerate(evidence.lines(made.meta.get("evidence", {}))))
     yield "Wrote", f"{shown(made.path)} ({counted(rows, 'rows')} × {', '.join(made.predictions)})"
     views = made.meta.get("tta", {})
     warned = views.get("warnings", ())  # on the terminal already, before the passes were made
@@ -168,15 +171,11 @@ def demo(done: Demo, folder: Path) -> list[Part]:
 
 def submission(done: Receipt) -> list[Part]:
     """What was submitted: predictions, score out of fold, change since the last one, warnings, files, name in the ledger."""
+    from toolkit.ensemble import evidence
     from toolkit.submissions import manifest
 
     lines: list[Part] = [*manifest.summary(done.meta)]
-    if done.scores:
-        low, high = done.scores["interval"] or (None, None)
-        sure = f" (95 % {low:.4f} to {high:.4f})" if low is not None else ""
-        rows = done.scores["rows"]
-        value = f"{done.scores['metric']} {done.scores['out_of_fold']:.4f}"
-        lines.append(f"Out of fold {value}{sure}, {counted(rows, 'rows')}, without views")
+    lines += evidence.lines(done.scores)
     if done.changed is not None:
         lines.append(f"{done.changed:.1%} of rows answer otherwise than the last submission")
     lines += [Mark(warning, "odd") for warning in done.warnings]
@@ -214,8 +213,10 @@ def kept(entries: Sequence[Entry], link: float | None, warning: str) -> list[Par
     rows: list[tuple[str, ...]] = []
     for e in entries:
         sent = f"{e.uploads[-1]['to']} {e.uploads[-1]['at'][:16].replace('T', ' ')}" if e.uploads else ""
-        rows.append((e.id, f"{e.created:%Y-%m-%d %H:%M}", e.source, *map(number, (e.out_of_fold, e.public, e.private)), sent))
-    lines: list[Part] = [Table(("id", "written (UTC)", "of", "out of fold", "public", "private", "uploaded"), rows, "llprrrp")]
+        how = (e.views, e.vote, number(e.out_of_fold), e.evidence)
+        rows.append((e.id, f"{e.created:%Y-%m-%d %H:%M}", e.source, *how, *map(number, (e.public, e.private)), sent))
+    head = ("id", "written (UTC)", "of", "views", "vote", "out of fold", "evidence", "public", "private", "uploaded")
+    lines: list[Part] = [Table(head, rows, "llpllrprrp")]
     if link is not None:
         lines.append(f"Rank correlation of out of fold and public: {link:+.2f}")
     return [*lines, *([Mark(warning, "odd")] if warning else [])]

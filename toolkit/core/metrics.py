@@ -33,6 +33,11 @@ class Metric:
     multilabel: bool = True
     rows: Callable[[Array, Array], Array] | None = None
 
+    @property
+    def by_rank(self) -> bool:
+        """Whether only the order of the rows within a class counts, so that there is no label and no confidence to speak of."""
+        return self.accepts == "scores"
+
     def gain(self, score: float) -> float:
         """The score turned so that larger is better, whatever the metric's direction."""
         return score if self.higher_is_better else -score

@@ -1,4 +1,4 @@
-"""Out-of-fold evidence of a submission: its members' tables joined and weighted as they are in it, scored with an interval."""
+"""Evidence of a submission: the score that its predictions carry, and its members' held-out answers to compare with."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import numpy as np
 from toolkit.blending.blend import Blend, read_blend
 from toolkit.core import prediction_files
 from toolkit.core.alignment import align_members, shared_ids, stack_values
-from toolkit.core.metrics import METRICS
+from toolkit.core.metrics import METRICS, Metric
 from toolkit.core.predictions import Predictions
 from toolkit.errors import DataError, few
 from toolkit.workspace.competition import Competition
 from toolkit.workspace.split import Split
 
-BLOCKS = 20  # of the jackknife
 MISMATCH = 1e-3  # a card's score and that of its out-of-fold rows come from the same numbers
+EARLIER = {"unknown": "made by an earlier version"}
 
 
 class Doubt(NamedTuple):
@@ -33,7 +33,7 @@ class Doubt(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """The ensemble's out-of-fold predictions per target, its scores as plain JSON values, the tables used, and doubts."""
+    """Held-out predictions of the members per target, the score that the predictions carry, the tables used, and doubts."""
 
     predictions: Mapping[str, Predictions] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
@@ -41,66 +41,113 @@ class Evidence:
     doubts: tuple[Doubt, ...] = ()
 
 
-def gather(competition: Competition, meta: Mapping[str, Any]) -> Evidence:
-    """What oof/<member>.parquet says of the members of predictions; empty where a member has no table.
+def of(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What predictions say of their score out of fold (see `as_made.measure`): of `unknown` why it is not known."""
+    record = meta.get("evidence")
+    return dict(record) if isinstance(record, Mapping) and ("unknown" in record or _is_score(record)) else dict(EARLIER)
 
-    Members are averaged with their weights, or combined as their blend says, over the ids that all of them have, without views:
-    a score that is not fitted on the rows it is taken from, as long as the weights were not.
+
+def _is_score(record: Mapping[str, Any]) -> bool:
+    """Whether it says a score, of how many rows, and what kind of number that is; records of before do not."""
+    numbers = [record.get("out_of_fold"), record.get("rows"), record.get("of"), *(record.get("interval") or ())]
+    finite = all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
+    return (
+        finite and len(numbers) in (3, 5) and all(isinstance(record.get(key), str) for key in ("metric", "kind", "optimistic"))
+    )
+
+
+def described(meta: Mapping[str, Any]) -> dict[str, str]:
+    """The views of predictions, as they were asked for, and how their models voted; that a blend was applied."""
+    return {
+        "views": str(meta.get("view_set", "")),
+        "vote": str(meta.get("vote", "")) + (", blend" if meta.get("blend") else ""),
+    }
+
+
+def kind(record: Mapping[str, Any]) -> str:
+    """What kind of number a score out of fold is, in a word or two; one that is too good says optimistic.
+
+    >>> kind({"out_of_fold": 0.9, "kind": "nested", "rows": 500, "of": 900, "optimistic": ""})
+    'nested, 500 rows'
     """
+    if record.get("out_of_fold") is None:
+        return f"unknown: {record['unknown']}" if record.get("unknown") else ""
+    if "kind" not in record:
+        return f"unknown: {EARLIER['unknown']}"
+    words = ["optimistic"] if record.get("optimistic") else []
+    words += [record["kind"]] if record["kind"] != "plain" else []
+    rows = record.get("rows", 0)
+    words += [f"{rows:,} rows"] if rows < record.get("of", rows) else []
+    return ", ".join(words) or "plain"
+
+
+def lines(record: Mapping[str, Any]) -> list[str]:
+    """The score in sentences: with its interval, on how many rows, and what keeps it from being that of the test set."""
+    if not record:
+        return []
+    record = of({"evidence": record})
+    if "unknown" in record:
+        return [f"Evidence unknown: {record['unknown']}"]
+    low, high = record.get("interval") or (None, None)
+    sure = f" (95 % {low:.5f} to {high:.5f})" if low is not None else ""
+    mark = " (optimistic)" if record.get("optimistic") else ""
+    rows, every = record["rows"], record["of"]
+    count = f"{rows:,} of {every:,} held-out rows" if rows < every else f"{rows:,} rows"
+    how = ", nested: what was chosen or fitted had not seen the rows it is scored on" if record.get("kind") == "nested" else ""
+    value = f"{record['metric']} {record['out_of_fold']:.5f}"
+    return [f"Out of fold {value}{mark}{sure}, {count}, as made{how}", *remarks(record)]
+
+
+def remarks(record: Mapping[str, Any]) -> list[str]:
+    """Why a score is too good, and what else keeps it from being that of the test set."""
+    optimistic = [f"Optimistic: {record['optimistic']}"] if record.get("optimistic") else []
+    return optimistic + [str(note) for note in record.get("notes", ())]
+
+
+def gather(competition: Competition, meta: Mapping[str, Any]) -> Evidence:
+    """What predictions say of their score, and what oof/<member>.parquet says of their members; nothing where one has no table.
+
+    Members' tables are averaged with their weights, or combined as their vote or blend says, over the ids that all
+    of them have, without views: answers to compare with, not a score.
+    """
+    scores = of(meta)
     records = meta.get("blend") or {}
     weights: dict[str, float] = {}
     for model in meta.get("models", ()):
         weights[model["member"]] = weights.get(model["member"], 0.0) + float(model.get("weight", 1.0))
     paths = {name: competition.path("oof", f"{name}.parquet") for name, weight in weights.items() if weight}
     if not paths or not all(path.is_file() for path in paths.values()):
-        return Evidence()
+        return Evidence(scores=scores)
     try:
         tables = {name: prediction_files.read_table(path) for name, path in paths.items()}
-        truth = competition.truth()
         combined = {
             target.name: _combined(
-                {name: table.predictions[target.name] for name, table in tables.items()}, weights, records.get(target.name)
+                {name: table.predictions[target.name] for name, table in tables.items()},
+                weights,
+                records.get(target.name),
+                str(meta.get("vote", "soft")),
             )
             for target in competition.targets
         }
-        members = {name: _score(competition, table.predictions, truth)[0] for name, table in tables.items()}
-        score, error = _score(competition, combined, truth)
+        doubts = tuple(_mismatched(competition, meta, tables, competition.truth()))
     except (DataError, KeyError) as problem:
-        return Evidence(doubts=(Doubt("SUB066", 1, getattr(problem, "message", str(problem))),))
-    scores = {
-        "metric": competition.metric,
-        "out_of_fold": score,
-        "interval": None if math.isnan(error) else [score - 1.96 * error, score + 1.96 * error],
-        "rows": len(next(iter(combined.values()))),
-        "members": members,
-    }
-    return Evidence(combined, scores, tuple(paths.values()), tuple(_mismatched(competition, meta, tables, truth)))
+        return Evidence(scores=scores, doubts=(Doubt("SUB066", 1, getattr(problem, "message", str(problem))),))
+    return Evidence(combined, scores, tuple(paths.values()), doubts)
 
 
-def _combined(tables: Mapping[str, Predictions], weights: Mapping[str, float], record: Mapping[str, Any] | None) -> Predictions:
+def _combined(
+    tables: Mapping[str, Predictions], weights: Mapping[str, float], record: Mapping[str, Any] | None, vote: str
+) -> Predictions:
     """The members' tables of a target as one: their blend's, where `record` has it, else the mean with their weights."""
     aligned = align_members(tables, shared_ids(tables, common=True))
     like = next(iter(aligned.values()))
     if record is None:
-        blend = Blend(tuple(aligned), np.array([weights[name] for name in aligned]) / sum(weights[name] for name in aligned))
+        blend = Blend(
+            tuple(aligned), np.array([weights[name] for name in aligned]) / sum(weights[name] for name in aligned), vote
+        )
     else:
         blend = read_blend(record, like.classes).among(aligned)
     return blend.apply(stack_values(aligned, blend.members), multilabel=like.multilabel).predictions(like)
-
-
-def _score(
-    competition: Competition, predictions: Mapping[str, Predictions], truth: Mapping[str, Predictions]
-) -> tuple[float, float]:
-    """The mean score over the targets and its standard error, by the jackknife that leaves out each twentieth of the rows."""
-    full, parts = [], []
-    for target in competition.targets:
-        table, labels = predictions[target.name], truth[target.name].align(predictions[target.name].ids)
-        full.append(table.score(competition.score, labels))
-        blocks = [np.flatnonzero(np.arange(len(table)) % BLOCKS != b) for b in range(BLOCKS)] if len(table) > BLOCKS else []
-        parts.append([table.take(rows).score(competition.score, labels.take(rows)) for rows in blocks])
-    spread = np.mean(parts, axis=0)
-    error = math.sqrt((BLOCKS - 1) * float(np.var(spread))) if len(spread) else math.nan
-    return float(np.mean(full)), error
 
 
 def _mismatched(
@@ -118,11 +165,28 @@ def _mismatched(
         if table is None or split is None or stated is None or fold is None or table.meta.get("split") != split.digest:
             continue
         metric = METRICS.get(model.get("metric") or table.meta.get("metric") or competition.metric)
-        ids = split.held_out(fold)
-        if metric is None or not set(ids) <= set(next(iter(table.predictions.values())).ids):
-            continue
-        names = [target.name for target in competition.targets if target.name in table.predictions]
-        score = np.mean([table.predictions[name].score(metric, truth[name].align(ids)) for name in names])
-        if abs(score - stated) > MISMATCH * max(1.0, abs(stated)):
+        score = metric and other_score(table.predictions, truth, metric, split.held_out(fold), stated)
+        if score is not None:
             wrong.append(f"{model['path']} says {stated:.4f}, its rows give {score:.4f}")
     return [Doubt("SUB065", len(wrong), few(wrong))] if wrong else []
+
+
+def other_score(
+    predictions: Mapping[str, Predictions],
+    truth: Mapping[str, Predictions],
+    metric: Metric,
+    ids: Sequence[str],
+    stated: float,
+) -> float | None:
+    """The mean score over the targets of these rows of a table, where it is not the one that was stated; None if it is.
+
+    Rows that the table or the truth lacks say nothing, nor do those of which the metric cannot be had.
+    """
+    targets = [name for name in truth if name in predictions]
+    if not targets or not all(set(ids) <= set(predictions[name].ids) and set(ids) <= set(truth[name].ids) for name in targets):
+        return None
+    try:
+        score = float(np.mean([predictions[name].score(metric, truth[name].align(ids)) for name in targets]))
+    except DataError:
+        return None
+    return score if abs(score - stated) > MISMATCH * max(1.0, abs(stated)) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,17 @@ from toolkit.base import files, provenance
 from toolkit.blending.combination import Combination
 from toolkit.core import prediction_files
 from toolkit.core.predictions import Predictions
+from toolkit.ensemble.as_made import ROWS, measure
 from toolkit.ensemble.combine import combine, views_for, weights_of, with_prior
-from toolkit.errors import DataError
+from toolkit.ensemble.held_out_rows import Making, Say
+from toolkit.errors import DataError, StoreError
 from toolkit.inference.early_stopping import LabelVote
 from toolkit.inference.execution import Execution
 from toolkit.inference.exports import WeightedModels, read_exports
 from toolkit.inference.outcome import PredictOutcome, bad_images_error
 from toolkit.inference.schedule import Scheduled, make_passes
 from toolkit.inference.store.prediction_store import Store
+from toolkit.inference.store.retention import Keeping
 from toolkit.runtime.graphs.onnx_file import Export
 from toolkit.workspace.competition import FILE, Competition
 from toolkit.workspace.image_rows import Items
@@ -29,13 +32,14 @@ from toolkit.workspace.split import SPLIT_FILE, Split
 
 @dataclass(frozen=True, eq=False)
 class EnsembleRun:
-    """What `run_ensemble` made: predictions per target, where they were written, and how."""
+    """What `run_ensemble` made: predictions per target, where they were written, and how; `making` is for `with_evidence`."""
 
     predictions: Mapping[str, Predictions]
     path: Path
     meta: Mapping[str, Any]
     outcome: PredictOutcome
     notes: tuple[str, ...] = ()
+    making: Making = field(default_factory=Making)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -83,11 +87,65 @@ def run_ensemble(
     meta = _meta(competition, combination, execution, scheduled, name=name, ties=ties, limit=limit)
     meta |= {**(origin or {}), **_blended(competition, combination)}
     predictions = {target: table for target, (table, _) in combined.items()}
+    meta["evidence"] = {"unknown": "it was not measured after the predictions were made"}
+    making = _making(combination, scheduled, by_digest, meta)
     path = prediction_files.write_table(competition.path("predictions", f"{name}.parquet"), predictions, meta)
     if execution.keeping.what == "none":
         store.forget()
     notes = (*said, *scheduled.outcome.notes, *_notes(competition, scheduled.models.exports))
-    return EnsembleRun(predictions, path, meta, scheduled.outcome, notes)
+    return EnsembleRun(predictions, path, meta, scheduled.outcome, notes, making)
+
+
+def with_evidence(
+    competition: Competition,
+    run: EnsembleRun,
+    execution: Execution = Execution(),
+    *,
+    rows: int | None = ROWS,
+    say: Say | None = None,
+) -> EnsembleRun:
+    """Measure what predictions would score out of fold as they were made (see `as_made.measure`), and keep it with them.
+
+    They stand already, and do so whatever comes of this: what goes wrong is a note. `execution` is that of the predictions; of
+    the first rows alone, and after a deadline, nothing is computed.
+    """
+    whole = run.meta["limit"] is None and execution.deadline is None
+    outcome = run.outcome
+    evidence = measure(
+        competition,
+        run.making,
+        replace(execution, deadline=None, keeping=Keeping(), runner="", announce=None),
+        rows=rows if whole else 0,
+        seconds=outcome.seconds / outcome.passes if outcome.passes else 0.0,
+        say=say,
+    )
+    meta = {**run.meta, "evidence": evidence}
+    try:
+        prediction_files.write_table(run.path, run.predictions, meta)
+    except StoreError as error:
+        return replace(run, notes=(*run.notes, f"the score is not kept with the predictions: {error.message}"))
+    return replace(run, meta=meta)
+
+
+def _making(
+    combination: Combination, scheduled: Scheduled, weights: Mapping[str, Mapping[str, float]], meta: Mapping[str, Any]
+) -> Making:
+    """How predictions were made, of the models that are in them."""
+    models = scheduled.models
+    shares = dict(zip([e.digest for e in models.exports], models.weights or [1.0] * len(models.exports), strict=True))
+    by_member: dict[str, dict[str, float]] = {target: {} for target in weights}
+    for target, own in weights.items():
+        for export in models.exports:
+            weight = own[export.digest] if combination.blend else shares[export.digest]
+            by_member[target][export.card.member] = by_member[target].get(export.card.member, 0.0) + weight
+    judged = meta.get("tta", {}).get("members", {})
+    chosen = {
+        name: {int(fold): sets for fold, sets in finding["outer"].items()}
+        for name, finding in judged.items()
+        if finding.get("chosen")
+    }
+    views = {export.card.member: tuple(models.views[export.digest]) for export in models.exports}
+    return Making(by_member, views, combination, tuple(models.exports), shares, chosen)
 
 
 def _check(combination: Combination) -> None:

@@ -19,8 +19,8 @@ from toolkit.blending.oof import MemberRows
 from toolkit.core.alignment import align_members, shared_ids
 from toolkit.core.metrics import Metric
 from toolkit.core.predictions import Predictions
-from toolkit.ensemble.unseen import out_of_fold
-from toolkit.errors import DataError, ModelError, ToolkitError, counted, few
+from toolkit.ensemble.unseen import out_of_fold, stored_only
+from toolkit.errors import DataError, ToolkitError, counted, few
 from toolkit.images.views import VIEW_SETS, views
 from toolkit.inference.execution import Execution
 from toolkit.inference.exports import read_exports
@@ -269,14 +269,10 @@ def _held_out(competition: Competition, own: Sequence[Export], name: str, device
     member = own[0].card.member
     try:
         split = make_split.load(competition)
-        stored = Execution(device=device, precision=precision, opener=_closed)
+        stored = stored_only(Execution(device=device, precision=precision))
         return out_of_fold(competition, own, split, name, stored)[target.name]
     except ToolkitError:
         path = competition.path("oof", f"{member}.parquet")
         if name != "none" or precision != AS_TRAINED or not path.is_file():
             return None
         return oof.probabilities(competition, path, target)
-
-
-def _closed(*_: Any, **__: Any) -> Any:
-    raise ModelError("this would have to be computed, and a plan goes by what is stored")

@@ -161,7 +161,7 @@ def resolve(
         notes += [f"{name}: {finding.reason}" for name, finding in findings.items()] + [f"{line}: {NONE}" for line in left]
         members = {export.card.member for export in auto}
         sets |= {name: findings[name].chosen if name in findings else NONE for name in members}
-    record = {name: _record(finding, finding.chosen) for name, finding in findings.items()}
+    record = recorded(findings)
     named = [export for export in exports if export not in auto and len(views(sets[export.card.member])) > 1]
     if named and check:
         for name, finding in _checked(competition, named, sets, notes, execution).items():
@@ -253,6 +253,16 @@ def _warnings(finding: ViewFinding, name: str) -> Iterator[str]:
             f"(95 % interval of the gain {e.gain_low:+.4f} to {e.gain_high:+.4f}; {line.won:,} wrong→right, "
             f"{line.lost:,} right→wrong{'; ' + classes if classes else ''}); they are used as asked, {AUTO!r} chooses"
         )
+
+
+def recorded(findings: Mapping[str, ViewFinding]) -> dict[str, Any]:
+    """What predictions remember of sets that were chosen, by member."""
+    return {name: _record(finding, finding.chosen) | _chosen(finding) for name, finding in findings.items()}
+
+
+def _chosen(finding: ViewFinding) -> dict[str, Any]:
+    """That the set was chosen on held-out rows, and what the rows of all other folds choose for each."""
+    return {"chosen": finding.chosen != NONE, "outer": {str(fold): name for fold, name in finding.outer.items()}}
 
 
 def _record(finding: ViewFinding, used: str) -> dict[str, Any]:

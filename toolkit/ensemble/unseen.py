@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,19 @@ from toolkit.runtime.graphs.onnx_file import Export
 from toolkit.workspace.competition import Competition
 from toolkit.workspace.image_rows import Item
 from toolkit.workspace.split import Split
+
+
+class NotStoredError(ModelError):
+    """A row would have to be computed that is not in the store."""
+
+
+def stored_only(execution: Execution) -> Execution:
+    """The same request of what the store has; a `NotStoredError` where it lacks a row."""
+    return replace(execution, opener=_closed, progress=None, verify_images=False)
+
+
+def _closed(*_: Any, **__: Any) -> Any:
+    raise NotStoredError("rows that are not in the store would have to be computed")
 
 
 def out_of_fold(
@@ -58,7 +72,8 @@ def unseen(
 ) -> Iterator[tuple[list[Export], tuple[str, ...], PredictOutcome]]:
     """Fold by fold: the models (of one or several members) that did not see it, its ids, and what they say of its images.
 
-    `limit` draws about so many ids in all, as many of each fold. Models without a fold are left out.
+    `limit` draws about so many ids in all, as many of each fold, of its classes by their shares. Models without a fold are left
+    out.
 
     Raises:
         ModelError: an export made from another split, or none with a fold.
@@ -69,7 +84,7 @@ def unseen(
     for name, path in competition.images("train"):
         paths.setdefault(name, []).append(path)
     folds = sorted({export.card.fold or 0 for export in scored})
-    rows = {fold: _spread(split.held_out(fold), limit and -(-limit // len(folds))) for fold in folds}
+    rows = {fold: _spread(split, fold, limit and -(-limit // len(folds))) for fold in folds}
     items = {fold: [Item(name, path) for name in rows[fold] for path in paths[name]] for fold in folds}
     done, count, store = 0, sum(map(len, items.values())), Store(competition.path("store"))
     for fold in folds:
@@ -100,8 +115,15 @@ def _after(progress: Progress | None, before: int, count: int) -> Progress | Non
     return lambda now, _: progress(before + now, count)
 
 
-def _spread(ids: tuple[str, ...], limit: int | None) -> tuple[str, ...]:
-    """So many of the ids, always the same, drawn by chance: every n-th could follow a pattern in the data."""
+def _spread(split: Split, fold: int, limit: int | None) -> tuple[str, ...]:
+    """So many of a fold's ids, always the same, of every class its share by chance; fewer are among those of more."""
+    ids = split.held_out(fold)
     if not limit or limit >= len(ids):
         return ids
-    return tuple(ids[i] for i in np.sort(np.random.default_rng(0).permutation(len(ids))[:limit]))
+    rng = np.random.default_rng(0)
+    labels = np.unique(np.array(split.labels, dtype=object)[split.folds == fold].astype(str), return_inverse=True)[1]
+    turn = np.empty(len(ids))  # at which a row of a class comes: spread evenly over that class, from a start of its own
+    for label in range(int(labels.max()) + 1):
+        rows = np.flatnonzero(labels == label)
+        turn[rng.permutation(rows)] = (np.arange(len(rows)) + rng.random()) / len(rows)
+    return tuple(ids[i] for i in np.sort(np.argsort(turn, kind="stable")[:limit]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from toolkit.base.arrays import F64
 from toolkit.base.text.printing import INTERVAL, Mark, Part, Table, facts, interval
-from toolkit.blending.nested import Chooser, Estimate, compare, nested, outer_folds, score_of, widening
+from toolkit.blending.nested import Chooser, Estimate, compare, joint, nested, outer_folds, score_of, widening
 from toolkit.blending.objectives import decide
 from toolkit.core.metrics import Metric
 from toolkit.core.voting import vote
@@ -72,7 +72,8 @@ class ViewLine:
 class ViewFinding:
     """What views bring one member: every view alone, every set, the nested estimate of choosing among the sets, the choice.
 
-    `picks` counts in how many outer folds each set was the best. Scores and gains are in `metric`, over `rows` held-out rows.
+    `picks` counts in how many outer folds each set was the best, `outer` says which by the number of the split's fold (nothing
+    where the rows are of one fold alone). Scores and gains are in `metric`, over `rows` held-out rows.
     """
 
     member: str
@@ -84,6 +85,7 @@ class ViewFinding:
     picks: Mapping[str, int]
     chosen: str
     reason: str
+    outer: Mapping[int, str] = field(default_factory=dict)
 
 
 def judge(rows: ViewRows, metric: Metric, sets: Sequence[str], *, draws: int | None = None) -> ViewFinding:
@@ -130,6 +132,7 @@ def judge(rows: ViewRows, metric: Metric, sets: Sequence[str], *, draws: int | N
         picks={sets[place]: picked.count(place) for place in sorted(set(picked))},
         chosen=chosen,
         reason=reason,
+        outer={int(k): sets[place] for k, place in zip(numbers, picked, strict=True)} if len(numbers) > 1 else {},
     )
 
 
@@ -166,22 +169,8 @@ def sufferers(line: ViewLine) -> list[str]:
 
 def _joint(rows: ViewRows, metric: Metric) -> tuple[Metric, NDArray[Any]]:
     """The metric over all targets (their mean, where there are several) and the truth it is told."""
-    targets = rows.targets
-    if len(targets) == 1:
-        return metric, rows.truth[targets[0].name]
-    truth = [rows.truth[t.name].reshape(len(rows.folds), -1).astype(np.int64) for t in targets]
-    columns = np.cumsum([0, *(len(t.classes) for t in targets)])
-    places = np.cumsum([0, *(part.shape[1] for part in truth)])
-
-    def mean(joined: NDArray[Any], values: F64) -> float:
-        scores = []
-        for i, target in enumerate(targets):
-            own = joined[:, places[i] : places[i + 1]]
-            own = own.astype(bool) if target.multilabel else own[:, 0]
-            scores.append(score_of(own, metric, values[:, columns[i] : columns[i + 1]]))
-        return float(np.mean(scores))
-
-    return replace(metric, score=mean, accepts="probabilities", rows=None), np.concatenate(truth, axis=1)
+    sizes = [len(target.classes) for target in rows.targets]
+    return joint(metric, [rows.truth[target.name] for target in rows.targets], sizes)
 
 
 def _best(metric: Metric, picked: list[int]) -> Chooser:

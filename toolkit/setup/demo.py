@@ -13,7 +13,7 @@ from toolkit.base.text import csv_text
 from toolkit.base.text.printing import Part
 from toolkit.blending.combination import Combination
 from toolkit.ensemble import tta, view_selection
-from toolkit.ensemble.run import run_ensemble
+from toolkit.ensemble.run import run_ensemble, with_evidence
 from toolkit.errors import TrainingError, counted
 from toolkit.inference.execution import Execution, Progress
 from toolkit.inference.exports import find_exports, read_exports
@@ -68,10 +68,12 @@ def run(root: Path, *, say: Say, bar: Bar = _no_bar) -> Demo:
         say(part)
     say(f"5. Predict: toolkit ensemble folds/*.onnx --tta {chosen}")
     other = next(name for name in ("flip", "none") if name != chosen)
-    ensembles = {}
+    ensembles, origins = {}, {chosen: {"tta": {"asked": chosen, "members": tta.recorded(judged)}}}
     for name, file in ((other, f"tta-{other}"), (chosen, "ensemble")):  # `toolkit submit` takes what was made last
         with bar("Predicting") as progress:
-            ensembles[name] = run_ensemble(competition, paths, Combination(name), Execution(progress=progress), name=file)
+            execution = Execution(progress=progress)
+            made = run_ensemble(competition, paths, Combination(name), execution, name=file, origin=origins.get(name))
+            ensembles[name] = with_evidence(competition, made, execution)
     say("6. Check and write: toolkit submit")
     receipt = submission.submit(competition, name="ensemble", command=["toolkit", "demo", str(root)])
     kept = csv_text.read(competition.path(digits_data.TRUTH), columns=["id", "label"], unique="id")
@@ -80,13 +82,18 @@ def run(root: Path, *, say: Say, bar: Bar = _no_bar) -> Demo:
         competition=competition,
         metric=competition.metric,
         folds={f"fold {export.card.fold}": export.card.score or 0.0 for export in exports},
-        out_of_fold={
-            line.name: line.estimate.score for line in finding.sets if line.name in (view_selection.NONE, chosen, other)
-        },
+        out_of_fold=_out_of_fold(finding, other),
         held_out={name: ensembles[name].predictions[truth.target].score(competition.score, truth) for name in (chosen, other)},
         chosen=chosen,
         receipt=receipt,
     )
+
+
+def _out_of_fold(finding: view_selection.ViewFinding, other: str) -> dict[str, float]:
+    """The scores of the plain image, of the set that was chosen (nested: it was chosen on these rows), and of another."""
+    shown = (view_selection.NONE, finding.chosen, other)
+    scores = {line.name: line.estimate.score for line in finding.sets if line.name in shown}
+    return scores | ({finding.chosen: finding.nested.score} if finding.chosen != view_selection.NONE else {})
 
 
 def _train(root: Path) -> None:

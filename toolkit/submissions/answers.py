@@ -25,15 +25,29 @@ if TYPE_CHECKING:
 class Answers:
     """What a submission says of one question (a target or a factor of it) per id.
 
-    `labels` is int64 [N] (the number of the class, -1 for none) or, where a row may have several, bool [N, C]; `confidence`
-    (float64 [N], the largest probability) is there where the numbers are.
+    `labels` is int64 [N] (the number of the class, -1 for none) or, where a row may have several, bool [N, C]; `numbers`
+    (float64 [N, C], the probabilities or scores) are there where they are submitted.
     """
 
     name: str
     classes: tuple[str, ...]
     ids: tuple[str, ...]
     labels: NDArray[Any]
-    confidence: F64 | None = None
+    numbers: F64 | None = None
+
+    @property
+    def confidence(self) -> F64 | None:
+        """The largest probability of each row, float64 [N]; of several labels, the mean over all answers."""
+        if self.numbers is None or self.labels.ndim == 1:
+            return None if self.numbers is None else np.asarray(self.numbers.max(axis=1))
+        return np.asarray(np.maximum(self.numbers, 1 - self.numbers).mean(axis=1))
+
+    @property
+    def order(self) -> F64 | None:
+        """The place of each row in each class's order from 0 to 1, float64 [N, C], ties at their mean."""
+        from scipy.stats import rankdata
+
+        return None if self.numbers is None else rankdata(self.numbers, axis=0) / max(1, len(self.ids))
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -61,7 +75,7 @@ def of_frame(frame: pd.DataFrame, layout: SubmissionLayout) -> list[Answers]:
         return [_of_words(frame, column, ids, layout.format.name) for column in columns]
     targets = {column.target.name: column.target for column in columns}.values()
     answers = [_of_numbers(frame, [c for c in columns if c.target is target], ids) for target in targets]
-    return answers if layout.format.values else [replace(each, confidence=None) for each in answers]
+    return answers if layout.format.values else [replace(each, numbers=None) for each in answers]
 
 
 def of_predictions(layout: SubmissionLayout, tables: Mapping[str, Predictions]) -> list[Answers]:
@@ -79,8 +93,8 @@ def of_predictions(layout: SubmissionLayout, tables: Mapping[str, Predictions]) 
 def of_grid(name: str, classes: tuple[str, ...], ids: tuple[str, ...], grid: F64, *, several: bool) -> Answers:
     """The answers of probabilities [N, C]; `several` where a row may have several classes."""
     if several:
-        return Answers(name, classes, ids, grid >= 0.5, np.maximum(grid, 1 - grid).mean(axis=1))
-    return Answers(name, classes, ids, grid.argmax(axis=1), grid.max(axis=1))
+        return Answers(name, classes, ids, grid >= 0.5, grid)
+    return Answers(name, classes, ids, grid.argmax(axis=1), grid)
 
 
 def _of_table(table: Predictions, target: Target) -> Answers:

@@ -17,6 +17,8 @@ from toolkit.submissions.form.layout import SubmissionLayout
 from toolkit.submissions.sample import read_sample
 from toolkit.workspace.competition import Competition
 
+MOVED = 0.1  # of all rows: how far a row's place in an order moves before its answer is another
+
 
 @dataclass(frozen=True)
 class Move:
@@ -70,6 +72,9 @@ class Change:
 def diff(competition: Competition, first: str, second: str) -> Diff:
     """Compare two kept submissions, named as `ledger.find` takes them; the most frequent change first.
 
+    Where the metric goes by rank, a row has changed if its place in some class's order has moved by more than `MOVED`, and
+    there are no moves between classes.
+
     Raises:
         SubmissionError: no such submission, or one whose file cannot be read.
         CompetitionError: the sample cannot be read.
@@ -77,9 +82,10 @@ def diff(competition: Competition, first: str, second: str) -> Diff:
     layout = read_sample(competition).layout
     entries = [ledger.find(competition, name) for name in (second, first)]
     after, before = (_kept(entry, layout) for entry in entries)
-    change = differing(before, after)
+    ordered = competition.score.by_rank
+    change = differing(before, after, ordered=ordered)
     changed = tuple(name for name, hit in zip(change.ids, change.differs, strict=True) if hit)
-    return Diff(len(change.ids), change.count, tuple(moves(before, after)), changed)
+    return Diff(len(change.ids), change.count, () if ordered else tuple(moves(before, after)), changed)
 
 
 def _kept(entry: ledger.Entry, layout: SubmissionLayout) -> list[Answers]:
@@ -89,17 +95,20 @@ def _kept(entry: ledger.Entry, layout: SubmissionLayout) -> list[Answers]:
     return answers.of_frame(frame, layout)
 
 
-def compare(ours: Sequence[Answers], layout: SubmissionLayout, other: ledger.Entry) -> Change | None:
+def compare(ours: Sequence[Answers], layout: SubmissionLayout, other: ledger.Entry, *, ordered: bool = False) -> Change | None:
     """How answers differ from a kept submission's; None if that is unreadable or has other columns."""
     frame, _ = csv_problems.read(other.path)
     wanted = {layout.key, *(column.name for column in layout.columns)}
     if frame is None or not ours or not wanted <= set(frame.columns):
         return None
-    return differing(ours, answers.of_frame(frame, layout))
+    return differing(ours, answers.of_frame(frame, layout), ordered=ordered)
 
 
-def differing(ours: Sequence[Answers], others: Sequence[Answers]) -> Change:
-    """Where the answers to all questions are not the same; a question that only one of two answers makes every row differ."""
+def differing(ours: Sequence[Answers], others: Sequence[Answers], *, ordered: bool = False) -> Change:
+    """Where the answers to all questions are not the same; a question that only one of two answers makes every row differ.
+
+    `ordered`: numbers that count by their order differ where a row's place has moved by more than `MOVED` of all rows.
+    """
     place = {name: row for row, name in enumerate(others[0].ids)}
     shared = [row for row, name in enumerate(ours[0].ids) if name in place]
     ids = tuple(ours[0].ids[row] for row in shared)
@@ -110,6 +119,9 @@ def differing(ours: Sequence[Answers], others: Sequence[Answers]) -> Change:
         theirs = by_question.get(question.name)
         if theirs is None or theirs.classes != question.classes:
             differs[:] = True
+            continue
+        if ordered and question.order is not None and theirs.order is not None:
+            differs |= (np.abs(question.order[shared] - theirs.order[rows]) > MOVED).any(axis=1)
             continue
         here, there = question.labels[shared], theirs.labels[rows]
         differs |= (here != there).reshape(len(ids), -1).any(axis=1)

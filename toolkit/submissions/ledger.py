@@ -15,6 +15,7 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from toolkit.base import files, provenance, sealed
+from toolkit.ensemble import evidence
 from toolkit.errors import DataError, SubmissionError, few
 from toolkit.submissions.manifest import path_of, read, text
 from toolkit.workspace.competition import Competition
@@ -50,20 +51,42 @@ class Entry:
     @property
     def source(self) -> str:
         """The predictions it was made of, or who made it."""
-        return str(self.manifest.get("from") or self.manifest.get("predictions", {}).get("meta", {}).get("name", ""))
+        return str(self.manifest.get("from") or self._meta.get("name", ""))
 
     @property
     def out_of_fold(self) -> float | None:
-        """Its score out of fold, if its members left out-of-fold tables."""
+        """What its predictions would score out of fold as they were made, where that is known."""
         score = self.manifest.get("scores", {}).get("out_of_fold")
         return None if score is None else float(score)
+
+    @property
+    def evidence(self) -> str:
+        """What kind of number `out_of_fold` is, or why there is none."""
+        return evidence.kind(self.manifest.get("scores", {}))
+
+    @property
+    def views(self) -> str:
+        """The views of its predictions, as they were asked for."""
+        return evidence.described(self._meta)["views"]
+
+    @property
+    def vote(self) -> str:
+        """How its models voted; that a blend was applied."""
+        return evidence.described(self._meta)["vote"]
+
+    @property
+    def _meta(self) -> Mapping[str, Any]:
+        meta: Mapping[str, Any] = self.manifest.get("predictions", {}).get("meta", {})
+        return meta
 
     @property
     def record(self) -> dict[str, Any]:
         """The entry as plain values, for machines."""
         scores = {"out_of_fold": self.out_of_fold, "public": self.public, "private": self.private}
         head = {"id": self.id, "created": self.manifest["created"], "source": self.source}
-        return head | scores | {"uploads": [dict(upload) for upload in self.uploads]}
+        how = {"views": self.views, "vote": self.vote, "evidence": self.evidence}
+        how |= {"optimistic": str(self.manifest.get("scores", {}).get("optimistic", ""))}
+        return head | scores | how | {"uploads": [dict(upload) for upload in self.uploads]}
 
     @property
     def noise(self) -> float:

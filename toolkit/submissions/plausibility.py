@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,12 +11,12 @@ import numpy as np
 from toolkit.base.arrays import F64
 from toolkit.base.text import arrow_csv
 from toolkit.core.metrics import Metric
-from toolkit.errors import counted
+from toolkit.errors import counted, few
 from toolkit.submissions import checks
 from toolkit.submissions.answers import Answers
 from toolkit.submissions.checks import Problem
 from toolkit.submissions.form.layout import SubmissionLayout
-from toolkit.workspace import path_patterns
+from toolkit.workspace import path_patterns, row_files
 from toolkit.workspace.competition import Competition
 
 if TYPE_CHECKING:
@@ -46,8 +44,8 @@ def same_as_sample(frame: pd.DataFrame, sample: pd.DataFrame, key: str) -> Itera
 
 
 def ties(frame: pd.DataFrame, layout: SubmissionLayout, metric: Metric) -> Iterator[Problem]:
-    """Find columns of numbers in which rounding made ties, where the metric goes by rank."""
-    if not layout.format.values or layout.format.name == "topk" or len(frame) < ROWS or not by_rank(metric):
+    """Find columns of numbers with ties, which rounding may have made, where the metric goes by rank."""
+    if not layout.format.values or layout.format.name == "topk" or len(frame) < ROWS or not metric.by_rank:
         return
     for column in layout.columns:
         if column.name in frame.columns:
@@ -57,9 +55,23 @@ def ties(frame: pd.DataFrame, layout: SubmissionLayout, metric: Metric) -> Itera
                 yield Problem("SUB036", tied, column.name, seen=different)
 
 
-def by_rank(metric: Metric) -> bool:
-    """Whether a metric sees only the order of the rows within a class."""
-    return metric.accepts == "scores"
+def made_by_writing(tie: Problem, ours: Sequence[Answers], layout: SubmissionLayout, frame: pd.DataFrame) -> bool:
+    """Whether rows that share their number in the file (SUB036) had different ones before: a rank vote has ties of its own."""
+    column = next(column for column in layout.columns if column.name == tie.column)
+    for question in ours:
+        if question.name == column.target.name and question.numbers is not None:
+            own = question.numbers[:, question.classes.index(column.part)] if column.part in question.classes else None
+            return own is None or len(np.unique(own)) > len(arrow_csv.text(frame[column.name]).unique())
+    return True
+
+
+def absent(ours: Answers, expected: Answers) -> Iterator[Problem]:
+    """Find classes that no row is given although rows were out of fold; those that are never answered there are no news."""
+    if ours.classes != expected.classes or len(ours.ids) < 10 * len(ours.classes):
+        return
+    missing = [name for name, here, there in zip(ours.classes, ours.counts, expected.counts, strict=True) if there and not here]
+    if missing:
+        yield Problem("SUB043", len(missing), ours.name, seen=few(sorted(missing)))
 
 
 def shifted(ours: Answers, expected: Answers) -> Iterator[Problem]:
@@ -114,33 +126,19 @@ def on_disk(competition: Competition, sample: pd.DataFrame) -> Iterator[Problem]
     """Compare the sample's ids with the test images that are there: a stale sample asks for other ones."""
     where, key = competition.test, competition.sample_id
     folder = competition.path(where.folder)
-    if where.table or not folder.is_dir() or "*" in where.pattern:
+    if where.table or not folder.is_dir():
         return  # images of another table were compared when it was read
     if any(name not in sample.columns for name in path_patterns.columns(where.pattern)):
         return
     ids = [str(name) for name in sample[key]]
-    cells = {name: list(sample[name]) for name in path_patterns.columns(where.pattern)}
-    rows = zip(*cells.values(), strict=True)
-    wanted = [os.path.normpath(path_patterns.fill(where.pattern, dict(zip(cells, row, strict=True)))[0]) for row in rows]
-    there = set(_images(folder, deep=any(os.sep in name for name in wanted[:ROWS])))
-    lost = [name for name, file in zip(ids, wanted, strict=True) if file not in there]
+    fill = path_patterns.filler(where.pattern)
+    columns = [[str(cell) for cell in sample[name]] for name in path_patterns.columns(where.pattern)]
+    located = row_files.locate(folder, where.pattern, map(fill, zip(*columns, strict=True)))
+    lost = [name for name, files in zip(ids, located.files, strict=True) if not files]
     if len(lost) < len(ids):
         yield from checks.of_ids("SUB077", lost)
     train = competition.path(competition.train.folder).resolve()
     if train != folder.resolve() and folder.resolve() not in train.parents:
-        surplus = sorted(there - set(wanted))
-        yield from checks.of_ids(
-            "SUB076", surplus, seen=f"the sample has {counted(len(ids), 'rows')}, the folder {counted(len(there), 'images')}"
-        )
-
-
-def _images(folder: Path, *, deep: bool) -> Iterator[str]:
-    """The image files of a folder, as paths below it."""
-    from toolkit.images.render import SUFFIXES
-
-    for parent, below, names in os.walk(folder, followlinks=True):
-        inside = os.path.relpath(parent, folder)
-        for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield os.path.normpath(os.path.join(inside, name))  # noqa: PTH118 - a million of them
-        below[:] = [name for name in below if deep and not name.startswith(".")]
+        images = len({file for own in located.files for file in own}) + len(located.unused)
+        seen = f"the sample has {counted(len(ids), 'rows')}, the folder {counted(images, 'images')}"
+        yield from checks.of_ids("SUB076", located.unused, seen=seen)

@@ -86,7 +86,8 @@ def submit(
         )  # fmt: skip
         ours = answers.of_predictions(wanted.layout, table.predictions)
         changed, doubts = _doubts(competition, wanted, ours, out_of_fold)
-        problems = [*check(frame, wanted, competition), *_origin(competition, table, wanted, len(frame)), *doubts]
+        problems = [*_checked(frame, wanted, competition, ours, out_of_fold), *doubts]
+        problems += _origin(competition, table, wanted, len(frame))
         problems += check_size(arrow_csv.size(frame), competition)
         refuse(path, problems)
         described = describing.result()
@@ -137,8 +138,10 @@ def examine(competition: Competition, path: Path, *, sample: Path | None = None)
     assert frame is not None
     ours = answers.of_frame(frame, wanted.layout)
     members = [{"member": table.stem} for table in sorted(competition.path("oof").glob("*.parquet"))]
-    _, doubts = _doubts(competition, wanted, ours, evidence.gather(competition, {"models": members}))
-    return wanted.form, _sorted(problems, doubts)
+    out_of_fold = evidence.gather(competition, {"models": members})
+    _, doubts = _doubts(competition, wanted, ours, out_of_fold)
+    told = [problem for problem in problems if problem.code != "SUB043" or problem.column not in out_of_fold.predictions]
+    return wanted.form, _sorted(told, doubts)
 
 
 def adopt(competition: Competition, path: Path, source: str) -> tuple[str, tuple[Problem, ...]]:
@@ -230,15 +233,27 @@ def _doubts(
     problems = [Problem(doubt.code, doubt.rows, seen=doubt.seen) for doubt in out_of_fold.doubts]
     expected = {theirs.name: theirs for theirs in answers.of_predictions(sample.layout, out_of_fold.predictions)}
     for question in ours:
-        if question.name in expected:
+        if question.name in expected and not competition.score.by_rank:  # it knows neither labels nor confidence
+            problems += plausibility.absent(question, expected[question.name])
             problems += plausibility.shifted(question, expected[question.name])
             problems += plausibility.unsure(question, expected[question.name])
     problems += plausibility.on_disk(competition, sample.frame)
     kept = ledger.entries(competition)
-    change = compare(ours, sample.layout, kept[-1]) if kept else None
+    change = compare(ours, sample.layout, kept[-1], ordered=competition.score.by_rank) if kept else None
     if change is not None and change.share > plausibility.CHANGED:
         problems.append(Problem("SUB074", change.count, seen=f"{change.share:.1%} against {kept[-1].id}"))
     return (change.share if change else None), problems
+
+
+def _checked(
+    frame: pd.DataFrame, sample: Sample, competition: Competition, ours: list[Answers], out_of_fold: Evidence
+) -> Iterator[Problem]:
+    """What `check` finds in the cells, but for what is no fault of them: see `plausibility.absent` and `made_by_writing`."""
+    for problem in check(frame, sample, competition):
+        known = problem.code == "SUB043" and problem.column in out_of_fold.predictions
+        own = problem.code == "SUB036" and not plausibility.made_by_writing(problem, ours, sample.layout, frame)
+        if not (known or own):
+            yield problem
 
 
 def _keep(competition: Competition, path: Path, document: Mapping[str, Any]) -> tuple[str, list[Problem]]:

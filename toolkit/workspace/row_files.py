@@ -84,6 +84,8 @@ def locate(folder: Path, pattern: str, rows: Iterable[Pieces]) -> RowFiles:
             files.append([row[0]] if there.has(row[0]) else [])
         else:
             files.append(_pictures(find(row), row if one_suffix else None))
+            if one_suffix and len(row) == 2:
+                there.names(posixpath.dirname(row[0]))
     named = ["*".join(row) for row in pieces]
     lost = [number for number, own in enumerate(files) if not own]
     moved = _Moved(there, {file for own in files for file in own})
@@ -139,13 +141,19 @@ class _Folder:
     def has(self, name: str) -> bool:
         """Whether that very file is there: where a file system takes another case or normal form for it, it is not."""
         inside, _, last = name.rpartition("/")
+        return last in self.names(inside or ("/" if name.startswith("/") else "")) or (
+            last in ("", ".", "..") and (self.folder / name).exists()
+        )
+
+    def names(self, inside: str) -> frozenset[str]:
+        """The names in a folder below this one, which is listed once."""
         if inside not in self._listed:
             try:
-                with os.scandir(self.folder / (inside or ("/" if name.startswith("/") else ""))) as entries:
+                with os.scandir(self.folder / inside) as entries:
                     self._listed[inside] = frozenset(entry.name for entry in entries)
             except (OSError, ValueError):
                 self._listed[inside] = frozenset()
-        return last in self._listed[inside] or (last in ("", ".", "..") and (self.folder / name).exists())
+        return self._listed[inside]
 
     def unused(self, used: set[str]) -> list[str]:
         """Images in the listed folders below this one that are not used."""

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from tests.submissions.bundle.helpers import TTA, member_values
+from tests.conftest import CLASSES, card, network
+from tests.submissions.bundle.helpers import HERE, TTA, member_values
 from toolkit.base import files
 from toolkit.base.text import arrow_csv
 from toolkit.blending.blend import read_blend
 from toolkit.blending.combination import Combination
-from toolkit.core import voting
+from toolkit.cli import cli
+from toolkit.core import prediction_files, voting
+from toolkit.core.cards import Output
+from toolkit.core.predictions import Predictions
 from toolkit.ensemble.combine import combine, weights_of
 from toolkit.errors import DataError
 from toolkit.images import views
 from toolkit.inference.execution import Execution
-from toolkit.inference.exports import WeightedModels, find_exports, read_exports
+from toolkit.inference.exports import WeightedModels, find_exports, output_of, read_exports
 from toolkit.inference.predict import predict
 from toolkit.inference.store.prediction_store import Store
-from toolkit.submissions.bundle import contents, request
+from toolkit.models.export import export
+from toolkit.models.export_checkpoint import samples
+from toolkit.submissions.bundle import contents, pack, request
 from toolkit.submissions.bundle.contents import Part, Recipe, Wanted, blend
 from toolkit.submissions.bundle.sheet import SheetForm, of_ids
 from toolkit.submissions.sample import read_sample, render
+from toolkit.workspace import split
+from toolkit.workspace.competition import Competition
 from toolkit.workspace.image_rows import Item
 
 
@@ -154,3 +164,66 @@ def test_a_changed_bundle_json_is_refused(tmp_path):
         Recipe.read(tmp_path)
     path.write_text(json.dumps({key: value for key, value in raw.items() if key != "seal"}))  # of before
     assert repr(Recipe.read(tmp_path)) == repr(recipe)
+
+
+def test_thresholds_of_several_labels_give_the_bytes_that_were_submitted(workspace, tmp_path):
+    """From tables and pictures on: `blend` finds a threshold a class, `ensemble --blend` and `submit` write, a bundle writes the same."""
+    competition = _several_labels(workspace)
+    for words in (
+        "blend --calibrate factors --vote soft --weigher uniform --always --metric macro_f1",
+        "ensemble folds/*.onnx --blend --tta hflip --device cpu --no-tta-check",
+        "submit",
+    ):
+        outcome = CliRunner().invoke(cli, words.replace("folds/*.onnx", "folds/tiny.fold0.onnx folds/tiny.fold1.onnx").split())
+        assert outcome.exit_code == 0, outcome.output
+    bundle = pack.make(competition, tmp_path / "bundle", python=HERE, cuda="cpu", wheels=False)
+    recipe = Recipe.read(bundle.path)
+    bias = list(recipe.blend["label"]["adjustment"]["bias"].values())
+    assert recipe.blend["label"]["adjustment"]["multilabel"]
+    assert max(map(abs, bias)) > 0.5  # a threshold of some class is far from a half
+    names = [name for name, _ in competition.images("test")]
+    exports = {e.sha256: e for e in read_exports(find_exports(["folds/*.onnx"]), competition)}
+    items = [Item(name, path) for name, path in competition.images("test")]
+    each = {export.digest: views.views("hflip") for export in exports.values()}
+    outcome = predict(list(exports.values()), each, items, Store(workspace / "store"), Execution("cpu"))
+    assert outcome.passes == 0  # the numbers that the submission was made of
+    for model in recipe.models:
+        export = exports[model.sha256]
+        values = outcome.probabilities(export, output_of(export, "label"), views.views("hflip"), outcome.digests)
+        np.save(tmp_path / f"{model.key}.npy", values)
+    form = SheetForm("id", recipe.header, recipe.form, [f.column(competition) for f in recipe.fields])
+    blended = blend(Wanted(recipe, competition, tuple(names), np.arange(len(names))), [Part(0, len(names), tmp_path)])
+    request.write_submission(tmp_path / "ours.csv", of_ids(names, form), recipe.form, form.columns, blended.predictions)
+    (submitted,) = (workspace / "submissions").glob("*.csv")
+    assert (tmp_path / "ours.csv").read_bytes() == submitted.read_bytes()
+    plain = replace(recipe, blend={})
+    without = blend(Wanted(plain, competition, tuple(names), np.arange(len(names))), [Part(0, len(names), tmp_path)])
+    request.write_submission(tmp_path / "plain.csv", of_ids(names, form), recipe.form, form.columns, without.predictions)
+    assert (tmp_path / "plain.csv").read_bytes() != submitted.read_bytes()
+
+
+def _several_labels(root):
+    """The workspace with several labels an image, two exports of it, and an out-of-fold table whose classes want other thresholds."""
+    text = (root / "competition.toml").read_text().replace('"multiclass"', '"multilabel"').replace('"accuracy"', '"macro_f1"')
+    (root / "competition.toml").write_text(text)
+    rng = np.random.default_rng(5)
+    rows = list(csv.DictReader((root / "train.csv").read_text().splitlines()))
+    truth = rng.random((len(rows), 3)) < 0.4
+    truth[:3] = np.eye(3)
+    names = [" ".join(np.array(CLASSES)[row]) for row in truth]
+    (root / "train.csv").write_text(
+        "id,label\n" + "".join(f"{row['id']},{name}\n" for row, name in zip(rows, names, strict=True))
+    )
+    competition = Competition.read(root)
+    labels = competition.truth()["label"]
+    split.make(labels.ids, labels.labels, CLASSES, folds=2).write(root / "split.csv")
+    digest = split.Split.read(root / "split.csv").digest
+    for fold in range(2):
+        said = card(fold=fold, split=digest, outputs=(Output("label", CLASSES, "sigmoid"),), metric="macro_f1")
+        pixels = samples(competition, said.preprocess)
+        export(network(fold), said, root / "folds" / f"tiny.fold{fold}.onnx", samples=pixels)
+    odds = np.where(truth, 1.5, -1.5) + rng.normal(0, 1, truth.shape) + [-2.0, 0.0, 2.0]
+    values = 1 / (1 + np.exp(-odds))
+    table = Predictions("label", "probabilities", tuple(row["id"] for row in rows), CLASSES, values, multilabel=True)
+    prediction_files.write_table(root / "oof" / "tiny.parquet", {"label": table}, {"member": "tiny"})
+    return competition

@@ -23,6 +23,7 @@ from toolkit.analysis.pages.page import (
     of_file,
 )
 from toolkit.blending.objectives import decide
+from toolkit.ensemble import evidence
 from toolkit.errors import counted
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def page(report: Report) -> Page:
     name = report.competition.name
     scores = ", ".join(
         f"{judged.target.name} {judged.scores[ensemble_report.ENSEMBLE].metrics[report.competition.metric].score:.4f}"
+        + (" (optimistic)" if ensemble_report.ENSEMBLE in judged.optimistic else "")
         for judged in report.judged
     )
     rows = max(len(judged.rows.ids) for judged in report.judged)
@@ -82,15 +84,20 @@ def _facts(report: Report) -> Iterator[tuple[str, object, str]]:
     for judged in report.judged:
         whole = judged.scores[ensemble_report.ENSEMBLE].metrics[metric]
         several = f", {judged.target.name}" if len(report.judged) > 1 else ""
-        yield f"{metric}, out of fold{several}", f"{whole.score:.4f}", f"95 % from {whole.low:.4f} to {whole.high:.4f}"
+        why = judged.optimistic.get(ensemble_report.ENSEMBLE, "")
+        sure = f"95 % from {whole.low:.4f} to {whole.high:.4f}" + (f"; optimistic: {why}" if why else "")
+        yield f"{metric}, out of fold{several}", f"{whole.score:.4f}", sure
         best = max(judged.rows.members, key=lambda name: report.competition.score.gain(_score(judged, name, metric)))
         if len(judged.rows.members) > 1:
-            yield f"best member{several}", f"{_score(judged, best, metric):.4f}", best
+            yield f"best member{several}", f"{_score(judged, best, metric):.4f}", judged.title(best)
         wrong, rows = int(judged.wrong.sum()), len(judged.rows.ids)
         yield f"wrong rows{several}", wrong, f"of {rows:,}, {wrong / max(rows, 1):.1%}"
         if calibration := judged.scores[ensemble_report.ENSEMBLE].calibration:
             note = f"{calibration.after['ece']:.4f} at temperature {calibration.temperature:.2f}"
             yield f"calibration error{several}", f"{calibration.before['ece']:.4f}", note
+    for what, record in report.evidence:
+        score = record.get("out_of_fold")
+        yield f"{what}, as made", "unknown" if score is None else f"{score:.4f}", "; ".join(evidence.lines(record))
     if report.submission:
         failed = sum(bool(seen) for *_, seen in report.checks)
         yield (
@@ -118,15 +125,18 @@ def _scores(report: Report, judged: Judged, several: str) -> Section:
     rows = []
     for name, scored in judged.scores.items():
         whole = scored.metrics[metric]
-        rows.append((name, whole.score, whole.low, whole.high, *scored.folds[metric].values()))
+        rows.append((judged.title(name), whole.score, whole.low, whole.high, *scored.folds[metric].values()))
     numbers = list(next(iter(judged.scores.values())).folds[metric])
     head = ("member", metric, "95 % from", "to", *(f"fold {number}" for number in numbers))
-    every = {name: scored.metrics[metric] for name, scored in judged.scores.items()}
+    every = {judged.title(name): scored.metrics[metric] for name, scored in judged.scores.items()}
     spans = {name: (estimate.score, estimate.low, estimate.high) for name, estimate in every.items()}
-    parts = {name: [v for v in scored.folds[metric].values() if v is not None] for name, scored in judged.scores.items()}
+    parts = {
+        judged.title(name): [v for v in scored.folds[metric].values() if v is not None]
+        for name, scored in judged.scores.items()
+    }
     chart = figures.intervals(f"{metric}, each with its folds", spans, parts, unit=metric)
     each = [
-        (name, fold, estimate.score, estimate.low, estimate.high)
+        (judged.title(name), fold, estimate.score, estimate.low, estimate.high)
         for name in judged.scores
         for fold, estimates in judged.folds.items()
         for estimate in ([estimates[name]] if estimates else [])

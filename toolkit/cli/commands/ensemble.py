@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,24 @@ if TYPE_CHECKING:
     from toolkit.blending.combination import Combination
     from toolkit.inference.execution import Execution
     from toolkit.workspace.competition import Competition
+
+
+ROWS = 2000  # as `as_made.ROWS`, which takes long to import
+
+
+class _Rows(click.ParamType[int | None]):
+    """A number of rows; all is None, none is 0."""
+
+    name = "all|N|none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value is None or isinstance(value, int):
+            return value
+        if value in ("all", "none"):
+            return None if value == "all" else 0
+        if not str(value).isdecimal() or not int(value):
+            self.fail(f"{value!r} is not all, none or a number of rows", param, ctx)
+        return int(value)
 
 
 @click.command()
@@ -45,6 +63,13 @@ if TYPE_CHECKING:
     help="Stop without predictions, give such rows the class prior, or use what is there of pictures cut short, and list them.",
 )
 @click.option("--verify-images", is_flag=True, help="Read every image, also those whose size and time are as they were.")
+@click.option(
+    "--evidence",
+    type=_Rows(),
+    default=str(ROWS),
+    show_default=True,
+    help="Held-out rows on which the score of these views is measured afterwards: all, a number or none.",
+)
 @options.passes
 @options.as_json
 @options.workspace
@@ -56,6 +81,7 @@ def command(
     execution: Execution,
     *,
     check: bool,
+    evidence: int | None,
     min_agreement: float,
     limit: int | None,
     name: str,
@@ -75,7 +101,7 @@ def command(
     """
     from toolkit.cli.progress import bar
     from toolkit.cli.summaries import ensemble
-    from toolkit.ensemble.run import run_ensemble
+    from toolkit.ensemble.run import run_ensemble, with_evidence
     from toolkit.inference.exports import find_exports
 
     paths = find_exports(models)
@@ -86,6 +112,8 @@ def command(
     with bar("Predicting") as progress:
         execution = replace(execution, progress=progress, announce=options.announce, runner="processes")
         written = run_ensemble(competition, paths, combination, execution, name=name, limit=limit, origin=views | engine)
+    with bar("Scoring out of fold") as progress:
+        written = with_evidence(competition, written, replace(execution, progress=progress), rows=evidence, say=options.aside)
     written = replace(written, notes=(*written.notes, *_notes(competition, combination)))
     return written.record, ensemble(written)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.base.text.printing import Table
+from toolkit.base.text.printing import Table, facts
 from toolkit.cli import options, summaries
 
 if TYPE_CHECKING:
@@ -23,8 +23,15 @@ def command(competition: Competition) -> options.Said:
     """
     from toolkit.analysis import ensemble_report
     from toolkit.analysis.pages import ensemble
+    from toolkit.ensemble import evidence
 
     report = ensemble_report.gather(competition)
     path = ensemble.write(report)
-    scores = Table((), [(name, f"{score:.5f}") for name, score in report.figures.items()], "lr")
-    return report.record | {"path": str(path)}, [scores, f"Wrote {summaries.shown(path)}"]
+    metric = competition.metric
+    scores = [
+        (f"{judged.target.name}: {judged.title(name)}", f"{scored.metrics[metric].score:.5f}")
+        for judged in report.judged
+        for name, scored in judged.scores.items()
+    ]
+    made = [(what.capitalize(), line) for what, record in report.evidence for line in evidence.lines(record)]
+    return report.record | {"path": str(path)}, [Table((), scores, "lr"), facts([*made, ("Wrote", summaries.shown(path))])]

@@ -58,6 +58,7 @@ def command(
             rows = oof.read_members(competition, target, {name: path}, reading=reading, labels=labels)
             scored = every[target.name, name] = scores.score(rows, names, calibration=calibration)[0]
             record.setdefault(target.name, {})[name] = scored.record(competition.metric)
+            notes += [Mark(f"{name}: {note}", "odd") for note in scored.notes]
             how = oof.chosen_by(path)
             record[target.name][name] |= {"selected": how, "optimistic": bool(optimistic(how))} if how != "last" else {}
             notes += [Mark(note, "odd") for note in oof.optimistic_notes({name: path})]
