@@ -15,7 +15,7 @@ from toolkit.core import prediction_files
 from toolkit.core.alignment import align_members, shared_ids, stack_values
 from toolkit.core.metrics import METRICS, Metric
 from toolkit.core.predictions import Predictions
-from toolkit.errors import DataError, few
+from toolkit.errors import DataError, counted, few
 from toolkit.workspace.competition import Competition
 from toolkit.workspace.split import Split
 
@@ -77,7 +77,7 @@ def kind(record: Mapping[str, Any]) -> str:
     words = ["optimistic"] if record.get("optimistic") else []
     words += [record["kind"]] if record["kind"] != "plain" else []
     rows = record.get("rows", 0)
-    words += [f"{rows:,} rows"] if rows < record.get("of", rows) else []
+    words += [counted(rows, "rows")] if rows < record.get("of", rows) else []
     return ", ".join(words) or "plain"
 
 
@@ -92,7 +92,7 @@ def lines(record: Mapping[str, Any]) -> list[str]:
     sure = f" (95 % {low:.5f} to {high:.5f})" if low is not None else ""
     mark = " (optimistic)" if record.get("optimistic") else ""
     rows, every = record["rows"], record["of"]
-    count = f"{rows:,} of {every:,} held-out rows" if rows < every else f"{rows:,} rows"
+    count = f"{rows:,} of {counted(every, 'held-out rows')}" if rows < every else counted(rows, "rows")
     how = ", nested: what was chosen or fitted had not seen the rows it is scored on" if record.get("kind") == "nested" else ""
     value = f"{record['metric']} {record['out_of_fold']:.5f}"
     return [f"Out of fold {value}{mark}{sure}, {count}, as made{how}", *remarks(record)]

@@ -15,7 +15,7 @@ from toolkit.core.predictions import Predictions, concat
 from toolkit.ensemble import evidence
 from toolkit.ensemble.combine import combine
 from toolkit.ensemble.unseen import NotStoredError, stored_only, unseen
-from toolkit.errors import DataError, few
+from toolkit.errors import DataError, counted, few
 from toolkit.images import views as view_sets
 from toolkit.inference.execution import Execution
 from toolkit.inference.exports import WeightedModels
@@ -261,8 +261,8 @@ def _computed(request: _Request) -> dict[str, dict[str, Predictions]]:
         views = request.views
         passes = sum(len(views[export.digest]) for export in request.exports) * rows // len(request.folds)
         time = f", about {max(passes * request.seconds, 1):,.0f} s" if request.seconds else ""
-        of = f"{rows:,} of {request.count:,} held-out rows"
-        request.say(f"Scoring out of fold with these views: {of}, {passes:,} passes{time}")
+        of = f"{rows:,} of {counted(request.count, 'held-out rows')}"
+        request.say(f"Scoring out of fold with these views: {of}, {counted(passes, 'passes')}{time}")
     return _predicted(request, request.execution, request.rows)
 
 

@@ -17,7 +17,7 @@ from toolkit.core import activations, metrics, prediction_files
 from toolkit.core.cards import Activation, Card, Output, Selected
 from toolkit.core.lineage import Lineage, Seen, SeenIds
 from toolkit.core.predictions import Predictions
-from toolkit.errors import TrainingError
+from toolkit.errors import TrainingError, counted
 from toolkit.models import checkpoints
 from toolkit.models.export import export
 from toolkit.training import label_fixes, pseudo_labels
@@ -227,7 +227,7 @@ def _judge(plan: TrainingPlan, predicted: Predictions) -> dict[str, float]:
 def _fits(plan: TrainingPlan, model: torch.nn.Module, training: Rows, held_out: Predictions, device: str) -> str:
     """The verdict on the gap between some of the training rows and the held-out ones; none after epochs that were cut."""
     if batches := getattr(plan.config, "batches", None):
-        return f"fit not judged: {batches} batches an epoch say nothing of it"
+        return f"fit not judged: an epoch of {counted(batches, 'batches')} says nothing of it"
     places = np.linspace(0, len(training.places) - 1, min(GAP_SAMPLES, len(training.places))).astype(np.int64)
     seen = _judge(plan, _predict(plan, model, Rows(training.samples, training.places[places]), device))
     chance = 0.693 if plan.target.multilabel else float(np.log(len(plan.target.classes)))
