@@ -18,6 +18,7 @@ ToolkitError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -102,7 +103,8 @@ def few(items: Iterable[object], *, limit: int = 3) -> str:
     return shown if len(every) <= limit else f"{shown} and {len(every) - limit:,} more"
 
 
-_ONE = {"classes": "class", "boxes": "box", "people": "person", "passes": "pass", "processes": "process"}
+_ONE = {"people": "person", "entries": "entry"}
+_S = re.compile(r"(?<=ss|ch|sh|.x)es$|s$")
 _SAYS = {"have": "has", "are": "is", "were": "was", "do": "does"} | {
     word: f"{word}s" for word in ("belong", "differ", "get", "give", "hold", "lack", "lie", "name", "need", "say", "show")
 }
@@ -116,5 +118,5 @@ def counted(count: int, words: str) -> str:
     if parts[-1] in _SAYS:
         parts[-1] = _SAYS[parts[-1]]
     noun = parts.index("of") - 1 if "of" in parts else len(parts) - 1 - (parts[-1] in _SAYS.values())
-    parts[noun] = _ONE.get(parts[noun]) or parts[noun].removesuffix("s")
+    parts[noun] = _ONE.get(parts[noun]) or _S.sub("", parts[noun])
     return f"1 {' '.join(parts)}"

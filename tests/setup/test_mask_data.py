@@ -195,6 +195,14 @@ def test_init_sets_the_competitions_own_layout_up_as_the_recipe_does(drawn, tmp_
     assert (inside.metric, inside.name, inside.group) == ("accuracy", "mine", "person")
 
 
+def test_test_pictures_that_are_not_there_are_named(drawn, tmp_path):
+    raw = shutil.copytree(drawn, tmp_path / "raw")
+    lost = min((raw / "eval/images").iterdir())
+    lost.unlink()
+    with pytest.raises(CompetitionError, match=f"lacks 1 image of eval/info.csv: '{lost.name}'"):
+        discover(raw, Wishes())
+
+
 @pytest.mark.parametrize("what", ["a picture of each person", "no folder per person", "another target"])
 def test_what_only_resembles_that_layout_is_asked_about(drawn, tmp_path, what):
     raw = shutil.copytree(drawn, tmp_path / "raw")

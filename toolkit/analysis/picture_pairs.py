@@ -117,7 +117,7 @@ def findings_of(pairs: Sequence[Pair]) -> Iterator[AuditFinding]:
     if alike := [pair for pair in pairs if pair.relation == "alike"]:
         in_what = ", ".join(f"{count:,} {what}" for what, count in Counter(p.apart for p in alike).most_common())
         what = f"{counted(len(alike), 'pairs are')} alike, and not proved to be one picture "
-        f"by their pixels ({in_what}): {_shown(alike)}"
+        what += f"by their pixels ({in_what}): {_shown(alike)}"
         yield AuditFinding("alike", "note", what, len(alike), "Look at some: nothing proves that they are one picture.")
 
 

@@ -127,11 +127,19 @@ def _masks(root: Path, home: Path, wishes: Wishes) -> Discovery:
     competition, table = mask_data.describe(root, home)
     competition = replace(competition, metric=wishes.metric or competition.metric, name=wishes.name or competition.name)
     target = competition.targets[0]
+    listed = csv_text.cells(competition.path(competition.sample), ["ImageID"], unique="ImageID")["ImageID"]
+    there = {
+        name for names in find_images.index([competition.path(competition.test.folder)]).folders.values() for name in names
+    }
+    if lost := [name for name in listed if name not in there]:
+        raise CompetitionError(
+            f"{competition.test.folder} lacks {counted(len(lost), 'images')} of {competition.sample}: {few(lost)}"
+        )
     count = table.count("\n") - 1
     lines = (
         "AI Stages' mask competition, set up as recipes/mask_profile.py --data does it",
         f"train images: {competition.train.folder}, listed in a new {competition.train.table} ({counted(count, 'images')})",
-        f"test images: {competition.test.folder}, listed in {competition.sample}",
+        f"test images: {competition.test.folder}, all {len(listed):,} of {competition.sample} are there",
         f"target {target.name}: {' × '.join(target.factors)}, {counted(len(target.classes), 'classes')} in that order: "
         + ", ".join(target.classes[:7])
         + " …",

@@ -61,7 +61,7 @@ def make_workspace(root: Path, data: Path | None = None, *, by_person: bool = Tr
 def is_there(home: Path) -> bool:
     """Whether a folder has the competition's `train` and `eval`, with a folder of the seven pictures for each person."""
     table, listing, folder = home / "train" / "train.csv", home / "eval" / "info.csv", home / "train" / "images"
-    if not (table.is_file() and listing.is_file() and folder.is_dir()):
+    if not (table.is_file() and listing.is_file() and folder.is_dir() and (home / "eval" / "images").is_dir()):
         return False
     try:
         known = {"id", "gender", "age", "path"} <= set(csv_text.header(table)) and "ImageID" in csv_text.header(listing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from toolkit.base.text.printing import Verbatim
 from toolkit.cli import options
 from toolkit.cli.completion import PREDICTIONS
 from toolkit.errors import counted
+
+if TYPE_CHECKING:
+    from toolkit.submissions.bundle.pack import Bundle
 
 CUDA = ("12", "13", "cpu")  # a test holds it equal to wheels.ENGINES, which cost too much to import for --help
 
@@ -48,11 +51,14 @@ def command(
             competition, output, python=python, cuda=cuda, name=name, wheels=not no_wheels, deadline=limit, progress=progress
         )
     run = f"python {bundle.path}/run.py --test DIR --sample FILE --out submission.csv"
-    models, wheels = counted(len(bundle.recipe.models), "models"), counted(len(bundle.wheels), "wheels")
-    size = f"{models}, {wheels}, {bundle.size / 1e6:,.0f} MB"
     record = {"ok": True, "path": str(bundle.path), "bytes": bundle.size, "wheels": list(bundle.wheels), "run": run}
     record |= {"python": python, "cuda": cuda}
-    return record, [f"Made {bundle.path}: {size}", *chosen, bundle.agreement, Verbatim(f"Run it as: {run}")]
+    return record, [f"Made {bundle.path}: {_size(bundle)}", *chosen, bundle.agreement, Verbatim(f"Run it as: {run}")]
+
+
+def _size(bundle: Bundle) -> str:
+    models, wheels = counted(len(bundle.recipe.models), "models"), counted(len(bundle.wheels), "wheels")
+    return f"{models}, {wheels}, {bundle.size / 1e6:,.0f} MB"
 
 
 def _target(python: str, cuda: str | None) -> tuple[str, str, list[str]]:
