@@ -14,7 +14,7 @@ from toolkit.blending.blend import Blend, OuterBlends
 from toolkit.blending.combination import Combination
 from toolkit.core import prediction_files
 from toolkit.core.predictions import Predictions
-from toolkit.ensemble import tta
+from toolkit.ensemble import evidence, tta
 from toolkit.ensemble.as_made import measure
 from toolkit.ensemble.held_out_rows import Making
 from toolkit.images.views import views
@@ -226,3 +226,25 @@ def test_a_pooled_area_beside_those_of_the_folds_until_ranks_are_asked_for(copie
     assert "on different scales" in note
     assert ranks["notes"] == []
     assert ranks["out_of_fold"] > soft["out_of_fold"] + 0.03
+
+
+GOOD = {
+    "metric": "accuracy", "out_of_fold": 0.9, "interval": [0.8, 1.0], "rows": 500, "of": 900, "kind": "nested",
+    "optimistic": "they had a say", "notes": ["n"],
+}  # fmt: skip
+ODD = {
+    "no kind": {"kind": None}, "text": {"out_of_fold": "0.9"}, "nan": {"out_of_fold": float("nan")}, "rows": {"rows": None},
+    "interval": {"interval": 0.5}, "ends": {"interval": [0.1]}, "notes": {"notes": 3}, "marks": {"optimistic": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_record_that_does_not_say_what_it_is_shows_no_number(odd):
+    """Of an earlier version, or written by others: every place that shows it goes through these two."""
+    assert evidence.kind(GOOD) == "optimistic, nested, 500 rows"
+    first, *rest = evidence.lines(GOOD)
+    assert first.startswith("Out of fold accuracy 0.90000 (optimistic) (95 % 0.80000 to 1.00000), 500 of 900 held-out rows")
+    assert rest == ["Optimistic: they had a say", "n"]
+    assert evidence.kind(GOOD | ODD[odd]) == "unknown: made by an earlier version"
+    assert evidence.lines(GOOD | ODD[odd]) == ["Evidence unknown: made by an earlier version"]
+    assert (evidence.kind({}), evidence.lines({})) == ("", [])

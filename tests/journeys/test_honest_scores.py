@@ -168,6 +168,7 @@ def test_a_blend_and_thresholds_have_their_nested_score(digits):
     shown = run("submit", "--name", "blended")
     assert printed(made) == printed(shown) == pytest.approx(nested, abs=5e-5)
     assert "nested" in shown
+    assert float(re.search(r"label: ensemble +(\d\.\d+)", run("report"))[1]) == pytest.approx(nested, abs=1e-5)
     record = json.loads((digits / "blend.json").read_text())
     record["targets"]["label"]["members"] = {"whole": 0.5, "few": 0.5}  # edited by hand: no nested score is known of this
     (digits / "blend.json").write_text(json.dumps(record))
@@ -176,7 +177,7 @@ def test_a_blend_and_thresholds_have_their_nested_score(digits):
     assert "(optimistic)" in shown
     assert "Optimistic: the blend of label was fitted to the rows that score it" in shown
     assert "optimistic" in run("submissions")
-    assert "optimistic" in run("report")
+    assert "label: ensemble (optimistic)" in run("report")
 
 
 def test_predictions_of_before_say_so_and_no_number(digits):

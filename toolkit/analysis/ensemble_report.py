@@ -125,7 +125,8 @@ class Report:
     def evidence(self) -> list[tuple[str, dict[str, Any]]]:
         """What the last predictions and the submission would score as they were made, where there are any."""
         both = {"last predictions": evidence.of(self.predictions) if self.predictions else {}}
-        both["submission"] = dict(self.submission.get("scores", {}))
+        scores = self.submission.get("scores")
+        both["submission"] = evidence.of({"evidence": scores}) if scores else {}
         return [(what, record) for what, record in both.items() if record]
 
     @property

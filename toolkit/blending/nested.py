@@ -186,7 +186,12 @@ def fold_scales(
         return None
 
     def mean(rows: Labels, table: F64) -> float:
-        return _mean_of_folds(truth[rows], metric, table, folds[rows])
+        scores = []
+        for number in np.unique(folds[rows]):
+            inside = folds[rows] == number
+            with suppress(DataError):
+                scores.append(metric.score(truth[rows[inside]], table[inside]))
+        return float(np.mean(scores)) if scores else np.nan  # a draw without a score, which does not count
 
     def excess(rows: Labels, table: F64) -> float:
         return mean(rows, table) - metric.score(truth[rows], table)
@@ -200,17 +205,6 @@ def fold_scales(
         return FoldScales(metric.score(truth, values), mean(every, values), estimate.low, estimate.high)
     except DataError:
         return None
-
-
-def _mean_of_folds(truth: Labels, metric: Metric, values: F64, folds: NDArray[np.int64]) -> float:
-    scores = []
-    for number in np.unique(folds):
-        inside = folds == number
-        with suppress(DataError):
-            scores.append(metric.score(truth[inside], values[inside]))
-    if not scores:
-        raise DataError(f"{metric.name} cannot be had of any fold")
-    return float(np.mean(scores))
 
 
 def joint(metric: Metric, truths: Sequence[Labels], classes: Sequence[int]) -> tuple[Metric, Labels]:

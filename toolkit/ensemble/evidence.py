@@ -49,11 +49,13 @@ def of(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_score(record: Mapping[str, Any]) -> bool:
     """Whether it says a score, of how many rows, and what kind of number that is; records of before do not."""
-    numbers = [record.get("out_of_fold"), record.get("rows"), record.get("of"), *(record.get("interval") or ())]
+    ends, notes = record.get("interval") or [], record.get("notes", [])
+    if not (isinstance(ends, list) and isinstance(notes, list) and len(ends) in (0, 2)):
+        return False
+    numbers = [record.get("out_of_fold"), record.get("rows"), record.get("of"), *ends]
+    texts = [record.get("metric"), record.get("kind"), record.get("optimistic")]
     finite = all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
-    return (
-        finite and len(numbers) in (3, 5) and all(isinstance(record.get(key), str) for key in ("metric", "kind", "optimistic"))
-    )
+    return finite and all(isinstance(text, str) for text in texts)
 
 
 def described(meta: Mapping[str, Any]) -> dict[str, str]:
@@ -67,17 +69,17 @@ def described(meta: Mapping[str, Any]) -> dict[str, str]:
 def kind(record: Mapping[str, Any]) -> str:
     """What kind of number a score out of fold is, in a word or two; one that is too good says optimistic.
 
-    >>> kind({"out_of_fold": 0.9, "kind": "nested", "rows": 500, "of": 900, "optimistic": ""})
+    >>> kind({"metric": "accuracy", "out_of_fold": 0.9, "kind": "nested", "rows": 500, "of": 900, "optimistic": ""})
     'nested, 500 rows'
     """
-    if record.get("out_of_fold") is None:
-        return f"unknown: {record['unknown']}" if record.get("unknown") else ""
-    if "kind" not in record:
-        return f"unknown: {EARLIER['unknown']}"
+    if not record:
+        return ""
+    record = of({"evidence": record})
+    if "unknown" in record:
+        return f"unknown: {record['unknown']}"
     words = ["optimistic"] if record.get("optimistic") else []
     words += [record["kind"]] if record["kind"] != "plain" else []
-    rows = record.get("rows", 0)
-    words += [counted(rows, "rows")] if rows < record.get("of", rows) else []
+    words += [counted(record["rows"], "rows")] if record["rows"] < record["of"] else []
     return ", ".join(words) or "plain"
 
 
