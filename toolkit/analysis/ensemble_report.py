@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.analysis import member_diagnosis, run_history
+from toolkit.analysis.member_doubts import too_good
 from toolkit.analysis.run_history import Curves, Fed, Spent
 from toolkit.analysis.scores import Scored, score
 from toolkit.base import documents, files, provenance
@@ -42,7 +43,8 @@ class Judged:
     `folds` has each member's score of each fold with its interval, None where the metric has no value there. `combined` float64
     [N, C] is what blend.json makes of them, else their mean; `confused` int64 [C, C] counts truth by decided label (of a
     multilabel target, each label's truth by what was said: [C, 2, 2]). `pairs` say how members go together, `without` what
-    leaving one out of the plain mean brings; both are empty for a single member.
+    leaving one out of the plain mean brings; both are empty for a single member. `doubts` are sentences on tables that
+    seem wrong.
     """
 
     target: Target
@@ -54,6 +56,7 @@ class Judged:
     confused: NDArray[np.int64]
     pairs: tuple[member_diagnosis.Pair, ...]
     without: Mapping[str, Estimate]
+    doubts: tuple[str, ...] = ()
 
     @property
     def confidence(self) -> F64:
@@ -238,7 +241,7 @@ def _judged(competition: Competition, target: Target, tables: Mapping[str, Path]
         if values is not None:
             combined, how = values, f"blend.json: {blend.vote} vote with {blend.spec}"
     together = replace(rows, members=(*rows.members, ENSEMBLE), stack=np.concatenate([rows.stack, combined[None]]))
-    truth = rows.truth.decided
+    truth, doubted = rows.truth.decided, too_good(rows)
     enough = rows.folds is not None or len(set(rows.groups or rows.ids)) >= FOLDS
     scores = score(together, [competition.metric], calibration=enough)
     return Judged(
@@ -250,7 +253,8 @@ def _judged(competition: Competition, target: Target, tables: Mapping[str, Path]
         _by_fold(together, competition),
         _confused(truth, decide(combined, truth), len(target.classes)),
         tuple(member_diagnosis.pairs(rows)) if len(rows.members) > 1 else (),
-        member_diagnosis.ablation(rows, competition.score) if len(rows.members) > 1 else {},
+        member_diagnosis.ablation(member_diagnosis.honest(rows, doubted), competition.score),
+        tuple(member_diagnosis.doubts(rows)),
     )
 
 
@@ -314,6 +318,8 @@ def _about(judged: Judged, report: Report) -> Iterator[str]:
             f"{calibration.before['ece']:.3f} to {calibration.after['ece']:.3f}, which matters to metrics of probabilities "
             "(toolkit blend --calibrate temperature)."
         )
+    for doubt in judged.doubts:
+        yield f"{name}{doubt}."
     for pair in judged.pairs:
         if pair.copies:
             yield f"{name}{pair.first} and {pair.second} are {pair.copies}: one of them is enough."
