@@ -219,6 +219,36 @@ def test_what_was_said_wrongly_is_refused(told, kind, tmp_path):
         adopt(graph(tmp_path / "s.onnx", "sigmoids"), asked(output="logits"), output=tmp_path / "x.onnx")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["torchvision/squeezenet1_1", "torchvision/shufflenet_v2_x0_5", "torchvision/mnasnet0_5", "resnet10t", "ghostnet_100",
+             "mobilenetv3_small_050"],
+)  # fmt: skip
+@pytest.mark.parametrize("soft", [False, True], ids=["logits", "softmax"])
+def test_models_that_packages_have_give_what_they_give_by_themselves(name, soft, tmp_path):
+    import warnings
+
+    import onnxruntime as ort
+
+    torch.manual_seed(0)
+    model = networks.create({"model_name": name, "num_classes": 10}).eval()
+    model = nn.Sequential(model, nn.Softmax(1)) if soft else model
+    source, classes = tmp_path / "m.onnx", tuple(f"c{k}" for k in range(10))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        axes = {"x": {0: "n"}, "y": {0: "n"}}
+        said = {"dynamo": False, "opset_version": 17, "input_names": ["x"], "output_names": ["y"], "dynamic_axes": axes}
+        torch.onnx.export(model, (torch.randn(1, 3, 64, 64),), source, **said)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    done = adopt(source, asked(classes=classes, mean=mean, std=std, size=(64, 64)), output=tmp_path / "out.onnx")
+    pixels = np.random.default_rng(1).integers(0, 256, (6, 3, 64, 64), dtype=np.uint8)
+    x = (pixels / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    session = ort.InferenceSession(source, providers=["CPUExecutionProvider"])
+    raw = np.concatenate([session.run(None, {"x": x[i : i + 1].astype(np.float32)})[0] for i in range(6)]).astype(np.float64)
+    assert done.card.outputs[0].activation == ("identity" if soft else "softmax")
+    np.testing.assert_allclose(ours(done.path, pixels), raw if soft else softmax(raw, axis=1), atol=1e-4)
+
+
 # --- networks, before they are trained --------------------------------------------------------------------------------
 
 

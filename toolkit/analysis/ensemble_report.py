@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.analysis import member_diagnosis, run_history
-from toolkit.analysis.member_doubts import too_good
 from toolkit.analysis.run_history import Curves, Fed, Spent
 from toolkit.analysis.scores import Scored, score
 from toolkit.base import documents, files, provenance
@@ -241,7 +240,7 @@ def _judged(competition: Competition, target: Target, tables: Mapping[str, Path]
         if values is not None:
             combined, how = values, f"blend.json: {blend.vote} vote with {blend.spec}"
     together = replace(rows, members=(*rows.members, ENSEMBLE), stack=np.concatenate([rows.stack, combined[None]]))
-    truth, doubted = rows.truth.decided, too_good(rows)
+    truth, (doubted, doubts) = rows.truth.decided, member_diagnosis.doubted(rows)
     enough = rows.folds is not None or len(set(rows.groups or rows.ids)) >= FOLDS
     scores = score(together, [competition.metric], calibration=enough)
     return Judged(
@@ -254,7 +253,7 @@ def _judged(competition: Competition, target: Target, tables: Mapping[str, Path]
         _confused(truth, decide(combined, truth), len(target.classes)),
         tuple(member_diagnosis.pairs(rows)) if len(rows.members) > 1 else (),
         member_diagnosis.ablation(member_diagnosis.honest(rows, doubted), competition.score),
-        tuple(member_diagnosis.doubts(rows)),
+        tuple(doubts),
     )
 
 

@@ -114,7 +114,7 @@ def diagnose(rows: MemberRows, metric: Metric, *, draws: int = 1000, seed: int =
     whole = estimates.pop("")
     permuted = [permutation(rows, place, seed=seed) for place in range(len(names))]
     odd = [finding for place in range(len(names)) for finding in odd_folds(rows, place, metric, seed=seed)]
-    doubted = too_good(rows)
+    doubted = too_good(rows, apart={found.member for found in permuted if found})
     return Diagnosis(
         estimates,
         whole,
@@ -131,8 +131,14 @@ def diagnose(rows: MemberRows, metric: Metric, *, draws: int = 1000, seed: int =
 
 def doubts(rows: MemberRows) -> list[str]:
     """What speaks against the members' tables, in sentences: too good to be out of fold, or columns in another order."""
-    orders = [permutation(rows, place) for place in range(len(rows.members))]
-    return [*map(str, too_good(rows)), *(str(order) for order in orders if order)]
+    return doubted(rows)[1]
+
+
+def doubted(rows: MemberRows) -> tuple[list[TooGood], list[str]]:
+    """Members that seem to have seen the rows, and all that speaks against the members' tables, in sentences."""
+    orders = [order for place in range(len(rows.members)) if (order := permutation(rows, place))]
+    known = too_good(rows, apart={order.member for order in orders})
+    return known, [*map(str, known), *map(str, orders)]
 
 
 def honest(rows: MemberRows, doubted: Sequence[TooGood]) -> MemberRows:

@@ -70,17 +70,15 @@ def _doubts(
     competition: Competition, target: Target, tables: Mapping[str, Path], reading: Reading, *, labels: bool
 ) -> list[str]:
     """What tables say against each other, where they share rows."""
-    from toolkit.analysis.member_doubts import too_good
+    from toolkit.analysis.member_diagnosis import doubts
     from toolkit.blending import oof
     from toolkit.errors import AlignmentError
 
-    if len(tables) < 2:
-        return []
     try:
         rows = oof.read_members(competition, target, tables, common=True, reading=reading, labels=labels)
     except AlignmentError:  # each was scored on rows of its own
         return []
-    return [str(doubt) for doubt in too_good(rows)]
+    return doubts(rows)
 
 
 def _scores(every: Mapping[tuple[str, str], Scored]) -> Table:
