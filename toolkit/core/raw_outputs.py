@@ -107,7 +107,7 @@ def look(values: F64, *, exclusive: bool, end: End = "", half: bool = False) -> 
     """
     if not (good := np.isfinite(values)).all():
         bad = int((~good).any(axis=1).sum())
-        raise ModelError(f"NaN or infinite numbers for {bad:,} of {len(values):,} images", code="raw-finite")
+        raise ModelError(f"NaN or infinite numbers for {bad:,} of {len(values):,} images")
     low, high = float(values.min()), float(values.max())
     one = values.shape[1] == 1
     sums = values.sum(axis=1)

@@ -68,16 +68,13 @@ def check_eval(source: Path, model: Any, original: Original, front: Front, pixel
             a batch, or columns where rows should be.
     """
     if kinds := graph_end.in_training(model):
-        raise ModelError(
-            f"{source}: its {' and '.join(kinds)} acts as in training mode, on the images of a batch", hint=EVAL, code="eval"
-        )
+        raise ModelError(f"{source}: its {' and '.join(kinds)} acts as in training mode, on the images of a batch", hint=EVAL)
     sample = pixels[: max(TOGETHER, original.batch)]
     first = original(front, sample)
     if raw_outputs.apart(_flat(original(front, sample)), _flat(first)) > MIXED:
         raise ModelError(
             f"{source} gives other numbers for the same images each time: Dropout or other chance, as in training mode",
             hint=EVAL,
-            code="eval",
         )
     if any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node):
         return  # its ranges are those of the batch: what that changes is small, and batches of one are tried
@@ -100,7 +97,6 @@ def _check_fixed(source: Path, original: Original, front: Front, sample: U8) -> 
         raise ModelError(
             f"{source}: its rows are classes and its columns images: transposed",
             hint=raw_outputs.SHAPE_HINTS["transposed"],
-            code="raw-transposed",
         )
     _check_apart(source, rows[:1], original(front, np.repeat(whole[:1], batch, axis=0))[:1], whole=rows)
 
@@ -113,13 +109,11 @@ def _check_apart(source: Path, together: NDArray[Any], alone: NDArray[Any], *, w
         raise ModelError(
             f"{source}: its columns sum to 1 over the images of a batch: a softmax along the wrong axis",
             hint="Export it with softmax over the classes (dim=1), or without one.",
-            code="raw-across",
         )
     raise ModelError(
         f"{source}: the numbers of an image depend on the other images of its batch, by {gap:.0%} of the largest: BatchNorm in "
         "training mode, or a mean over the batch",
         hint=EVAL,
-        code="eval",
     )
 
 
@@ -145,7 +139,7 @@ def meaning(source: Path, asked: Asked, raw: NDArray[Any], end: End) -> tuple[Ba
         look = raw_outputs.look(values, exclusive=not asked.multilabel, end=end, half=raw.dtype == np.float16)
     except ModelError as error:
         hint = "Is it fed what it was trained with? Look at mean, std, range and element type; or its weights are damaged."
-        raise ModelError(f"{source} gives {error.message}", hint=hint, code=error.code) from error
+        raise ModelError(f"{source} gives {error.message}", hint=hint) from error
     if asked.output is None:
         gives, notes = _seen(source, look, apart=asked.multilabel or pair)
     else:

@@ -25,6 +25,13 @@ MIXING = (
     "list, which eval() does not reach."
 )
 _FAR = 50
+_UNDONE = {  # codes of errors: which word undoes what is given
+    "probabilities": "gives-probabilities",
+    "softmax": "gives-probabilities",
+    "percent": "gives-percent",
+    "scaled": "gives-percent",
+    "sigmoid": "gives-sigmoid",
+}
 
 _ENDS: dict[str, End] = {
     "Softmax": "softmax",
@@ -97,13 +104,11 @@ def _values(
         raise ModelError(
             f"{where} gives one number per image for {classes} classes: one logit for two",
             hint=raw_outputs.SHAPE_HINTS["count"],
-            code="raw-count",
         )
     if tensor.ndim != 2:
         raise ModelError(
             f"{where} gives {tuple(tensor.shape)}, and training wants rows ({len(images)}, {classes})",
             hint="Flatten it: nn.Flatten() at its end.",
-            code="raw-map",
         )
     _check_kind(values, end(tensor), where, exclusive=exclusive)
     return values
@@ -178,7 +183,6 @@ def _tensor(given: Any, images: int, classes: int, where: str) -> torch.Tensor:
         if tensors
         else f"{where} gives {type(given).__name__}, no tensor",
         hint="Let its forward return the logits alone, in training mode too.",
-        code="several-outputs",
     )
 
 
@@ -187,7 +191,7 @@ def _check_kind(values: F64, last: End, where: str, *, exclusive: bool | None) -
     try:
         look = raw_outputs.look(values, exclusive=exclusive is not False, end=last)
     except ModelError as error:
-        raise ModelError(f"{where} gives {error.message}", hint="Look at its weights and layers.", code=error.code) from error
+        raise ModelError(f"{where} gives {error.message}", hint="Look at its weights and layers.") from error
     if look.kind in ("logits", "log-probabilities") or not look.sure:
         return
     if look.kind == "sigmoid":
@@ -196,11 +200,10 @@ def _check_kind(values: F64, last: End, where: str, *, exclusive: bool | None) -
         what = f"probabilities, as a softmax does (numbers {look.shown})"
     else:
         what = f"numbers that {look.shown}"
-    name = {"softmax": "probabilities", "scaled": "percent"}.get(look.kind, look.kind)
     raise ModelError(
         f"{where} gives {what}, where training wants logits: loss and export take their softmax or sigmoid once more",
         hint="Take the last softmax or sigmoid out of the network, or say what it gives, so that it is undone.",
-        code=f"gives-{name}",
+        code=_UNDONE[look.kind],
     )
 
 
@@ -217,7 +220,6 @@ def _check_alone(model: torch.nn.Module, images: torch.Tensor, values: F64, wher
         raise ModelError(
             f"{where} gives other numbers for the same images each time, in eval mode",
             hint="Something draws by chance there, such as F.dropout(x) without training=self.training.",
-            code="eval",
         )
     beside_itself = torch.cat([images[:1]] * 2)  # some layers take no batch of one
     if (gap := raw_outputs.apart(again(beside_itself)[:1], values[:1])) <= MIXED:
@@ -231,7 +233,6 @@ def _check_alone(model: torch.nn.Module, images: torch.Tensor, values: F64, wher
     raise ModelError(
         f"{where}: in eval mode the numbers of an image depend on the other images of its batch, by {gap:.0%} of the largest",
         hint=MIXING,
-        code="eval",
     )
 
 
@@ -253,5 +254,4 @@ def check_rows(rows: F32, together: F32, card: Card) -> None:
             f"{card.title}: in eval mode the numbers of an image depend on the other images of its batch, by {gap:.0%} of the "
             "largest",
             hint=MIXING,
-            code="eval",
         )
