@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -46,6 +47,7 @@ ENDS = {
     "log-softmax": [node("LogSoftmax", "z", "y", axis=1)],
     "sigmoids": [node("Sigmoid", "z", "y")],
     "sums to 255": [SOFT, node("Mul", ["p", "levels"], "y")],
+    "percent of each": [node("Sigmoid", "z", "s"), node("Mul", ["s", "hundred"], "y")],
     "transposed": [node("Transpose", "z", "y", perm=[1, 0])],
     "labels": [helper.make_node("ArgMax", ["z"], ["y"], axis=1, keepdims=0)],
     "labels as floats": [helper.make_node("ArgMax", ["z"], ["l"], axis=1, keepdims=1), node("Cast", "l", "y", to=1)],
@@ -131,6 +133,7 @@ ADOPTED = {
     "log-softmax": ({}, lambda z: softmax(z, axis=1), "gives log-probabilities"),
     "sigmoids": ({"output": "sigmoid"}, shares, ""),
     "sums to 255": ({"output": "sigmoid"}, lambda z: softmax(z, axis=1), ""),
+    "percent of each": ({"output": "sigmoid"}, shares, ""),
     "one-hot": ({}, lambda z: np.eye(3)[z.argmax(axis=1)], "every row is one 1 and else 0"),
     "constant": ({}, lambda z: softmax(np.tile(BIAS[:3], (len(z), 1)), axis=1), "the same numbers for all of"),
 }
@@ -155,6 +158,9 @@ def test_what_is_certain_is_adopted_as_what_it_is(kind, workspace, images):
     done = adopt(graph(workspace / "m.onnx", kind), asked(**said), Competition.read(workspace))
     np.testing.assert_allclose(ours(done.path, images), truth(logits_of(images)), atol=1e-5)
     assert note in " ".join(done.notes)
+    if done.card.outputs[0].activation == "identity":  # the graph itself gives what its card says
+        session = ort.InferenceSession(done.path, providers=["CPUExecutionProvider"])
+        np.testing.assert_allclose(session.run(None, {session.get_inputs()[0].name: images})[0].sum(axis=1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -196,6 +202,12 @@ def test_two_classes_in_one_column_or_in_two(tmp_path, images):
         adopt(source, asked(**pair, output="logits"), output=path("x.onnx"))
     done = adopt(source, asked(**pair, output="probabilities"), output=path("c.onnx"))
     np.testing.assert_allclose(ours(done.path, images)[:, 1], expit(one), atol=1e-5)
+    hundred = graph(path("h.onnx"), "percent of each", 1)
+    done = adopt(hundred, asked(**pair, output="percent"), output=path("d.onnx"))
+    np.testing.assert_allclose(ours(done.path, images)[:, 1], expit(one), atol=1e-5)
+    several = graph(path("l.onnx"), "percent of each")
+    done = adopt(several, asked(output="percent", multilabel=True), output=path("e.onnx"))
+    np.testing.assert_allclose(ours(done.path, images), expit(logits_of(images)), atol=1e-5)
     with pytest.raises(ModelError, match="a sigmoid for each class, where only one is right"):
         adopt(graph(path("s.onnx"), "sigmoids", 2), asked(**pair), output=path("x.onnx"))
     with pytest.raises(ToolkitError, match="a yes or no in two columns, and one is named"):
@@ -226,8 +238,6 @@ def test_what_was_said_wrongly_is_refused(told, kind, tmp_path):
 @pytest.mark.parametrize("soft", [False, True], ids=["logits", "softmax"])
 def test_models_that_packages_have_give_what_they_give_by_themselves(name, soft, tmp_path):
     import warnings
-
-    import onnxruntime as ort
 
     torch.manual_seed(0)
     model = networks.create({"model_name": name, "num_classes": 10}).eval()
