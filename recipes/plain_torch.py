@@ -83,7 +83,8 @@ def accuracy(model: nn.Module, rows: Rows, device: str) -> float:
 
 def train_fold(config: Config, fold: Fold) -> nn.Module:
     """AdamW and one cycle of the learning rate over a fixed number of epochs; the weights at its end are the result."""
-    model = transfer.start(architecture(len(fold.classes)), pretrained=False, weights=config.weights).to(fold.device)
+    network = architecture(len(fold.classes))
+    model = transfer.start(network, pretrained=False, weights=config.weights, size=config.size).to(fold.device)
     loader = feed(fold.training, config)
     count = min(len(loader), config.batches or len(loader))
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)

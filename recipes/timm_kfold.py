@@ -32,6 +32,7 @@ class Config(WarmStart, SelfTraining):
 
     member: str = setting("timm", "The name that the fold models share.")
     model: str = setting("resnet18", "A timm name, torchvision/NAME, or file.py:function.")
+    outputs: str = setting("logits", "What a network of yours gives; others are undone.", choices=transfer.OUTPUTS)
     pretrained: bool = setting(True, "Begin from the hub's weights.")
     size: int = setting(224, "Side of the square that images are resized to.", minimum=8)
     resize: str = setting("squash", "Squash the whole image, or cut its centre.", choices=("squash", "crop"))
@@ -74,7 +75,7 @@ class Config(WarmStart, SelfTraining):
 
 def architecture(config: Config, classes: int) -> dict[str, object]:
     """What rebuilds the network."""
-    return transfer.architecture(config.model, classes, config.size)
+    return transfer.architecture(config.model, classes, config.size, config.outputs)
 
 
 def train_fold(config: Config, fold: Fold) -> nn.Module:

@@ -173,6 +173,36 @@ def test_ids_that_tell_the_label(workspace):
     assert list(data_audit.ordered_ids(Competition.find())) == []
 
 
+def test_names_that_people_take_for_one_are_named(workspace):
+    """From the table on: classes and groups that differ in case, outer spaces or normal form; a group torn so is a leak."""
+    from toolkit.analysis import data_survey
+
+    names = ["caf\u00e9", "cafe\u0301", "bee", "bee "]
+    people = ["Ann", "ann", "Bo", "Cy"]
+    rows = "".join(f"{i:04d},{names[i % 4]},{people[i // 6]}\n" for i in range(24))
+    (workspace / "train.csv").write_text("id,label,person\n" + rows)
+    sample = (workspace / "sample_submission.csv").read_text()
+    (workspace / "sample_submission.csv").write_text(sample.replace("ant", "bee"))
+    (workspace / "split.csv").unlink()
+    done = CliRunner().invoke(cli, ["init", "--metric", "accuracy", "--group", "person", "--force"])
+    assert done.exit_code == 0, done.output
+    competition = Competition.find()
+    ids, labels = tuple(f"{i:04d}" for i in range(24)), tuple(names[i % 4] for i in range(24))
+    people_of = tuple(people[i // 6] for i in range(24))
+    torn = Split(ids, labels, people_of, np.arange(24) // 6 % 2)
+    of_classes, of_groups = data_audit.twin_names(competition, torn)
+    assert (of_classes.severity, of_groups.severity) == ("warning", "leak")
+    assert "'bee' and 'bee '" in of_classes.what
+    assert "'caf\u00e9' and 'cafe\u0301'" in of_classes.what or "'cafe\u0301' and 'caf\u00e9'" in of_classes.what
+    assert "'Ann' and 'ann': 1 of 1 stand in several folds" in of_groups.what
+    kept = Split(ids, labels, people_of, np.arange(24) // 12)
+    assert [finding.severity for finding in data_audit.twin_names(competition, kept)] == ["warning", "warning"]
+    advice = " ".join(data_survey.survey(competition).advice)
+    assert "'bee' and 'bee '" in advice
+    assert "'Ann' and 'ann'" in advice
+    assert {"twins"} <= {finding.code for finding in data_audit.audit(competition, test=False).findings}
+
+
 def test_a_torn_split_is_a_finding_and_no_crash(workspace):
     text = (workspace / "split.csv").read_text().splitlines()
     rows = [line.split(",") for line in text]

@@ -156,6 +156,22 @@ def test_logits_are_refused_with_their_row_sums_until_they_are_called_so(tmp_pat
     np.testing.assert_allclose(read(csv(tmp_path / "p.csv", frame()), TARGET, reading=Reading(logits=True)).values, P)
 
 
+def test_percent_is_taken_as_what_it_is_and_never_for_logits(tmp_path):
+    for decimals in (8, 2):
+        path = csv(tmp_path / "t.csv", frame(values=(100 * P).round(decimals)))
+        np.testing.assert_allclose(read(path, TARGET).values, P, atol=2 * 10.0 ** -(decimals + 2))
+        with pytest.raises(DataError, match="does not hold logits but percent"):
+            read(path, TARGET, reading=Reading(logits=True))
+    with pytest.raises(DataError, match="rows sum to 255 to 255"):
+        read(csv(tmp_path / "t.csv", frame(values=255 * P)), TARGET)
+    ids = [*IDS, *"abcd"]
+    each = csv(tmp_path / "t.csv", frame(values=sigmoid(np.concatenate([LOGITS, -LOGITS])), ids=ids))
+    with pytest.raises(DataError, match="does not hold logits but probabilities of each class by itself"):
+        read(each, TARGET, reading=Reading(logits=True))
+    logs = csv(tmp_path / "t.csv", frame(values=np.log(P)))
+    np.testing.assert_allclose(read(logs, TARGET, reading=Reading(logits=True)).values, P, atol=1e-12)
+
+
 def test_rounded_probabilities_are_normalised_and_others_refused(tmp_path):
     found = read(csv(tmp_path / "t.csv", frame(values=P.round(2))), TARGET).values
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-15)

@@ -22,7 +22,7 @@ NOUNS = (
 COUNTED = re.compile(rf" (?:(?:more|other|further|held-out|training|test|different|unusable) )*(?:{NOUNS})\b")
 # what stands before such a word and is no number, or a number that is never 1
 TEXTS = re.compile(
-    r"counted\(.*|part(\.capitalize\(\))?|what|where|path|source\.on|taken\.element|few\(.*|list\(sizes\)|given\.dtype|.*\.shape.*"
+    r"counted\(.*|per|part(\.capitalize\(\))?|what|where|path|source\.on|taken\.element|few\(.*|list\(sizes\)|given\.dtype|.*\.shape.*"
 )
 LARGE = re.compile(r"(\d+ \* )?[A-Z_]+")
 

@@ -16,7 +16,7 @@ from scipy.special import softmax
 from tests.conftest import CLASSES, card, network
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Preprocess
-from toolkit.errors import CardError, DataError, ModelError, ParityError, ToolkitError
+from toolkit.errors import CardError, DataError, ModelError, ToolkitError
 from toolkit.images import render
 from toolkit.models import adopt as adopting
 from toolkit.models import class_map
@@ -197,7 +197,7 @@ def test_a_batch_of_one_that_cannot_be_freed_runs_one_by_one_for_any_number(work
 
 def test_a_model_in_which_images_of_a_batch_see_each_other_is_refused(workspace):
     source = fixed_reshape(workspace / "model.onnx", 4, mixing=True)
-    with pytest.raises(ParityError, match="differ by"):
+    with pytest.raises(ModelError, match="depend on the other images of its batch"):
         adopt(source, asked(), Competition.read(workspace))
     assert not (workspace / "folds").exists()
 
@@ -207,7 +207,9 @@ def test_one_sigmoid_and_one_logit_stand_for_two_classes(tmp_path):
         model = torch.nn.Sequential(network(0, 1), *([torch.nn.Sigmoid()] if inside else []))
         source = torch_legacy(tmp_path / f"{inside}.onnx", model=model)
         with (
-            pytest.raises(ModelError, match="logits or probabilities") if inside else pytest.raises(CardError, match="1 number")
+            pytest.raises(ModelError, match="logits or probabilities")
+            if inside
+            else pytest.raises(CardError, match="1 number per image")
         ):
             adopt(source, asked(classes=("no", "yes") if inside else CLASSES), output=tmp_path / "x.onnx")
         output = "probabilities" if inside else "logits"
@@ -291,7 +293,7 @@ def test_what_the_graph_does_not_say_is_asked_for(tmp_path):
     model.graph.output.append(helper.make_tensor_value_info("g", TensorProto.FLOAT, None))
     onnx.save(model, source)
     for said, words in (
-        ({}, "2 outputs: 'dense', 'g'"),
+        ({}, "2 outputs: 'dense' .* × 3., 'g'; a number for each of 3 classes: 'dense'"),
         ({"output_name": "dense"}, "where the channels are"),
         ({"output_name": "dense", "layout": "nhwc"}, "any size"),
     ):

@@ -66,6 +66,17 @@ def divides():
 
 def mirrors():
     return v2.Compose([v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()])
+
+def soft(num_classes):
+    return nn.Sequential(*plain(num_classes), nn.Softmax(dim=1))
+
+class Everything(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.model = plain(num_classes)
+
+    def forward(self, images):
+        return (self.model(images), images) if self.training else self.model(images)
 """
 
 
@@ -233,7 +244,7 @@ def test_training_runs_in_channels_last(recipe, fold, monkeypatch):
 
     monkeypatch.setattr(networks, "create", lambda *_, **__: Spy())
     recipe.train_fold(recipe.Config(model="own.py:spy", pretrained=False, size=32, epochs=1, batch_size=20), fold)
-    assert seen == [(True, True, False)] * 2
+    assert seen[-2:] == [(True, True, False)] * 2  # before, the network was looked at
 
 
 @pytest.mark.slow
@@ -450,7 +461,9 @@ def test_weights_that_were_fetched_before_are_found_without_the_hub(no_hub):
 
 
 MISTAKES = {
-    "--model narrow": "gives (1, 2) for one image, not logits (1, 10)",
+    "--model narrow": "gives 2 numbers per image (5 × 2 in all) for 10 classes",
+    "--model soft": "gives probabilities, as a softmax does",
+    "--model Everything": "in training mode gives several outputs, a tuple",
     "--model wrong_size": "cannot take images of 32 × 32 pixels",
     "--model nothing": "gives NoneType, which is no torch.nn.Module",
     "--model nobody": "has no function 'nobody'",
@@ -472,6 +485,22 @@ def test_mistakes_in_own_code_are_sentences(recipe, root, own, said, workers):
     assert MISTAKES[said] in ran.output
     assert "Traceback" not in ran.output
     assert "Caught" not in ran.output
+
+
+def test_a_network_that_ends_in_softmax_is_trained_as_one_of_logits_where_that_is_said(recipe, root, own, monkeypatch):
+    flags = ("--epochs", "2", "--fold", "0", "--lr", "0.01")
+    plain = run(recipe, root, "--model", f"{own}:plain", *flags, "--member", "plain")
+    soft = run(recipe, root, "--model", f"{own}:soft", "--outputs", "probabilities", *flags, "--member", "soft")
+    assert (plain.exit_code, soft.exit_code) == (0, 0), soft.output
+    tables = [root / "runs" / member / "fold0" / "oof.parquet" for member in ("plain", "soft")]
+    logits, undone = (prediction_files.read_table(path).predictions["label"].values for path in tables)
+    np.testing.assert_allclose(undone, logits, atol=1e-4)
+    checkpoint = root / "runs" / "soft" / "fold0" / "model.safetensors"
+    again = root / "again.onnx"
+    monkeypatch.chdir(root)
+    done = CliRunner().invoke(cli, ["export", str(checkpoint), "--model", f"{own}:soft", "--output", str(again)])
+    assert done.exit_code == 0, done.output
+    assert onnx_file.read(again).digest == onnx_file.read(root / "folds" / "soft.fold0.onnx").digest
 
 
 def test_own_transforms_are_timed_one_by_one_and_go_to_other_processes(own, fold):

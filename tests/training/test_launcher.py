@@ -425,7 +425,7 @@ def train_fold(config, fold):
     trained = fit(model, feed, fold, epochs=config.epochs, prepare=prepare, loss=loss, optimiser=optimiser, schedule=schedule,
         ema=0.5, clip=0.5, patience=config.patience)
     if "SEEN" in os.environ:
-        Path(os.environ["SEEN"], f"{fold.number}.{rank}").write_text(repr(seen))
+        Path(os.environ["SEEN"], f"{fold.number}.{rank}").write_text(repr(seen[1:]))  # after those that the network was looked at with
         torch.save(trained.state_dict(), Path(os.environ["SEEN"], f"{fold.number}.{rank}.pt"))
     return trained
 

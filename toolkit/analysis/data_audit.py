@@ -18,6 +18,8 @@ from toolkit.analysis.label_doubts import FIXES, Issue, LabelJudge
 from toolkit.analysis.picture_pairs import Pair
 from toolkit.base import provenance
 from toolkit.base.text import csv_text
+from toolkit.core.twins import twins as names_alike
+from toolkit.core.twins import twins_note
 from toolkit.errors import SplitError, counted, few
 from toolkit.images.duplicates import twins
 from toolkit.images.duplicates.hashes import BITS
@@ -68,7 +70,14 @@ def audit(competition: Competition, *, test: bool = True, progress: Report | Non
     pairs = picture_pairs.pairs_of(competition, split, every, doubles)
     issues, judges, of_labels = label_doubts.judged(competition, dict(train))
     of_pairs = [*picture_pairs.findings_of(pairs), *picture_pairs.of_templates([every[i][1] for i in doubles.templates])]
-    findings = [*torn, *of_pairs, *groups(competition, split), *ordered_ids(competition), *of_labels]
+    findings = [
+        *torn,
+        *of_pairs,
+        *groups(competition, split),
+        *twin_names(competition, split),
+        *ordered_ids(competition),
+        *of_labels,
+    ]
     bad = {str(every[place][2]): why for place, why in seen.bad.items()}
     if bad:
         findings.append(
@@ -105,6 +114,27 @@ def groups(competition: Competition, split: Split | None) -> Iterator[AuditFindi
             if known
             else "If rows of one value show one thing (a person, a place), name it as [columns] group and split again.",
         )
+
+
+def twin_names(competition: Competition, split: Split | None) -> Iterator[AuditFinding]:
+    """Classes and groups that differ only in case, outer spaces or normal form; groups in several folds are a leak."""
+    for target in competition.targets:
+        alike = names_alike(target.classes)
+        if note := twins_note(target.classes, f"classes of {target.name!r}"):
+            hint = "If they are one class, write it one way in the table, then: toolkit init --force, toolkit split --force"
+            yield AuditFinding("twins", "warning", note, len(alike), hint)
+    column = competition.group
+    if not column or not (note := twins_note(competition.rows[column], f"groups of {column!r}")):
+        return
+    homes = dict(zip(split.ids, split.folds.tolist(), strict=True)) if split else {}
+    folds: dict[str, set[int]] = {}
+    for row_id, name in zip(competition.rows[competition.id], competition.rows[column], strict=True):
+        folds.setdefault(name, set()).update({homes[row_id]} if row_id in homes else ())
+    alike = names_alike(folds)
+    torn = sum(len(set().union(*(folds[name] for name in names))) > 1 for names in alike)
+    what = f"{note}: {torn:,} of {len(alike):,} stand in several folds" if split else note
+    hint = "If they are one group, write it one way in the table, then: toolkit split --force"
+    yield AuditFinding("twins", "leak" if torn else "warning", what, len(alike), hint)
 
 
 def write_fixes(competition: Competition, issues: Sequence[Issue]) -> Path | None:

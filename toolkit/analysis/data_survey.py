@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from toolkit.base.arrays import F64
 from toolkit.core import prediction_files
 from toolkit.core.metrics import Metric
+from toolkit.core.twins import twins_note
 from toolkit.errors import DataError, SubmissionError, counted, few
 from toolkit.images import statistics
 from toolkit.images.duplicates import twins
@@ -275,7 +276,7 @@ def _shifts(by_part: Mapping[Part, Files]) -> list[Shift]:
 
 
 def _advice(survey: Survey) -> list[str]:
-    advice = list(_about_files(survey))
+    advice = [*_about_twins(survey), *_about_files(survey)]
     for name, counts in survey.classes.items():
         advice += _about_classes(name, counts, survey.competition.score)
     if survey.groups:
@@ -295,6 +296,15 @@ def _advice(survey: Survey) -> list[str]:
     for column, count in survey.missing.items():
         advice.append(f"{survey.competition.train.table}: column {column!r} is empty in {counted(count, 'rows')}.")
     return advice or ["Nothing stands out: balanced classes, sound files, test images like the training images."]
+
+
+def _about_twins(survey: Survey) -> Iterator[str]:
+    """Classes and groups that people take for one, and programs for two."""
+    for name, counts in survey.classes.items():
+        if note := twins_note(counts, f"classes of {name!r}"):
+            yield f"{note}: if they are one class, write it one way in the table, and run `toolkit init` again."
+    if (group := survey.competition.group) and (note := twins_note(survey.competition.rows[group], f"groups of {group!r}")):
+        yield f"{note}: if they are one group, its rows may stand on both sides of the split; write it one way in the table."
 
 
 def _about_files(survey: Survey) -> Iterator[str]:

@@ -45,6 +45,7 @@ class Judged:
     says so. `optimistic` says by member, ENSEMBLE among them, why its scores are too good, of those that are. `confused` int64
     [C, C] counts truth by decided label (of a multilabel target, each label's truth by what was said: [C, 2, 2]). `pairs` say
     how members go together, `without` what leaving one out of the plain mean brings; both are empty for a single member.
+    `doubts` are sentences on tables that seem wrong.
     """
 
     target: Target
@@ -57,6 +58,7 @@ class Judged:
     pairs: tuple[member_diagnosis.Pair, ...]
     without: Mapping[str, Estimate]
     optimistic: Mapping[str, str]
+    doubts: tuple[str, ...] = ()
 
     def title(self, name: str) -> str:
         """A member's name beside its score, which says that this is too good where it is."""
@@ -254,7 +256,7 @@ def _judged(competition: Competition, target: Target, tables: Mapping[str, Path]
     if whole := "; ".join(filter(None, [joined.fitted, *of_members])):
         marks[ENSEMBLE] = whole
     together = replace(rows, members=(*rows.members, ENSEMBLE), stack=np.concatenate([rows.stack, combined[None]]))
-    truth = rows.truth.decided
+    truth, (doubted, doubts) = rows.truth.decided, member_diagnosis.doubted(rows)
     enough = rows.folds is not None or len(set(rows.groups or rows.ids)) >= FOLDS
     widen = {ENSEMBLE: widening(joined.outer)} if joined.outer > 1 else {}
     scores = score(together, [competition.metric], calibration=enough, widen=widen)
@@ -267,8 +269,9 @@ def _judged(competition: Competition, target: Target, tables: Mapping[str, Path]
         _by_fold(together, competition),
         _confused(truth, decide(combined, truth), len(target.classes)),
         tuple(member_diagnosis.pairs(rows)) if len(rows.members) > 1 else (),
-        member_diagnosis.ablation(rows, competition.score) if len(rows.members) > 1 else {},
+        member_diagnosis.ablation(member_diagnosis.honest(rows, doubted), competition.score),
         marks,
+        tuple(doubts),
     )
 
 
@@ -376,6 +379,8 @@ def _about(judged: Judged, report: Report) -> Iterator[str]:
     for why in dict.fromkeys(judged.optimistic.values()):
         names = [member for member, reason in judged.optimistic.items() if reason == why]
         yield f"{name}the scores of {few(names)} are optimistic: {why}."
+    for doubt in judged.doubts:
+        yield f"{name}{doubt}."
     for pair in judged.pairs:
         if pair.copies:
             yield f"{name}{pair.first} and {pair.second} are {pair.copies}: one of them is enough."

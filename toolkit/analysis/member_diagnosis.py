@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.analysis.member_doubts import TooGood, too_good
 from toolkit.analysis.scores import per_class
 from toolkit.base.arrays import F64, Labels
 from toolkit.blending.nested import Estimate, compare, fold_scales, outer_folds, row_scores, score_of, units
@@ -22,6 +23,7 @@ from toolkit.errors import DataError
 FLOOR = 1e-4  # of probabilities in likelihoods: one row that is certain and wrong must not outweigh hundreds
 CERTAIN = 4.0  # standard errors by which another class order must fit better: 3e-5 by chance
 SAME, NEARLY, ALIKE = 1e-9, 0.01, 0.001  # largest gap of copies; mean gap and share of other labels of near copies
+SHOWN = 12  # columns of another order that a sentence names
 ODD = 0.01  # by chance at most so often would any fold of a member be as far off
 
 
@@ -56,6 +58,13 @@ class Permuted:
     after: float
     like: str
 
+    def __str__(self) -> str:
+        moved = ", ".join(f"{column} holds {held}" for column, held in list(self.columns.items())[:SHOWN])
+        return (
+            f"{self.member}: its classes are permuted ({self.certainty:.0f} standard errors; {self.before:.1%} right as named, "
+            f"{self.after:.1%} in the likeliest order): column {moved}" + (f"; {self.like}" if self.like else "")
+        )
+
 
 @dataclass(frozen=True)
 class OddFold:
@@ -70,7 +79,10 @@ class OddFold:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that was found: each member's score, what leaving it out of the plain mean brings, F1 by class, and what is odd."""
+    """All that was found: each member's score, what leaving it out of the plain mean brings, F1 by class, and what is odd.
+
+    `without` is of the mean of those members that are not `too_good`: against what has seen the rows, honest ones look idle.
+    """
 
     scores: dict[str, Estimate]
     mean: Estimate
@@ -81,6 +93,7 @@ class Diagnosis:
     odd_folds: tuple[OddFold, ...]
     notes: tuple[str, ...]
     rows: int
+    too_good: tuple[TooGood, ...] = ()
 
     @property
     def record(self) -> dict[str, Any]:
@@ -101,16 +114,18 @@ def diagnose(rows: MemberRows, metric: Metric, *, draws: int = 1000, seed: int =
     whole = estimates.pop("")
     permuted = [permutation(rows, place, seed=seed) for place in range(len(names))]
     odd = [finding for place in range(len(names)) for finding in odd_folds(rows, place, metric, seed=seed)]
+    doubted = too_good(rows, apart={found.member for found in permuted if found})
     return Diagnosis(
         estimates,
         whole,
-        ablation(rows, metric, draws=draws, seed=seed),
+        ablation(honest(rows, doubted), metric, draws=draws, seed=seed),
         tuple(pairs(rows)),
         _by_class(rows, mean),
         tuple(finding for finding in permuted if finding),
         tuple(odd),
         (*rows.notes, *_scales(rows, metric)),
         len(rows.ids),
+        tuple(doubted),
     )
 
 
@@ -120,6 +135,24 @@ def _scales(rows: MemberRows, metric: Metric) -> Iterator[str]:
         scales = rows.folds is not None and fold_scales(rows.truth.decided, metric, table, rows.folds, groups=rows.groups)
         if scales and scales.note:
             yield f"{name}: {scales.note}"
+
+
+def doubts(rows: MemberRows) -> list[str]:
+    """What speaks against the members' tables, in sentences: too good to be out of fold, or columns in another order."""
+    return doubted(rows)[1]
+
+
+def doubted(rows: MemberRows) -> tuple[list[TooGood], list[str]]:
+    """Members that seem to have seen the rows, and all that speaks against the members' tables, in sentences."""
+    orders = [order for place in range(len(rows.members)) if (order := permutation(rows, place))]
+    known = too_good(rows, apart={order.member for order in orders})
+    return known, [*map(str, known), *map(str, orders)]
+
+
+def honest(rows: MemberRows, doubted: Sequence[TooGood]) -> MemberRows:
+    """The members but for those that seem to have seen the rows."""
+    kept = [place for place, name in enumerate(rows.members) if name not in {doubt.member for doubt in doubted}]
+    return replace(rows, members=tuple(rows.members[place] for place in kept), stack=rows.stack[kept]) if doubted else rows
 
 
 def pairs(rows: MemberRows) -> list[Pair]:

@@ -116,7 +116,10 @@ def read_members(
     view_sets = {name: str(meta.get("view_set") or meta.get("tta") or "none") for name, meta in metas.items()}
     views = {name: sets for name, sets in view_sets.items() if sets != "none" and "=" not in sets}
     rows = rows_of(competition, target, tables, common=common)
-    return replace(rows, views=views, notes=(*rows.notes, *optimistic_notes(paths), *other_splits(competition, metas)))
+    split, digests = Split.if_made(competition), {meta.get("split") for meta in metas.values()}
+    unseen = split.unseen_notes() if split and digests & {None, split.digest} else []
+    notes = (*rows.notes, *optimistic_notes(paths), *other_splits(competition, metas), *unseen)
+    return replace(rows, views=views, notes=notes)
 
 
 def rows_of(competition: Competition, target: Target, tables: Mapping[str, Predictions], *, common: bool = False) -> MemberRows:
@@ -166,11 +169,12 @@ def fit(
     common: bool = False,
     reading: Reading | None = None,
     report: Callable[[int, int], None] | None = None,
+    doubts: Callable[[MemberRows], Sequence[str]] | None = None,
 ) -> tuple[Path, dict[str, Verdict]]:
     """Judge the members of every target and write blend.json; the verdicts by target.
 
     `weighers`, `votes` and `calibrate` are tried in every combination, those that may pay where empty (`plan_selection.plans`).
-    `prior` is what is known of the classes of the test set, `cat=0.5,dog=0.5`.
+    `prior` is what is known of the classes of the test set, `cat=0.5,dog=0.5`. What `doubts` says of the rows is noted.
 
     Raises:
         DataError, AlignmentError: see `read_members` and `judge`; a prior that is none, or several targets and a prior.
@@ -180,6 +184,7 @@ def fit(
         raise DataError("class shares of the test set are of one target, and there are several", code="prior-of-one-target")
     for target in competition.targets:
         rows = read_members(competition, target, paths, common=common, reading=reading)
+        rows = replace(rows, notes=(*rows.notes, *doubts(rows))) if doubts else rows
         every = plans(competition.score, weighers, votes, calibrate, multilabel=target.multilabel)
         verdict = judge(
             rows.stack, rows.truth.decided, competition.score, every, members=rows.members, folds=rows.folds,

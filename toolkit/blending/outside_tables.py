@@ -15,7 +15,7 @@ from toolkit.base import files
 from toolkit.base.arrays import F64
 from toolkit.base.text import csv_text
 from toolkit.base.text.text_forms import TextForm
-from toolkit.core import prediction_files
+from toolkit.core import prediction_files, raw_outputs
 from toolkit.core.activations import sigmoid, softmax
 from toolkit.core.predictions import Predictions
 from toolkit.core.targets import Target, class_order
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".parquet", ".csv", ".npz")
 ROUNDED = 0.02  # rows that sum to 1 within this were rounded (18 classes at two digits: 0.09 at worst, 0.012 as a rule)
+FEW = 5  # rows; logits of as many lie all between 0 and 1 by no chance
 _IDS = {"id", "image_id", "imageid", "image", "filename", "file_name", "file", "image_name", "row_id"}
 _GRIDS = ("probabilities", "probs", "proba", "oof", "test", "predictions", "preds", "logits", "values")
 _PART = re.compile(r"^(?:oof|test|sub|submission)[_-](?=.)|(?<=.)[_-](?:oof|test|sub|submission|preds?|probs?)$")
@@ -384,10 +385,10 @@ def _is_number(cell: Any) -> bool:
 
 
 def _grid(path: Path, target: Target, ids: tuple[str, ...], values: F64, how: Reading) -> Predictions:
-    """Values [N, C] as probabilities: as they are, normalised where they were rounded, or from logits if that was said.
+    """Values [N, C] as probabilities: as they are, normalised where they are percent or rounded, or from logits if so said.
 
     Raises:
-        DataError: NaN, or no probabilities.
+        DataError: NaN, no probabilities, or such as were called logits.
     """
     bad = ~np.isfinite(values).all(axis=1)
     if bad.any():
@@ -397,10 +398,16 @@ def _grid(path: Path, target: Target, ids: tuple[str, ...], values: F64, how: Re
             hint="Mend the table; a NaN often comes from a join that found no partner.",
         )
     sums, low, high = values.sum(axis=1), values.min(initial=0.0), values.max(initial=0.0)
+    kind = raw_outputs.look(values, exclusive=not target.multilabel, half=True).kind if len(values) > 1 else "logits"
+    if kind == "percent" and not how.logits:
+        values, sums, high = values / sums[:, None], np.ones(len(values)), 1.0
     odd = low < 0 or (high > 1 if target.multilabel else bool(np.abs(sums - 1).max(initial=0.0) > ROUNDED))
+    seen = f"values lie between {low:.4g} and {high:.4g}"
+    seen += "" if target.multilabel else f", rows sum to {sums.min():.4g} to {sums.max():.4g}"
+    if odd and how.logits and (kind in ("percent", "scaled") or (kind == "sigmoid" and len(values) >= FEW)):
+        what = {"percent": "percent", "scaled": "shares of one sum"}.get(kind, "probabilities of each class by itself")
+        raise DataError(f"{path} does not hold logits but {what}: {seen}", hint="Do not call them logits; normalise each row.")
     if odd and not how.logits:
-        seen = f"values lie between {low:.4g} and {high:.4g}"
-        seen += "" if target.multilabel else f", rows sum to {sums.min():.4g} to {sums.max():.4g}"
         raise DataError(
             f"{path} does not hold probabilities: {seen}", hint="Unless they are logits, normalise each row.", code="logits"
         )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.base import documents, files
 from toolkit.base.arrays import U8
@@ -17,16 +16,16 @@ from toolkit.core.activations import probabilities
 from toolkit.core.cards import Activation, Card, Output, Preprocess
 from toolkit.errors import CardError, ImageError, ModelError, ParityError, counted, few
 from toolkit.images import render
-from toolkit.models import class_map, export, export_checkpoint, wrap_graph
-from toolkit.models.foreign_model import Asked, Input, Original, find_input, find_layout, find_output, find_size
+from toolkit.models import export, export_checkpoint, foreign_output, wrap_graph
+from toolkit.models.foreign_model import Asked, Input, Original, find_input, find_layout, find_size
 from toolkit.models.wrap_graph import Back, Batching, Colour, Front
-from toolkit.runtime.graphs import onnx_file, trial
+from toolkit.runtime.graphs import graph_end, onnx_file, trial
 from toolkit.workspace.competition import FILE, Competition, Target
 from toolkit.workspace.split import Split
 
 BATCHES = (1, 2, 7)
 TOLERANCE = {"float32": 1e-4, "uint8": 1e-4, "float16": 5e-3}  # in probability; float16 has eleven bits
-SUMS = 1e-2  # rows that sum to 1 within this are probabilities (float16: 1e-3 per class of a few)
+LOOKED = 32  # images whose numbers are looked at
 CHECKED = 128  # training images that the accuracy is shown on: enough to see a wrong colour order or class order
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -92,7 +91,7 @@ def adopt(
     """
     model = onnx_file.load(source, external=True)
     trial.check(model, source)
-    taken, given = find_input(source, model, asked), find_output(source, model, asked)
+    taken, given = find_input(source, model, asked), foreign_output.find_output(source, model, asked)
     card, front = _card(source, asked, taken, competition)
     card = export_checkpoint.claimed(card, onnx_file.card_of(model, source), competition, ids=None, where=source)
     path = output or (competition.path("folds") if competition else Path()) / f"{card.title}.onnx"
@@ -100,9 +99,10 @@ def adopt(
         raise ModelError(f"{path} exists", hint="Replace it, or name another member or fold.", code="replace-export")
     rows = _labelled(competition, asked)
     pixels = _pixels(card.preprocess, rows, competition)
-    original = Original(source, model, taken, given.name)
-    raw = original(front, pixels[: sum(BATCHES)])
-    back, notes = _back(source, asked, raw)
+    original = Original(source, model, taken, given.name, len(asked.classes))
+    foreign_output.check_eval(source, model, original, front, pixels)
+    raw = original(front, pixels[: max(sum(BATCHES), LOOKED)])
+    back, notes = foreign_output.meaning(source, asked, raw, graph_end.last_operation(model, given.name))
     card = _complete(card, asked, back, competition)
     data, batching, gaps = _prove(source, model, original, front, back, card, pixels, taken, given.name)
     done = replace(card, parity=gaps)
@@ -166,50 +166,6 @@ def _cut(asked: Asked, size: tuple[int, int], known: Preprocess | None) -> Prepr
         )
     shorter = int(np.floor(max(size) / share)) if how == "crop" else None
     return Preprocess(size, how, shorter, interpolation=asked.interpolation or start.interpolation).framing(asked.box)
-
-
-def _back(source: Path, asked: Asked, raw: NDArray[Any]) -> tuple[Back, list[str]]:
-    """What the output means: checked against the number of classes, and against what probabilities look like."""
-    values = np.asarray(raw, dtype=np.float64).reshape(len(raw), -1)
-    width, classes = values.shape[1], asked.classes
-    binary = width == 1 and len(classes) == 2
-    if width != len(classes) and not binary:
-        raise CardError(
-            f"{source} gives {counted(width, 'numbers')} per image, shape {raw.shape[1:]}, "
-            f"and {counted(len(classes), 'classes were')} named",
-            hint="Mend the names; another class set is brought to yours by a class map.",
-            code="class-map",
-        )
-    if len(set(classes)) != len(classes):
-        repeated = sorted(name for name in set(classes) if classes.count(name) > 1)
-        raise CardError(f"the list of classes names one twice: {few(repeated)}", code="classes")
-    if not np.isfinite(values).all():
-        bad = int((~np.isfinite(values)).any(axis=1).sum())
-        raise ModelError(f"{source} gives NaN or infinite numbers for {counted(bad, 'images')}")
-    low, high, sums = values.min(), values.max(), values.sum(axis=1)
-    within = bool(low >= -1e-6 and high <= 1 + 1e-6)
-    apart = asked.multilabel or binary
-    alike = within and (apart or bool(np.abs(sums - 1).max() <= SUMS))
-    seen = f"lie between {low:.4g} and {high:.4g}" + ("" if apart else f", rows sum to {sums.min():.4g} to {sums.max():.4g}")
-    if apart and within and asked.output is None:
-        raise ModelError(f"{source}: its numbers {seen}: logits or probabilities?", hint="Say which.", code="output")
-    if asked.output == "probabilities" and not alike:
-        raise ModelError(
-            f"{source}: its numbers are no probabilities: they {seen}", hint="Say that they are logits.", code="output"
-        )
-    if asked.output == "logits" and alike and not apart:
-        raise ModelError(
-            f"{source}: its numbers are no logits but probabilities: they {seen}",
-            hint="Say that they are probabilities.",
-            code="output",
-        )
-    notes = [] if asked.output else [f"the model gives {'probabilities' if alike else 'logits'}: its numbers {seen}"]
-    mapping = class_map.make(classes, asked.mapping) if asked.mapping else None
-    if mapping and asked.multilabel and mapping.merges:
-        raise CardError("classes of a multilabel model cannot be merged: their probabilities do not add up")
-    if mapping and binary and not alike:
-        raise CardError("a class map needs a column per class, and this model has one logit for two classes")
-    return Back(width, alike, asked.multilabel, mapping), notes
 
 
 def _complete(card: Card, asked: Asked, back: Back, competition: Competition | None) -> Card:
@@ -324,7 +280,10 @@ def _judged(
     output = card.outputs[0]
 
     def accuracy(front: Front, classes: Sequence[str] = output.classes) -> float:
-        p = probabilities(back.finish(original(front, pixels)), output)
+        rows = back.finish(original(front, pixels))
+        if not np.isfinite(rows).all():
+            return 0.0  # other pixels than it was trained with may overflow
+        p = probabilities(rows, output)
         return float(np.mean(np.array(classes)[p.argmax(axis=1)] == names))
 
     found = accuracy(front)

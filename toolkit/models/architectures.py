@@ -6,7 +6,7 @@ What the user types, and what a recipe passes to `networks.create`, is not looke
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 from toolkit.base import documents, schema
 from toolkit.base.schema import Range, Size
@@ -57,6 +57,7 @@ class _Architecture(TypedDict, total=False):
     stochastic_depth_prob: _Share
     transform_input: bool
     init_weights: bool
+    outputs: Literal["probabilities", "percent", "sigmoid"]
 
 
 def parse(text: str, *, where: str) -> dict[str, Any]:

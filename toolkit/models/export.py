@@ -18,6 +18,7 @@ from toolkit.base.quiet import quiet
 from toolkit.core.activations import probabilities
 from toolkit.core.cards import Card, Output
 from toolkit.errors import ModelError, ParityError, few
+from toolkit.models import network_outputs
 from toolkit.runtime.graphs import onnx_file
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def export(model: torch.nn.Module, card: Card, path: Path, *, samples: NDArray[n
     (N, 3, H, W) with any N. `samples` are evaluation pixels of real images, uint8 (N, 3, H, W), used in batches of 1, 2 and 7.
 
     Raises:
-        ModelError: torch cannot export the model, or its input or output do not fit the card.
+        ModelError: torch cannot export the model, its input or output do not fit the card, or it gives no logits of each image.
         ParityError: onnxruntime differs from torch by more than 1e-4; nothing stands at `path`.
         StoreError: `path` cannot be written.
     """
@@ -47,11 +48,13 @@ def export(model: torch.nn.Module, card: Card, path: Path, *, samples: NDArray[n
     try:
         with torch.inference_mode():
             expected = [reference(torch.from_numpy(batch)).numpy() for batch in batches(samples)]
+            together = reference(torch.from_numpy(samples[: sum(BATCHES)])).numpy()
     except (RuntimeError, ValueError, TypeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{card.title}: the model itself fails on batches of {few(BATCHES)} images: {first}") from error
     if expected[0].shape[1:] != (card.width,):
         raise ModelError(f"{card.title}: the model gives {expected[0].shape[1:]} logits, its card says {card.width}")
+    network_outputs.check_rows(np.concatenate(expected)[: len(together)], together, card)
     proto = _to_onnx(reference, samples[:2], card)
     onnx_file.strip(proto)
     gaps = _prove(proto.SerializeToString(), samples, expected, card)

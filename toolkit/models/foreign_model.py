@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.arrays import U8
+from toolkit.core import raw_outputs
 from toolkit.core.cards import Interpolation, Resize
+from toolkit.core.raw_outputs import Gives
 from toolkit.errors import ModelError, counted, few
 from toolkit.images.budget import LIMIT_PIXELS
 from toolkit.models import export
@@ -36,7 +38,7 @@ class Asked:
     layout: Layout | None = None
     element: Element | None = None
     colour: Colour = "rgb"
-    output: Literal["logits", "probabilities"] | None = None
+    output: Gives | None = None
     output_name: str = ""
     multilabel: bool = False
     resize: Resize | None = None
@@ -84,22 +86,6 @@ def find_input(source: Path, model: Any, asked: Asked) -> Input:
     return Input(inputs[0].name, element, dims)
 
 
-def find_output(source: Path, model: Any, asked: Asked) -> Any:
-    """The output that holds the classes: the only one, or the one named.
-
-    Raises:
-        ModelError: several and none named, or none of that name.
-    """
-    names = [value.name for value in model.graph.output]
-    if asked.output_name and asked.output_name not in names:
-        raise ModelError(f"{source} has no output {asked.output_name!r}", hint=f"It has: {', '.join(names)}.")
-    if not asked.output_name and len(names) > 1:
-        raise ModelError(
-            f"{source} has {counted(len(names), 'outputs')}: {few(names, limit=12)}", hint="Choose one.", code="output-name"
-        )
-    return model.graph.output[names.index(asked.output_name) if asked.output_name else 0]
-
-
 def find_layout(source: Path, taken: Input, asked: Asked) -> Layout:
     """Where the three colours are: said by the graph, or told.
 
@@ -143,8 +129,8 @@ def find_size(source: Path, taken: Input, layout: Layout, told: tuple[int, int] 
 class Original:
     """A model in onnxruntime as its maker left it, fed what it wants, in batches of the size that it is fixed to (else 1)."""
 
-    def __init__(self, source: Path, model: Any, taken: Input, output: str) -> None:
-        self.source, self.taken, self.output = source, taken, output
+    def __init__(self, source: Path, model: Any, taken: Input, output: str, classes: int) -> None:
+        self.source, self.taken, self.output, self.classes = source, taken, output, classes
         self.batch = taken.dims[0] or 1
         self.session = export.opened(model.SerializeToString(), str(source))
 
@@ -156,13 +142,17 @@ class Original:
             filled = np.concatenate([part, *[part[-1:]] * (self.batch - len(part))])
             rows = self._run(front.prepare(filled))
             if rows.shape[:1] != (self.batch,):
-                raise ModelError(
-                    f"{self.source}: output {self.output!r} has shape {rows.shape} for {counted(self.batch, 'images')}",
-                    hint="Choose another output.",
-                    code="output-name",
-                )
+                raw_outputs.columns(rows, self.batch, self.classes, where=f"{self.source}: output {self.output!r}")
             outputs.append(rows[: len(part)])
         return np.concatenate(outputs)
+
+    def at_once(self, front: Front, pixels: U8) -> NDArray[Any] | None:
+        """The raw output for all images in one batch; None where it does not take them so, or does not give a row for each."""
+        try:
+            rows = self._run(front.prepare(pixels))
+        except ModelError:
+            return None
+        return rows if rows.shape[:1] == pixels.shape[:1] else None
 
     def _run(self, batch: NDArray[Any]) -> NDArray[Any]:
         try:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from toolkit.base import user_functions
 from toolkit.base.quiet import quiet
-from toolkit.errors import ModelError, ToolkitError, counted, few
+from toolkit.errors import ModelError, counted, few
 
 if TYPE_CHECKING:
     import torch
 
 TORCHVISION = "torchvision/"
+TINY = 1e-37  # above the least normal float32
+UNDONE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {  # logits of what else a network may give
+    "probabilities": lambda given: given.float().clamp(min=TINY).log(),
+    "percent": lambda given: (given.float() / 100).clamp(min=TINY).log(),
+    "sigmoid": lambda given: given.float().logit(eps=1e-7),  # float32 knows none nearer to 1
+}
 PATIENCE = 5  # seconds for the hub to answer
 
 
@@ -25,14 +31,15 @@ def create(architecture: Mapping[str, Any], *, pretrained: bool = False) -> torc
     `model_name` is a timm name, "torchvision/NAME" or "file.py:function" (called with `num_classes`). With `factors`, sizes
     whose product is `num_classes`, the network has one head per factor and their logits are added up: the softmax over all
     combinations is then the product of the factors' softmaxes. With `crops` as well, a box of shares (top, left, bottom, right)
-    for each factor, every factor has a network of its own that sees its box only.
+    for each factor, every factor has a network of its own that sees its box only. With `outputs`, what a network gives in place
+    of logits (a name from GIVES) is undone: see `as_logits`.
 
     Raises:
         ModelError: no such network, or its pretrained weights cannot be had.
     """
     arguments = dict(architecture)
     name, factors = str(arguments.pop("model_name")), arguments.pop("factors", None)
-    crops = arguments.pop("crops", None)
+    crops, outputs = arguments.pop("crops", None), str(arguments.pop("outputs", "logits"))
     if crops and len(crops) != len(factors or ()):
         raise ModelError(
             f"{counted(len(crops), 'crops')} for {counted(len(factors or ()), 'factors')}",
@@ -45,13 +52,20 @@ def create(architecture: Mapping[str, Any], *, pretrained: bool = False) -> torc
         if prod(factors) != (classes := arguments.get("num_classes", 0)):
             raise ModelError(f"{prod(factors)} combinations of {list(factors)} for {counted(int(classes), 'classes')}")
         arguments["num_classes"] = sum(factors)
+    model = _plain(name, arguments, pretrained=pretrained)
+    model = model if outputs == "logits" else as_logits(model, outputs)
+    return _summed(model, factors) if factors else model
+
+
+def _plain(name: str, arguments: Mapping[str, Any], *, pretrained: bool) -> torch.nn.Module:
+    """The network of a name as its maker makes it."""
     if ".py:" in name:
         model: torch.nn.Module = user_functions.user_function(name)(**arguments)
     elif not timms(name):
         model = _torchvision(name.removeprefix(TORCHVISION), arguments, pretrained=pretrained)
     else:
         model = _timm(name, arguments, pretrained=pretrained)
-    return _summed(model, factors) if factors else model
+    return model
 
 
 def known(name: str) -> bool:
@@ -68,38 +82,6 @@ def known(name: str) -> bool:
 def timms(name: str) -> bool:
     """Whether a name is one for timm to make."""
     return not name.startswith(TORCHVISION) and ".py:" not in name
-
-
-def probe(model: torch.nn.Module, name: str, size: int, classes: int) -> None:
-    """Send one blank image of `size` × `size` through a network.
-
-    Raises:
-        ModelError: it is no network, cannot take the image, or gives other than `classes` logits for it.
-    """
-    import torch
-
-    if not isinstance(model, torch.nn.Module):
-        raise ModelError(f"{name} gives {type(model).__name__}, which is no torch.nn.Module", hint="Return the network.")
-    training = model.training
-    try:
-        with torch.inference_mode():
-            logits = model.eval()(torch.zeros(1, 3, size, size))
-    except ToolkitError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"{name} cannot take images of {size} × {size} pixels: {user_functions.first_line(error)}",
-            hint="Use another size, or another network.",
-            code="size-or-network",
-        ) from error
-    finally:
-        model.train(training)
-    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if shape != (1, classes):
-        raise ModelError(
-            f"{name} gives {shape} for one image, not logits (1, {classes}), one for each class",
-            hint="Make its last layer as wide as `num_classes` says.",
-        )
 
 
 def stages(model: torch.nn.Module) -> list[str]:
@@ -294,6 +276,30 @@ def _no_weights(name: str, error: Exception) -> ModelError:
         hint="Without a connection, give a file, or start from nothing.",
         code="weights",
     )
+
+
+def as_logits(model: torch.nn.Module, outputs: str) -> torch.nn.Module:
+    """A network that gives probabilities (of a softmax), percent or sigmoids, with the logits of these instead.
+
+    Raises:
+        ModelError: nothing is known to undo what it gives.
+    """
+    import torch
+
+    if outputs not in UNDONE:
+        raise ModelError(f"no logits can be made of {outputs!r}", hint=f"It is one of: logits, {', '.join(UNDONE)}.")
+
+    class AsLogits(torch.nn.Module):
+        """The network, and what undoes its end."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outputs = model, outputs
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return UNDONE[self.outputs](self.inner(images))
+
+    return AsLogits()
 
 
 def _summed(model: torch.nn.Module, factors: Sequence[int]) -> torch.nn.Module:

@@ -64,13 +64,14 @@ class Front:
 class Back:
     """What becomes of the graph's output of `width` numbers per image.
 
-    `probabilities` says what comes in, and the same goes out.
+    `probabilities` says what comes in, and the same goes out, once they are divided by `unit`: a number, or the row's sum.
     """
 
     width: int
     probabilities: bool = False
     multilabel: bool = False
     mapping: ClassMap | None = None
+    unit: float | Literal["sum"] = 1.0
 
     @property
     def pair(self) -> bool:
@@ -82,6 +83,7 @@ class Back:
         x = np.asarray(raw, dtype=np.float32).reshape(len(raw), self.width)
         if self.probabilities:
             x = x.clip(0)
+            x = x / (x.sum(axis=1, keepdims=True).clip(TINY) if self.unit == "sum" else np.float32(self.unit))
             x = np.concatenate([1 - x, x], axis=1) if self.pair else x
         if self.mapping is None:
             return x
@@ -224,12 +226,22 @@ def _back_nodes(build: _Builder, given: str, back: Back) -> tuple[list[Any], str
     chain.add("Reshape", build.ints(-1, back.width))
     if back.probabilities:
         p = chain.add("Max", build.constant(np.zeros((1, 1), dtype=np.float32)))
+        if back.unit == "sum":
+            p = chain.add("Div", _total(build, chain, back.width), first=p)
+        elif back.unit != 1:
+            p = chain.add("Div", build.constant(np.float32(back.unit)))
         if back.pair:
             one = build.constant(np.ones((1, 1), dtype=np.float32))
             chain.add("Concat", p, first=chain.add("Sub", p, first=one), axis=1)
     if back.mapping is not None:
         _mapped(build, chain, back, back.mapping)
     return chain.nodes, chain.last
+
+
+def _total(build: _Builder, chain: _Chain, width: int) -> str:
+    """The sum of each row of the last value, above zero."""
+    summed = chain.add("MatMul", build.constant(np.ones((width, 1), dtype=np.float32)))
+    return chain.add("Max", build.constant(np.float32(TINY)), first=summed)
 
 
 def _mapped(build: _Builder, chain: _Chain, back: Back, mapping: ClassMap) -> None:
@@ -242,9 +254,8 @@ def _mapped(build: _Builder, chain: _Chain, back: Back, mapping: ClassMap) -> No
     if not back.probabilities:
         chain.add("Exp", first=chain.add("LogSoftmax", axis=1))
     else:
-        kept, ones = chain.last, build.constant(np.ones((len(mapping.kept), 1), dtype=np.float32))
-        total = chain.add("Max", tiny, first=chain.add("MatMul", ones))
-        chain.add("Div", total, first=kept)
+        kept = chain.last
+        chain.add("Div", _total(build, chain, len(mapping.kept)), first=kept)
     chain.add("MatMul", matrix)
     summed = chain.add("Add", tiny)
     if not back.probabilities:

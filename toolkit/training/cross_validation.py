@@ -102,9 +102,11 @@ def _named(fold: int | None) -> str:
 
 
 def _say_why(plan: TrainingPlan, fold: int | None, say: Say) -> None:
-    """Name what is gone of a fold that was finished once, since it is trained again."""
+    """Name what is gone of a fold that was finished once, since it is trained again, and what its model will never see."""
     if plan.export(fold).exists():
         say(f"{_named(fold)} is trained again: {few(path.name for path in plan.missing(fold))} of it is gone")
+    for note in [] if fold is None else plan.split.unseen_notes(fold):
+        say(f"Warning: {note}")
 
 
 def _whole(plan: TrainingPlan, fold: int | None) -> None:

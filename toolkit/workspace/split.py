@@ -109,6 +109,23 @@ class Split:
             (row["fold"], name) for row in self.balance() if row["fold"] != EXTRA for name, n in row["classes"].items() if not n
         ]
 
+    def unseen_classes(self) -> dict[int, tuple[str, ...]]:
+        """Classes whose rows a fold holds out all: its model never sees one, and its column for them says nothing."""
+        balance = self.balance()
+        names = list(balance[0]["classes"])
+        total = {name: sum(row["classes"][name] for row in balance) for name in names}
+        unseen = {row["fold"]: tuple(n for n in names if row["classes"][n] == total[n]) for row in balance if row["fold"] >= 0}
+        return {fold: classes for fold, classes in unseen.items() if classes}
+
+    def unseen_notes(self, fold: int | None = None) -> list[str]:
+        """A sentence about every fold (or only the one) whose model never sees a class."""
+        return [
+            f"every row of class {few(classes)} is held out by fold {number}: its model never sees one, and what it says of "
+            f"{'it' if len(classes) == 1 else 'them'} is no prediction"
+            for number, classes in self.unseen_classes().items()
+            if fold in (None, number)
+        ]
+
     def write(self, path: Path) -> Path:
         """Write the split as CSV: id, label, group, fold."""
         rows = zip(self.ids, self.labels, self.groups, self.folds.tolist(), strict=True)

@@ -10,6 +10,7 @@ import click
 
 from toolkit.base.text.printing import Table, facts
 from toolkit.cli import options
+from toolkit.core.raw_outputs import GIVES
 from toolkit.errors import counted
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class _Size(click.ParamType[tuple[int, int]]):
     "--input", "element", type=click.Choice(["float32", "float16", "uint8"]), help="Refuse a graph that takes another."
 )
 @click.option("--colour", type=click.Choice(["rgb", "bgr"]), default="rgb", help="Order of its channels (OpenCV, Caffe: bgr).")
-@click.option("--output", type=click.Choice(["logits", "probabilities"]), help="What it gives; seen from its rows unless told.")
+@click.option("--output", type=click.Choice(list(GIVES)), help="What it gives; seen from its rows unless told.")
 @click.option("--output-name", default="", help="Which of several outputs holds the classes.")
 @click.option("--multilabel", is_flag=True, help="Each class is a yes or no of its own.")
 @click.option("--resize", type=click.Choice(["squash", "crop"]), help="Resize whole (default), or cut the centre.")

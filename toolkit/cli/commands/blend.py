@@ -104,6 +104,7 @@ def command(
     toolkit blend --apply b4_test.csv vit_test.npz --name blended
     toolkit blend --labels monday.csv tuesday.csv theirs.csv --weights 2,1,1
     """
+    from toolkit.analysis import member_diagnosis
     from toolkit.blending import mix_tables, oof
     from toolkit.cli.progress import bar
 
@@ -120,6 +121,7 @@ def command(
         path, verdicts = oof.fit(
             competition, oof.find_tables(competition, tables), weighers=weighers, votes=votes, calibrate=calibrate,
             prior=prior, always=always, common=common, reading=reading, report=report,
+            doubts=member_diagnosis.doubts,
         )  # fmt: skip
     return _fitted(path, verdicts, competition.metric)
 

@@ -52,12 +52,7 @@ def command(competition: Competition, tables: tuple[str, ...], fit_on: str, read
 def _findings(diagnosis: Diagnosis) -> list[Part]:
     """What should be mended or left out, in sentences."""
     lines = [f"  {note}" for note in diagnosis.notes]
-    for odd in diagnosis.permuted:
-        moved = ", ".join(f"{column} holds {held}" for column, held in list(odd.columns.items())[:_SHOWN])
-        lines.append(
-            f"  {odd.member}: its classes are permuted ({odd.certainty:.0f} standard errors; {odd.before:.1%} right as named, "
-            f"{odd.after:.1%} in the likeliest order): column {moved}" + (f"; {odd.like}" if odd.like else "")
-        )
+    lines += [f"  {doubt}" for doubt in (*diagnosis.too_good, *diagnosis.permuted)]
     lines += [f"  {p.first} and {p.second} are {p.copies}: leave one out" for p in diagnosis.pairs if p.copies]
     lines += [
         f"  {odd.member}: fold {odd.fold} scores {odd.score:.5f}, others about {odd.typical:.5f} (by chance: {odd.chance:.2g})"
@@ -68,6 +63,8 @@ def _findings(diagnosis: Diagnosis) -> list[Part]:
         for name, alone in diagnosis.without.items()
         if alone.gain_low > 0
     ]
+    if diagnosis.too_good and len(diagnosis.scores) - len(diagnosis.too_good) > 1:
+        lines.append("  What leaving a member out gains is of the mean of the others alone")
     return ["Findings", *(Mark(line, "odd") for line in lines)] if lines else ["Findings: none"]
 
 

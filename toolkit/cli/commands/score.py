@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import isnan
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +18,7 @@ from toolkit.errors import counted
 if TYPE_CHECKING:
     from toolkit.analysis.scores import Scored
     from toolkit.blending.outside_tables import Reading
-    from toolkit.workspace.competition import Competition
+    from toolkit.workspace.competition import Competition, Target
 
 _SHOWN = 40  # classes; more only with --json
 
@@ -50,7 +51,7 @@ def command(
 
     record: dict[str, Any] = {}
     every: dict[tuple[str, str], Scored] = {}
-    notes: list[Part] = []
+    notes: list[str] = []
     names = list(dict.fromkeys([competition.metric, *also]))
     labels = all(METRICS[name].accepts == "labels" for name in names) and not calibration
     for target in competition.targets:
@@ -61,9 +62,25 @@ def command(
             notes += [Mark(f"{name}: {note}", "odd") for note in scored.notes]
             how = oof.chosen_by(path)
             record[target.name][name] |= {"selected": how, "optimistic": bool(optimistic(how))} if how != "last" else {}
-            notes += [Mark(note, "odd") for note in oof.optimistic_notes({name: path})]
+            notes += [note for note in rows.notes if note not in notes]
+        notes += _doubts(competition, target, oof.find_tables(competition, tables), reading, labels=labels)
     details = [part for what, scored in every.items() for part in _details(", ".join(what), scored, classes=classes)]
-    return record, [_scores(every), *notes, *details]
+    return record, [_scores(every), *(Mark(note, "odd") for note in notes), *details]
+
+
+def _doubts(
+    competition: Competition, target: Target, tables: Mapping[str, Path], reading: Reading, *, labels: bool
+) -> list[str]:
+    """What tables say against each other, where they share rows."""
+    from toolkit.analysis.member_diagnosis import doubts
+    from toolkit.blending import oof
+    from toolkit.errors import AlignmentError
+
+    try:
+        rows = oof.read_members(competition, target, tables, common=True, reading=reading, labels=labels)
+    except AlignmentError:  # each was scored on rows of its own
+        return []
+    return doubts(rows)
 
 
 def _scores(every: Mapping[tuple[str, str], Scored]) -> Table:

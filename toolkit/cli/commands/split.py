@@ -80,6 +80,7 @@ def _remarks(split: Split) -> list[Part]:
     leak = "; rows of one may stand in two folds, which is a leak"
     for note, end in ((twins_note(split.labels, "classes"), ""), (twins_note(split.groups, "groups"), leak)):
         lines += [Mark(f"Warning: {note}{end}", "odd")] if note else []
+    lines += [Mark(f"Warning: {note}", "odd") for note in split.unseen_notes()[:_SHOWN]]
     missing: dict[str, list[int]] = {}
     for fold, name in split.missing_classes():
         missing.setdefault(name, []).append(fold)

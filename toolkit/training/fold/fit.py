@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from toolkit.base.quiet import quiet
 from toolkit.errors import DeviceError, ToolkitError
+from toolkit.models import network_outputs
 from toolkit.training.fold import batch_size, throughput
 from toolkit.training.fold.samples import Fold, Rows
 from toolkit.training.fold.trainer import Components, FoldTrainer, Hyperparameters, Loss, Mix, Prepare
@@ -120,12 +121,15 @@ def fit(
     Raises:
         TrainingError: the loss became NaN or infinite, a single image does not fit into memory, or a batch has fewer images
             than the team has processes.
+        ModelError: the network gives no logits of each image: see `network_outputs.check`.
         PeerError: another process of the team is gone.
     """
     parts = Components(model, feed, prepare, loss, optimiser, schedule, mix, freeze)
     trainer = FoldTrainer(fold, parts, Hyperparameters(epochs, batches, ema, clip, select, patience, interval, plateau))
     trainer.micro = _micro(trainer, micro)
     trainer.restore()
+    if not trainer.epoch:
+        _check_outputs(trainer)
     if trainer.epoch < epochs and not trainer.stopped:
         _train(trainer, arithmetic, compiled=compiled)
     fold.outcome.report |= {"micro_batch": trainer.micro, "effective_batch": trainer.effective, "epochs": trainer.epoch}
@@ -141,6 +145,28 @@ def _train(trainer: FoldTrainer, arithmetic: Precision, *, compiled: bool) -> No
         _lightning(trainer, arithmetic).fit(LightningFold(trainer, compiled=compiled), trainer.parts.feed)
     if trainer.team.leads:  # rates of one process
         trainer.fold.outcome.report["feeding"] = _feeding(trainer)
+
+
+def _check_outputs(trainer: FoldTrainer) -> None:
+    """Look at what the network gives for real images, before it learns from them."""
+    import torch
+
+    fold, parts = trainer.fold, trainer.parts
+    classes, exclusive = len(fold.classes), fold.training.samples.labels.dtype != bool
+    wanted = network_outputs.asked_of(classes)
+    dataset: Any = parts.feed.dataset
+    try:
+        with torch.random.fork_rng(devices=[fold.device] if fold.device == "cuda" else []):
+            if isinstance(getattr(dataset, "rows", None), Rows):  # of `samples.loader`
+                pixels, _ = dataset.__getitems__((0, [*range(min(wanted, len(dataset)))]))
+            else:
+                pixels = next(iter(parts.feed))[0][:wanted]
+            images = parts.prepare(pixels.to(fold.device))
+        network_outputs.check(parts.model, images, classes, where=f"{fold.title}: the network", exclusive=exclusive)
+    except (RuntimeError, MemoryError) as error:
+        if not batch_size.out_of_memory(error):
+            raise  # else the loop finds out how many fit; what is exported is looked at again
+        batch_size.free()
 
 
 def _feeding(trainer: FoldTrainer) -> dict[str, Any]:

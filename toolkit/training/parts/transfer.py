@@ -13,7 +13,7 @@ from toolkit.base import user_functions
 from toolkit.base.text.printing import Table
 from toolkit.core.cards import Preprocess
 from toolkit.errors import TrainingError
-from toolkit.models import checkpoints, networks
+from toolkit.models import checkpoints, network_outputs, networks
 from toolkit.training.fold.features import precomputed
 from toolkit.training.fold.fit import Triple, normalise
 from toolkit.training.fold.samples import Fold
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     import torch
 
+OUTPUTS = ("logits", *networks.UNDONE)
 TUNES = ("all", "head", "gradual")
 IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # torchvision's
 
@@ -32,7 +33,7 @@ IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 def start(architecture: Mapping[str, Any], *, pretrained: bool, weights: str = "", size: int = 0) -> torch.nn.Module:
     """The network to begin from: with the hub's weights, with those of a file (its own classifier may differ), or with none.
 
-    With `size` it has to take an image of that side and to give a logit for each class.
+    With `size` it has to take images of that side and to give a logit of each class for them: see `network_outputs.check`.
 
     Raises:
         ModelError: no such network, weights that cannot be had or belong to another, images that it cannot take.
@@ -41,7 +42,7 @@ def start(architecture: Mapping[str, Any], *, pretrained: bool, weights: str = "
     if weights:
         networks.load_weights(model, checkpoints.read(Path(weights)).state, where=weights)
     if size:
-        networks.probe(model, architecture["model_name"], size, architecture["num_classes"])
+        network_outputs.probe(model, architecture["model_name"], size, architecture["num_classes"])
     return model
 
 
@@ -72,13 +73,17 @@ def preparation(name: str) -> Prepare:
     return partial(normalise, mean=mean, std=std)
 
 
-def architecture(name: str, classes: int, size: int) -> dict[str, Any]:
-    """What `networks.create` rebuilds a network from; transformers of a fixed grid are told the size of their images."""
+def architecture(name: str, classes: int, size: int, outputs: str = "logits") -> dict[str, Any]:
+    """What `networks.create` rebuilds a network from; transformers of a fixed grid are told the size of their images.
+
+    `outputs` says what the network gives, where it is no logits.
+    """
     import timm
 
     config: Any = timm.models.get_pretrained_cfg(name) if networks.timms(name) else None
     fixed = {"img_size": size} if config is not None and config.fixed_input_size else {}
-    return {"model_name": name, "num_classes": classes, **fixed}
+    undone = {"outputs": outputs} if outputs != "logits" else {}
+    return {"model_name": name, "num_classes": classes, **fixed, **undone}
 
 
 class Tuning:
