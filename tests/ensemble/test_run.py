@@ -49,6 +49,22 @@ def test_another_split_and_hard_votes_for_numbers_are_noted(workspace, folds):
     assert "needs numbers: leave it out" in said[1]
 
 
+def test_models_that_never_saw_a_class_are_noted(workspace):
+    from types import SimpleNamespace
+
+    from toolkit.ensemble.run import _notes
+    from toolkit.workspace.competition import Competition
+
+    split = Split.read(workspace / "split.csv")
+    folds = np.where(np.array(split.labels) == "bee", 1, split.folds)
+    Split(split.ids, split.labels, split.groups, folds).write(workspace / "split.csv")
+    here = Split.read(workspace / "split.csv").digest
+    cards = [SimpleNamespace(member="tiny", fold=fold, split=here) for fold in (0, 1, None)]
+    notes = [list(_notes(Competition.read(workspace), [SimpleNamespace(card=card)])) for card in cards]
+    assert [len(of_card) for of_card in notes] == [0, 1, 0]
+    assert "every row of class 'bee' is held out by fold 1: its model never sees one" in notes[1][0]
+
+
 def test_limit(workspace, folds):
     made = run(workspace, limit=3)
     assert made.predictions["label"].ids == ("9000", "9001", "9002")

@@ -251,6 +251,9 @@ def _notes(competition: Competition, exports: Sequence[Export]) -> Iterator[str]
     other = sorted({export.card.member for export in exports if here and export.card.split not in ("", here)})
     if other:
         yield f"{', '.join(other)} was trained on another split than {SPLIT_FILE}: out-of-fold scores do not compare row by row"
+    folds = sorted({export.card.fold for export in exports if export.card.fold is not None and here == export.card.split != ""})
+    for fold in folds:
+        yield from split.unseen_notes(fold) if split else []
 
 
 def _origin(export: Export, weight: float, competition: Competition) -> dict[str, Any]:
