@@ -64,8 +64,7 @@ def command(
             record[target.name][name] |= {"selected": how, "optimistic": bool(optimistic(how))} if how != "last" else {}
             notes += [note for note in rows.notes if note not in notes]
         notes += _doubts(competition, target, oof.find_tables(competition, tables), reading, labels=labels)
-    details = [part for what, scored in every.items() for part in _details(", ".join(what), scored, classes=classes)]
-    return record, [_scores(every), *(Mark(note, "odd") for note in notes), *details]
+    return record, [_scores(every), *(Mark(note, "odd") for note in notes), *_details(every, classes=classes)]
 
 
 def _doubts(
@@ -99,7 +98,13 @@ def _scores(every: Mapping[tuple[str, str], Scored]) -> Table:
     return Table(head, rows, "l" * (2 + several) + "r" * (3 + len(numbers)))
 
 
-def _details(what: str, scored: Scored, *, classes: bool) -> Iterator[Part]:
+def _details(every: Mapping[tuple[str, str], Scored], *, classes: bool) -> Iterator[Part]:
+    """What more was asked for of every table."""
+    for what, scored in every.items():
+        yield from _details_of(", ".join(what), scored, classes=classes)
+
+
+def _details_of(what: str, scored: Scored, *, classes: bool) -> Iterator[Part]:
     """Every class, and how far probabilities can be believed, where that was asked for."""
     if classes:
         rows = [
