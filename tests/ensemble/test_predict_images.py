@@ -76,11 +76,11 @@ def test_a_csv_names_images_by_id_and_path(folds, workspace):
 
 def test_rows_that_a_model_saw_are_refused_or_named(folds, workspace):
     competition, out = Competition.read(workspace), workspace / "p.parquet"
-    with pytest.raises(DataError, match=r"tiny\.fold0 was trained on 12 of 24 rows.*tiny\.fold1"):
+    with pytest.raises(DataError, match=r"tiny\.fold0 was trained on 12 of these 24 rows.*tiny\.fold1"):
         predicted(competition, exports(workspace), "train", out)
     assert not out.exists()
     done = predicted(competition, exports(workspace), "train", out, in_sample=True)
-    assert done.notes[0] == "in-sample: tiny.fold0 was trained on 12 of 24 rows"
+    assert done.notes[0] == "in-sample: tiny.fold0 was trained on 12 of these 24 rows"
     assert prediction_files.read_meta(out)["notes"] == list(done.notes)
     first = [name for name, _ in competition.images("train")][:5]
     seen = len(set(first) & set(Split.read(workspace / "split.csv").training(0)))

@@ -301,9 +301,10 @@ def test_none_keeps_nothing_but_goes_on_until_predictions_are_written(root):
     kept = run(root, tta="hflip", limit=10)
     before = tables_of(root)
     (root / "test" / "9030.png").rename(root / "away.png")
-    with pytest.raises(DataError):
+    with pytest.raises(DataError) as failed:  # kept, and its frames with it: the store is closed all the same
         run(root, tta="hflip", keeping=Keeping("none"))
     assert len(tables_of(root)) == 2 * len(before)
+    assert failed.tb
     (root / "away.png").rename(root / "test" / "9030.png")
     found = run(root, tta="hflip", keeping=Keeping("none"))
     assert found.outcome.passes == 2 * FOLDS

@@ -271,7 +271,8 @@ def _images_known(request: _Request) -> bool:
     assert request.split is not None
     ids = {name for fold in request.folds for name in request.split.held_out(fold)}
     paths = [path for name, path in request.competition.images("train") if name in ids]
-    return bool(Store(request.competition.path("store")).images.known(paths)[1].all())
+    with Store(request.competition.path("store")) as store:
+        return bool(store.images.known(paths)[1].all())
 
 
 def _predicted(request: _Request, execution: Execution, limit: int | None) -> dict[str, dict[str, Predictions]]:

@@ -146,19 +146,20 @@ def _predicted(request: _Request, items: Sequence[Item], notes: list[str], *, ke
     """The tables by model, and the images that were left out; what is to be said of the others is added to `notes`."""
     frame, exports, combination = request.competition, request.exports, request.combination
     views = views_for(exports, combination.tta)
-    outcome = predict(exports, views, items, Store(frame.path("store")), request.execution, boxes=frame.boxes)
-    if outcome.bad and request.execution.on_bad_image != "skip":
-        raise bad_images_error(outcome.bad, kept=kept, code="bad-images-skip")
-    notes += outcome.notes
-    good = {item.id for item in outcome.items}
-    ids = [name for name in dict.fromkeys(item.id for item in items) if name in good]
-    if not ids:
-        raise ImageError(f"not one of {counted(len(items), 'images')} can be used")
-    groups = {export.title: [export] for export in exports} if request.each else {"": list(exports)}
-    tables: _ByName = {}
-    for name, group in groups.items():
-        models = WeightedModels(group, views, share(group, "" if request.each else combination.weights))
-        tables[name] = {t.name: combine(frame, t, models, outcome, ids, combination)[0] for t in frame.targets}
+    with Store(frame.path("store")) as store:
+        outcome = predict(exports, views, items, store, request.execution, boxes=frame.boxes)
+        if outcome.bad and request.execution.on_bad_image != "skip":
+            raise bad_images_error(outcome.bad, kept=kept, code="bad-images-skip")
+        notes += outcome.notes
+        good = {item.id for item in outcome.items}
+        ids = [name for name in dict.fromkeys(item.id for item in items) if name in good]
+        if not ids:
+            raise ImageError(f"not one of {counted(len(items), 'images')} can be used")
+        groups = {export.title: [export] for export in exports} if request.each else {"": list(exports)}
+        tables: _ByName = {}
+        for name, group in groups.items():
+            models = WeightedModels(group, views, share(group, "" if request.each else combination.weights))
+            tables[name] = {t.name: combine(frame, t, models, outcome, ids, combination)[0] for t in frame.targets}
     return tables, outcome.bad
 
 

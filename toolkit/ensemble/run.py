@@ -74,24 +74,24 @@ def run_ensemble(
     _check(combination)
     models = WeightedModels(exports, views_for(exports, combination.tta), _mean(weights, combination))
     ids, items, said = _test_images(competition, limit)
-    store = Store(competition.path("store"), passing=execution.keeping.what == "none")
-    question = LabelVote(competition.targets, ids, combination.votes, competition.per_id)
-    scheduled = make_passes(
-        models, items, store, execution, boxes=competition.boxes, labels=question if combination.labels_only else None
-    )
-    if scheduled.outcome.bad and execution.on_bad_image != "prior":
-        raise bad_images_error(scheduled.outcome.bad, code="bad-images-prior")
-    by_digest = {target: dict(zip((e.digest for e in exports), own, strict=True)) for target, own in weights.items()}
-    combined = _combined(competition, combination, scheduled, by_digest, ids)
-    ties = {target: count for target, (_, count) in combined.items()}
-    meta = _meta(competition, combination, execution, scheduled, name=name, ties=ties, limit=limit)
-    meta |= {**(origin or {}), **_blended(competition, combination)}
-    predictions = {target: table for target, (table, _) in combined.items()}
-    meta["evidence"] = {"unknown": "it was not measured after the predictions were made"}
-    making = _making(combination, scheduled, by_digest, meta)
-    path = prediction_files.write_table(competition.path("predictions", f"{name}.parquet"), predictions, meta)
-    if execution.keeping.what == "none":
-        store.forget()
+    with Store(competition.path("store"), passing=execution.keeping.what == "none") as store:
+        question = LabelVote(competition.targets, ids, combination.votes, competition.per_id)
+        scheduled = make_passes(
+            models, items, store, execution, boxes=competition.boxes, labels=question if combination.labels_only else None
+        )
+        if scheduled.outcome.bad and execution.on_bad_image != "prior":
+            raise bad_images_error(scheduled.outcome.bad, code="bad-images-prior")
+        by_digest = {target: dict(zip((e.digest for e in exports), own, strict=True)) for target, own in weights.items()}
+        combined = _combined(competition, combination, scheduled, by_digest, ids)
+        ties = {target: count for target, (_, count) in combined.items()}
+        meta = _meta(competition, combination, execution, scheduled, name=name, ties=ties, limit=limit)
+        meta |= {**(origin or {}), **_blended(competition, combination)}
+        predictions = {target: table for target, (table, _) in combined.items()}
+        meta["evidence"] = {"unknown": "it was not measured after the predictions were made"}
+        making = _making(combination, scheduled, by_digest, meta)
+        path = prediction_files.write_table(competition.path("predictions", f"{name}.parquet"), predictions, meta)
+        if execution.keeping.what == "none":
+            store.forget()
     notes = (*said, *scheduled.outcome.notes, *_notes(competition, scheduled.models.exports))
     return EnsembleRun(predictions, path, meta, scheduled.outcome, notes, making)
 

@@ -86,12 +86,13 @@ def unseen(
     folds = sorted({export.card.fold or 0 for export in scored})
     rows = {fold: _spread(split, fold, limit and -(-limit // len(folds))) for fold in folds}
     items = {fold: [Item(name, path) for name in rows[fold] for path in paths[name]] for fold in folds}
-    done, count, store = 0, sum(map(len, items.values())), Store(competition.path("store"))
-    for fold in folds:
-        group = [export for export in scored if export.card.fold == fold]
-        told = replace(execution, progress=_after(execution.progress, done, count))
-        yield group, rows[fold], predict(group, views, items[fold], store, told, boxes=competition.boxes)
-        done += len(items[fold])
+    done, count = 0, sum(map(len, items.values()))
+    with Store(competition.path("store")) as store:
+        for fold in folds:
+            group = [export for export in scored if export.card.fold == fold]
+            told = replace(execution, progress=_after(execution.progress, done, count))
+            yield group, rows[fold], predict(group, views, items[fold], store, told, boxes=competition.boxes)
+            done += len(items[fold])
 
 
 def _of_split(exports: Sequence[Export], split: Split) -> list[Export]:

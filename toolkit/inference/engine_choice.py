@@ -220,14 +220,15 @@ class _Bench:
     def _predict(self, exports: Sequence[Export], items: Sequence[Item], engine: Engine) -> PredictOutcome:
         views = {export.digest: ("id",) for export in exports}
         alone = Execution(batch=self.execution.batch, opener=self.execution.opener)
-        store, boxes = Store(self.competition.path("store")), self.competition.boxes
-        return predict(exports, views, items, store, engine.applied(alone), boxes=boxes)
+        with Store(self.competition.path("store")) as store:
+            return predict(exports, views, items, store, engine.applied(alone), boxes=self.competition.boxes)
 
     def _quantised(self, folder: Path, exports: Sequence[Export]) -> tuple[dict[str, Path], str]:
         """These models in int8 (by digest), and the key of the calibration."""
         images = precision_check.calibration_images(self.competition)
         paths, boxes = [path for _, path in images], self.competition.boxes
-        known, sure = Store(self.competition.path("store")).images.known(paths)
+        with Store(self.competition.path("store")) as store:
+            known, sure = store.images.known(paths)
         digests = [
             bytes(digest).ljust(16, b"\0") if there else render.digest(render.read(path))
             for path, digest, there in zip(paths, known, sure, strict=True)

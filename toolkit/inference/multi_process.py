@@ -76,14 +76,15 @@ def work(
     """One shard in a worker: (images, passes). Sessions stay open for the next one."""
     device, precision, batch, files = how
     named = {digest: Path(path) for digest, path in files}
-    outcome = predict(
-        _exports(tuple(paths)),
-        dict(views),
-        [Item(name, Path(path)) for name, path in items],
-        Store(Path(store)),
-        Execution(device=device, precision=precision, batch=batch, files=named, opener=_opened),
-        boxes=Boxes.of_plain(boxes),
-    )
+    with Store(Path(store)) as opened:
+        outcome = predict(
+            _exports(tuple(paths)),
+            dict(views),
+            [Item(name, Path(path)) for name, path in items],
+            opened,
+            Execution(device=device, precision=precision, batch=batch, files=named, opener=_opened),
+            boxes=Boxes.of_plain(boxes),
+        )
     return len(items), outcome.passes
 
 

@@ -215,9 +215,9 @@ def _label(plan: TrainingPlan, fold: int | None, device: str) -> tuple[Rows, Rep
 
 def _predict(plan: TrainingPlan, exports: Sequence[Export], items: Sequence[Item], device: str) -> tuple[list[Item], F64, int]:
     """The usable items, the exports' mean probabilities of them (n, C) in the target's class order, and the number unusable."""
-    store = Store(plan.competition.path("store"))
     views, boxes = {export.digest: ("id",) for export in exports}, plan.competition.boxes
-    outcome = predict(exports, views, items, store, Execution(device=device), boxes=boxes)
+    with Store(plan.competition.path("store")) as store:
+        outcome = predict(exports, views, items, store, Execution(device=device), boxes=boxes)
     every = []
     for export in exports:
         output = output_of(export, plan.target.name)

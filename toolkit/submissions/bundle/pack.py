@@ -210,7 +210,7 @@ def agreement(
     split = _split(competition)
     unseen = [e for e in chosen if split and e[0].card.fold is not None and e[0].card.split == split.digest]
     used = unseen or list(chosen)
-    store, each = Store(competition.path("store")), max(COMPARED // len(used), 1)
+    each = max(COMPARED // len(used), 1)
     rows = same = 0
     gap = 0.0
     for export, _, views in used:
@@ -219,7 +219,8 @@ def agreement(
         items = [Item(name, where[name]) for name in ids if name in where]
         model = WeightedModels([export], {export.digest: views})
         executions = [Execution(implementation=name, progress=progress) for name in ("fast", "pillow")]
-        ways = [predict([export], model.views, items, store, execution, boxes=competition.boxes) for execution in executions]
+        with Store(competition.path("store")) as store:
+            ways = [predict([export], model.views, items, store, how, boxes=competition.boxes) for how in executions]
         bad = {image.id for way in ways for image in way.bad}
         good = [item.id for item in items if item.id not in bad]
         alike = np.ones(len(good), dtype=bool)
