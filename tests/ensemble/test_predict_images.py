@@ -85,10 +85,10 @@ def test_rows_that_a_model_saw_are_refused_or_named(folds, workspace):
     first = [name for name, _ in competition.images("train")][:5]
     seen = len(set(first) & set(Split.read(workspace / "split.csv").training(0)))
     done = predicted(competition, exports(workspace)[:1], "train", out, in_sample=True, limit=5)
-    assert done.notes == (f"in-sample: tiny.fold0 was trained on {seen} of 5 rows",)
+    assert done.notes == (f"in-sample: tiny.fold0 was trained on {seen} of these 5 rows",)
     split = workspace / "split.csv"
     split.write_text(split.read_text().replace(",0\n", ",9\n").replace(",1\n", ",0\n").replace(",9\n", ",1\n"))
-    with pytest.raises(DataError, match="another split: which of 24 rows it saw is not known"):
+    with pytest.raises(DataError, match="another split: which of these 24 rows it saw is not known"):
         predicted(competition, exports(workspace), "train", out)
 
 
