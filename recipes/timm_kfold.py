@@ -4,8 +4,7 @@ python recipes/timm_kfold.py --model resnet18 --size 224                       f
 python recipes/timm_kfold.py --model vit_small_patch16_224 --tune head         only its last layer, on cached features
 python recipes/timm_kfold.py --weights lite0.pth --model tf_efficientnet_lite0  from a file, where there is no network
 python recipes/timm_kfold.py --weights member:timm --member large --size 384    further, each fold from that member's own
-python recipes/timm_kfold.py --model net.py:build --loss loss.py:mine          your own nn.Module and loss
-python recipes/timm_kfold.py --batch-size auto --effective-batch 256           as many at once as fit, steps of 256
+python recipes/timm_kfold.py --model net.py:build --loss loss.py:mine --batch-size auto   your own; as many images as fit
 
 10,000 of Fashion-MNIST's images, five folds, two CPU cores, no GPU (`benchmarks/fashion.py`): a small ResNet from nothing 0.880
 out of fold in 322 s; the head of tf_efficientnet_lite0 on ImageNet's weights 0.851 in 195 s; both blended 0.897.

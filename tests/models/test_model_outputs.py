@@ -140,7 +140,7 @@ ADOPTED = {
 REFUSED = {
     "sigmoids": "a sigmoid for each class, where only one is right",
     "sums to 255": "each row sums to the same number, which is neither 1 nor 100",
-    "transposed": "3 × 1 for 1 images: classes × images, transposed",
+    "transposed": "3 × 1 for 1 image: classes × images, transposed",
     "labels": "gives labels .int64",
     "labels as floats": "gives 1 number per image .* for 3 classes: a label",
     "a map for each class": r"gives 3 × 4 × 5 numbers per image: a map for each class",

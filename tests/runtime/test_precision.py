@@ -308,3 +308,27 @@ def test_cuda_in_half_precision_gives_nearly_what_the_cpu_gives(folds):
     found = session.run(session.place(PIXELS), "id")
     for digest, path in folds.items():
         assert np.abs(softmax(found[digest]) - softmax(bare(path))).max() < 0.02
+
+
+def test_the_first_use_of_openvino_is_one_threads_alone(monkeypatch):
+    """Two threads that both come first wait for each other for ever inside its bindings, now and then."""
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Barrier, BrokenBarrierError
+
+    from toolkit.runtime import openvino_session as bindings
+
+    monkeypatch.setattr(bindings, "_done", set())
+    meeting = Barrier(2)
+
+    def met(_):
+        with bindings._alone_at_first("infer"):  # no session tells who else is inside
+            try:
+                meeting.wait(0.2)
+            except BrokenBarrierError:
+                meeting.reset()
+                return False
+            return True
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(met, range(2))) == [False, False]
+        assert list(pool.map(met, range(2))) == [True, True]

@@ -139,7 +139,7 @@ def compare(
         drawn[draw] = score(counts if groups is None else counts[unit])
     drawn = drawn[np.isfinite(drawn).all(axis=1)]
     if not len(drawn):
-        raise DataError(f"{metric.name} cannot be had from any resample of {counted(len(truth), 'rows')}")
+        raise DataError(f"{metric.name} cannot be had from any resample of these {counted(len(truth), 'rows')}")
     once = score(np.ones(len(truth), dtype=np.int64))
     place, sign = list(tables).index(baseline), metric.gain(1.0)
     tails = [(1 - level) / 2, (1 + level) / 2]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,11 @@ def openvino(models: Mapping[str, Path], batch: int, *, precision: str = "fp32")
 
 def _compiled(path: Path, proto: Any, batch: int, *, precision: str) -> _Compiled:
     """A model compiled for this size of batch, as a Net."""
+    with _alone_at_first("compile"):
+        return _Compiled(_loaded(path, proto, batch, precision))
+
+
+def _loaded(path: Path, proto: Any, batch: int, precision: str) -> Any:
     import io
 
     core = _core()
@@ -56,7 +62,7 @@ def _compiled(path: Path, proto: Any, batch: int, *, precision: str) -> _Compile
     compiled_in = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if compiled_in != _SAID[precision]:
         raise DeviceError(f"{precision} was asked for, and OpenVINO compiled {path.name} in {compiled_in}")
-    return _Compiled(compiled)
+    return compiled
 
 
 class _Compiled:
@@ -78,14 +84,35 @@ class _Compiled:
         """The outputs as arrays; those asked for by name lie in the request's own memory until this thread's next run."""
         if not hasattr(self._requests, "one"):
             self._requests.one = self._model.create_infer_request()
-        results = self._requests.one.infer(dict(feeds), share_inputs=True, share_outputs=True)
-        if outputs is not None:  # a trunk's values are large, and its heads are done with them before the next batch
-            return [results[name] for name in outputs]
-        return [results[value.name].copy() for value in self._outputs]
+        with _alone_at_first("infer"):
+            results = self._requests.one.infer(dict(feeds), share_inputs=True, share_outputs=True)
+            if outputs is not None:  # a trunk's values are large, and its heads are done with them before the next batch
+                return [results[name] for name in outputs]
+            return [results[value.name].copy() for value in self._outputs]
 
 
 def _name(value: Any) -> str:
     return str(value.get_any_name())
+
+
+_first = threading.Lock()
+_done: set[str] = set()
+
+
+@contextmanager
+def _alone_at_first(what: str) -> Iterator[None]:
+    """One thread at a time until one is through.
+
+    What OpenVINO's bindings set up at their first use (element types as NumPy's, say) they set up under a guard of C++, letting
+    go of the interpreter's lock in between: a second thread that comes for it then holds the one and waits for the other, for
+    ever (seen with OpenVINO 2026.4, under load).
+    """
+    if what in _done:
+        yield
+        return
+    with _first:
+        yield
+        _done.add(what)
 
 
 _cores: list[Any] = []

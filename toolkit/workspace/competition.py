@@ -167,7 +167,7 @@ class Competition(CompetitionFile):
         files, located = find_files(table, key, folder, where.pattern, f"[{part}]")
         if files and not located.found:
             raise CompetitionError(
-                f"none of {counted(len(files), f'{part} images')} is there; the first would be {files[0][1]}",
+                f"none of the {counted(len(files), f'{part} images')} is there; the first would be {files[0][1]}",
                 hint=f"Set [{part}] images and pattern in {FILE}.",
             )
         if len({name for name, _ in files}) < len(files) and not self.per_id:
