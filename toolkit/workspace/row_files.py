@@ -141,16 +141,16 @@ class _Folder:
     def has(self, name: str) -> bool:
         """Whether that very file is there: where a file system takes another case or normal form for it, it is not."""
         inside, _, last = name.rpartition("/")
-        return last in self.names(inside or ("/" if name.startswith("/") else "")) or (
-            last in ("", ".", "..") and (self.folder / name).exists()
-        )
+        names = self._listed.get(inside)
+        if names is None:
+            names = self.names(inside or ("/" if name.startswith("/") else ""))
+        return last in names or (last in ("", ".", "..") and (self.folder / name).exists())
 
     def names(self, inside: str) -> frozenset[str]:
         """The names in a folder below this one, which is listed once."""
         if inside not in self._listed:
             try:
-                with os.scandir(self.folder / inside) as entries:
-                    self._listed[inside] = frozenset(entry.name for entry in entries)
+                self._listed[inside] = frozenset(os.listdir(self.folder / inside))  # noqa: PTH208 - names, of a million files
             except (OSError, ValueError):
                 self._listed[inside] = frozenset()
         return self._listed[inside]
